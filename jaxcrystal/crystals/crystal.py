@@ -1,0 +1,190 @@
+"""A crystal: on the host (`Crystal`) and, many at once, on the device (`CrystalBatch`).
+
+All numbers live on a fixed-point grid: a fractional coordinate is a multiple of 2⁻³², a length in Å or an angle in
+degrees a multiple of 2⁻²⁴. Three things follow. The unit interval with its ends glued together *is* the ring of
+uint32: a translation modulo 1 is one wrapping addition, without error. Decimal digits come out of integer
+arithmetic on the device exactly as Python's `format` gives them. And host and device hold the same crystal, bit for
+bit. The grid is far below what a CIF states (2.3e-10 of a cell edge, 6e-8 Å).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+from jaxcrystal.errors import UserError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+#: Symbols by atomic number: ELEMENTS[3] == "Li". Index 0 is no element.
+ELEMENTS: tuple[str, ...] = tuple(
+    "- H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr "
+    "Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt "
+    "Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv "
+    "Ts Og".split()
+)
+ATOMIC_NUMBER: dict[str, int] = {symbol: z for z, symbol in enumerate(ELEMENTS) if z}
+
+COORD_BITS = 32  #: fractional coordinates are multiples of 2**-32
+CELL_BITS = 24  #: lengths (Å) and angles (degrees) are multiples of 2**-24, below 256
+
+
+@dataclass(frozen=True, eq=False)
+class Crystal:
+    """One crystal. Construction puts it on the grid, wraps coordinates into [0, 1), and checks it.
+
+    Raises UserError if a number is not finite, a length is not in (0, 256) Å, an angle not in (0, 180)°, the angles
+    close no cell, an atomic number is unknown, or the shapes disagree.
+    """
+
+    lengths: Float[np.ndarray, "3"]  #: a, b, c in Å
+    angles: Float[np.ndarray, "3"]  #: α, β, γ in degrees
+    species: Int[np.ndarray, "atoms"]  #: atomic numbers
+    frac_coords: Float[np.ndarray, "atoms 3"]  #: fractional coordinates
+
+    def __post_init__(self) -> None:
+        lengths = np.asarray(self.lengths, np.float64)
+        angles = np.asarray(self.angles, np.float64)
+        species = np.asarray(self.species, np.int32).reshape(-1)
+        coords = np.asarray(self.frac_coords, np.float64)
+        if lengths.shape != (3,) or angles.shape != (3,):
+            raise UserError(f"a cell has 3 lengths and 3 angles, found {lengths.size} and {angles.size}")
+        if coords.shape != (len(species), 3) or not len(species):
+            raise UserError(f"{len(species)} atoms with coordinates of shape {coords.shape}; expected ({len(species)}, 3)")
+        for name, values in (("length", lengths), ("angle", angles), ("coordinate", coords)):
+            if not np.isfinite(values).all():
+                raise UserError(f"a {name} is not a finite number: {values[~np.isfinite(values)][0]}")
+        if not ((lengths > 0) & (lengths < 256)).all():
+            raise UserError(f"lengths must lie between 0 and 256 Å, found {lengths.tolist()}")
+        if not ((angles > 0) & (angles < 180)).all():
+            raise UserError(f"angles must lie between 0 and 180 degrees, found {angles.tolist()}")
+        if cell_volume(lengths, angles) <= 0:
+            raise UserError(f"no cell closes with the angles {angles.tolist()}")
+        if not ((species > 0) & (species < len(ELEMENTS))).all():
+            raise UserError(f"atomic numbers run from 1 to {len(ELEMENTS) - 1}, found {species.tolist()}")
+        grid = {
+            "lengths": np.round(lengths * 2**CELL_BITS) / 2**CELL_BITS,
+            # Down, not to the nearest: 119.9999999999 must not become 120, or truncation could not be reproduced.
+            "angles": np.floor(angles * 2**CELL_BITS) / 2**CELL_BITS,
+            "species": species,
+            "frac_coords": np.round((coords % 1.0) * 2**COORD_BITS) % 2**COORD_BITS / 2**COORD_BITS,
+        }
+        for name, values in grid.items():
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
+
+    def __len__(self) -> int:
+        return len(self.species)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Crystal) and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("lengths", "angles", "species", "frac_coords")
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def symbols(self) -> list[str]:
+        """Element symbols, atom by atom."""
+        return [ELEMENTS[z] for z in self.species]
+
+    @cached_property
+    def volume(self) -> float:
+        """Cell volume in Å³."""
+        return cell_volume(self.lengths, self.angles)
+
+    @classmethod
+    def from_structure(cls, structure: Structure) -> Crystal:
+        """From an ordered pymatgen Structure. Raises UserError on partial occupancy or an unknown element."""
+        if not structure.is_ordered:
+            raise UserError(f"{structure.composition.formula} has partially occupied sites")
+        symbols = [site.specie.symbol for site in structure]
+        for symbol in symbols:
+            if symbol not in ATOMIC_NUMBER:
+                raise UserError(f"{symbol!r} is no chemical element")
+        lattice = structure.lattice
+        return cls(lattice.abc, lattice.angles, [ATOMIC_NUMBER[s] for s in symbols], structure.frac_coords)
+
+    def to_structure(self) -> Structure:
+        """The same crystal as a pymatgen Structure."""
+        from pymatgen.core import Lattice, Structure
+
+        lattice = Lattice.from_parameters(*self.lengths, *self.angles)
+        return Structure(lattice, self.symbols, self.frac_coords)
+
+    def to_cif(self) -> str:
+        """CIF in P1, written by pymatgen."""
+        from pymatgen.io.cif import CifWriter
+
+        return str(CifWriter(self.to_structure()))
+
+
+def cell_volume(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> float:
+    """Volume in Å³ of the cell with these lengths (Å) and angles (degrees); 0 if no such cell closes."""
+    ca, cb, cg = np.cos(np.radians(angles))
+    squared = 1 - ca * ca - cb * cb - cg * cg + 2 * ca * cb * cg
+    return float(np.prod(lengths) * np.sqrt(max(squared, 0.0)))
+
+
+@struct.dataclass
+class CrystalBatch:
+    """Many crystals on the device, padded to the same number of atoms; any leading shape (`*n`).
+
+    Units are those of the grid: lengths 2⁻²⁴ Å, angles 2⁻²⁴ degrees, coordinates 2⁻³² of the cell edge.
+    """
+
+    lengths: UInt32[Array, "*n 3"]
+    angles: UInt32[Array, "*n 3"]
+    species: Int[Array, "*n atoms"]  #: atomic numbers, 0 beyond `num_atoms`
+    frac_coords: UInt32[Array, "*n atoms 3"]  #: 0 beyond `num_atoms`
+    num_atoms: Int[Array, "*n"]
+
+    @classmethod
+    def from_crystals(cls, crystals: Sequence[Crystal], max_atoms: int | None = None) -> CrystalBatch:
+        """Numpy arrays of `crystals`, padded to `max_atoms` (default: the largest). Raises UserError if one is larger."""
+        largest = max((len(c) for c in crystals), default=0)
+        max_atoms = largest if max_atoms is None else max_atoms
+        if largest > max_atoms:
+            raise UserError(f"a crystal has {largest} atoms, more than the {max_atoms} that the batch holds")
+        n = len(crystals)
+        species = np.zeros((n, max_atoms), np.int32)
+        coords = np.zeros((n, max_atoms, 3), np.uint32)
+        for i, crystal in enumerate(crystals):
+            species[i, : len(crystal)] = crystal.species
+            coords[i, : len(crystal)] = np.round(crystal.frac_coords * 2**COORD_BITS).astype(np.uint32)
+
+        def cell(values: list[np.ndarray]) -> np.ndarray:
+            return np.round(np.reshape(values, (n, 3)) * 2**CELL_BITS).astype(np.uint32)
+
+        return cls(
+            lengths=cell([c.lengths for c in crystals]),
+            angles=cell([c.angles for c in crystals]),
+            species=species,
+            frac_coords=coords,
+            num_atoms=np.array([len(c) for c in crystals], np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.num_atoms)
+
+    def __getitem__(self, index: object) -> CrystalBatch:
+        return jax.tree.map(lambda x: x[index], self)
+
+    def crystal(self, index: int) -> Crystal:
+        """One of them, back on the host; exactly what `from_crystals` was given."""
+        n = int(self.num_atoms[index])
+        return Crystal(
+            np.asarray(self.lengths[index], np.float64) / 2**CELL_BITS,
+            np.asarray(self.angles[index], np.float64) / 2**CELL_BITS,
+            np.asarray(self.species[index])[:n],
+            np.asarray(self.frac_coords[index], np.float64)[:n] / 2**COORD_BITS,
+        )
