@@ -1,0 +1,110 @@
+"""Text to tokens and back: LLaMA-2's SentencePiece model, or the compact one that ships with the package.
+
+Both are SentencePiece models behind one class. The compact tokenizer (a piece for each digit, separator, element and word
+of the prompts, bytes for all the rest: under 512 pieces) is for models trained from scratch, whose embedding would
+otherwise be most of their weights. `train_compact` builds it, reproducibly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.crystal import ELEMENTS
+from jaxcrystal.crystals.text import MASK
+from jaxcrystal.errors import UserError
+
+COMPACT = Path(__file__).with_name("compact.model")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package knows of a tokenizer."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int  #: fills rows where no loss is taken; any valid id
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, without beginning and end of sequence."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; the inverse of `encode`."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.vocab_size: int = self._model.vocab_size()
+        self.bos_id: int = self._model.bos_id()
+        self.eos_id: int = self._model.eos_id()
+        self.pad_id: int = max(self._model.pad_id(), 0)  # LLaMA-2 has none: <unk> stands in, under the loss mask
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise UserError(f"{path} has no beginning- or end-of-sequence piece; jaxcrystal needs both")
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.decode([int(i) for i in ids])
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """What each id stands for, as text; empty for control and unknown pieces, a character for a byte piece."""
+
+        def piece(i: int) -> str:
+            if self._model.is_control(i) or self._model.is_unknown(i):
+                return ""
+            text = self._model.id_to_piece(i)
+            return chr(int(text[3:5], 16)) if self._model.is_byte(i) else text.replace("▁", " ")
+
+        return [piece(i) for i in range(self.vocab_size)]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model file: models and samples name the tokenizer that they belong to."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+def load_tokenizer(path: str | Path) -> SentencePieceTokenizer:
+    """The tokenizer of a SentencePiece model file, or of the name `compact`. Raises UserError if there is none."""
+    path = COMPACT if str(path) == "compact" else Path(path)
+    if not path.is_file():
+        raise UserError(f"no tokenizer at {path}; give a SentencePiece file (LLaMA-2: tokenizer.model) or `compact`")
+    try:
+        return SentencePieceTokenizer(path)
+    except (RuntimeError, OSError):
+        raise UserError(f"{path} is not a SentencePiece model") from None
+
+
+def train_compact() -> bytes:
+    """The compact tokenizer's model file, built anew: `compact.model` is exactly this."""
+    words = [word.replace(" ", "▁") for word in prompts.words()]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["0123456789", ' .,:()-"']),
+        model_writer=model,
+        model_type="char",
+        vocab_size=512,
+        hard_vocab_limit=False,
+        user_defined_symbols=["\n", MASK, *ELEMENTS[1:], *words],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
