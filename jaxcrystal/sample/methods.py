@@ -1,0 +1,83 @@
+"""Sampling methods: each maps the logits of the next token to other logits, and the engine draws from their softmax.
+
+A method is a frozen dataclass that is called with `[rows, vocabulary]` logits and returns logits of the same shape, -inf
+where a token may not come. Methods compose by being applied one after the other: `(Temperature(0.9), TopP(0.9))` is
+the paper's setting. Rows never mix, so what a crystal becomes does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
+
+from jaxcrystal.errors import UserError
+
+
+class Method(Protocol):
+    """Anything that turns logits into logits; hashable, because the compiled engine depends on it."""
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]: ...
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """p_i ∝ exp(z_i / t): t < 1 sharpens, t > 1 flattens. t = 1 is the model's own distribution.
+
+    Raises UserError unless t is positive and finite.
+    """
+
+    t: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t < float("inf"):
+            raise UserError(f"the temperature is {self.t}; it must be above 0 (greedy decoding is a method of its own)")
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        return logits / self.t
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Nucleus sampling (arXiv 1904.09751): only the most probable tokens that together hold probability p.
+
+    With m(θ) = Σ_{p_i ≥ θ} p_i, the tokens kept are {i : p_i ≥ θ*}, where θ* = max {θ : m(θ) ≥ p}. That is the shortest
+    head of the sorted vocabulary whose mass reaches p, and tokens tied with its last one are kept with it (a sort would
+    keep some of them, by accident of their order).
+
+    Nothing is sorted: m only falls as θ rises, and float32 numbers from 0 to 1 are ordered as the integers of their 30
+    bits are, so 30 halvings find θ* exactly. Raises UserError unless 0 < p ≤ 1.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise UserError(f"top-p is {self.p}; it must lie above 0 and be at most 1 (1 keeps every token)")
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        if self.p == 1:
+            return logits  # even those tokens whose probability float32's sum does not notice
+        probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        bits = jax.lax.bitcast_convert_type(probability, jnp.uint32)
+        target = self.p * probability.sum(-1)
+
+        def halve(i: Array, threshold: UInt32[Array, "rows"]) -> UInt32[Array, "rows"]:
+            higher = threshold | (jnp.uint32(1 << 29) >> i.astype(jnp.uint32))
+            mass = jnp.where(bits >= higher[:, None], probability, 0).sum(-1)
+            return jnp.where(mass >= target, higher, threshold)
+
+        threshold = jax.lax.fori_loop(0, 30, halve, jnp.zeros(logits.shape[0], jnp.uint32))
+        return jnp.where(bits >= threshold[:, None], logits, -jnp.inf)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Always the most probable token, the first of those that tie."""
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, logits, -jnp.inf)

@@ -1,0 +1,84 @@
+"""Every method's distribution, against exact probabilities and against transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from jaxcrystal.errors import UserError
+from jaxcrystal.sample.methods import Greedy, Temperature, TopP
+
+LOGITS = np.log(np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12]))
+
+
+def nucleus(logits: np.ndarray, p: float) -> np.ndarray:
+    """The definition, with a sort, in float64; ties with the last token are kept."""
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    head = np.sort(probability)[::-1]
+    last = head[np.searchsorted(np.cumsum(head), p)]
+    return probability >= last
+
+
+@pytest.mark.parametrize(
+    ("methods", "probability"),
+    [
+        ((Temperature(1.0),), np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12])),
+        ((Temperature(0.5),), np.array([0.09, 0.0025, 0.04, 0.0625, 0.0064, 0.0144])),
+        ((TopP(0.8),), np.array([0.30, 0, 0.20, 0.25, 0, 0.12])),
+        ((TopP(0.75 - 1e-4),), np.array([0.30, 0, 0.20, 0.25, 0, 0])),
+        # squared, the three largest hold 0.896 of the mass, so the temperature changes what top-p keeps
+        ((Temperature(0.5), TopP(0.8)), np.array([0.09, 0, 0.04, 0.0625, 0, 0])),
+        ((Greedy(),), np.array([1.0, 0, 0, 0, 0, 0])),
+    ],
+)
+def test_draws_follow_the_exact_probabilities(methods, probability):
+    logits = jnp.asarray(LOGITS, jnp.float32)[None]
+    for method in methods:
+        logits = method(logits)
+    drawn = jax.random.categorical(jax.random.key(3), logits[0], shape=(100_000,))
+    counts = np.bincount(drawn, minlength=6)
+    possible = probability > 0
+    assert counts[~possible].sum() == 0
+    expected = 100_000 * probability[possible] / probability.sum()
+    assert ((counts[possible] - expected) ** 2 / expected).sum() < chi2.isf(1e-3, df=possible.sum())
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.1, 2.0, 10.0])
+def test_top_p_keeps_what_a_sort_would_keep(p, spread):
+    logits = np.random.default_rng(0).normal(scale=spread, size=(64, 999)).astype(np.float32)
+    kept = np.isfinite(jax.jit(TopP(p))(logits))
+    np.testing.assert_array_equal(kept, [nucleus(row.astype(np.float64), p) for row in logits])
+    torch_kept = torch.isfinite(TopPLogitsWarper(p)(None, torch.from_numpy(logits))).numpy()
+    np.testing.assert_array_equal(kept, torch_kept)
+
+
+def test_top_p_keeps_ties_together():
+    logits = jnp.log(jnp.array([[0.4, 0.2, 0.2, 0.1, 0.1]]))
+    assert np.isfinite(TopP(0.5)(logits))[0].tolist() == [True, True, True, False, False]
+
+
+def test_top_p_leaves_logits_that_it_keeps_as_they_are_and_forbidden_ones_forbidden():
+    logits = jnp.array([[1.5, -jnp.inf, -3.0, -jnp.inf]])
+    assert TopP(0.9999)(logits).tolist() == logits.tolist()
+    assert TopP(1.0)(logits).tolist() == logits.tolist()
+
+
+def test_greedy_takes_the_first_of_a_tie():
+    assert np.isfinite(Greedy()(jnp.array([[0.0, 2.0, 2.0]])))[0].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_refused(bad):
+    with pytest.raises(UserError, match="temperature"):
+        Temperature(bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, 1.01, float("nan")])
+def test_impossible_top_p_is_refused(bad):
+    with pytest.raises(UserError, match="top-p"):
+        TopP(bad)
