@@ -1,0 +1,100 @@
+"""Where arrays live: a mesh of devices with the axes (data, fsdp, tensor), and which array axis goes to which.
+
+    data     rows of a batch are divided, parameters are copied
+    fsdp     rows of a batch are divided, and so is every parameter; a layer is gathered when it is used
+    tensor   heads, the feed-forward width and the vocabulary are divided
+
+A model names the axes of its arrays (`embed`, `heads`, ...); `ShardingRules` alone says which mesh axis each name
+means, so that the whole strategy changes by changing that one mapping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcrystal.config import MeshConfig
+from jaxcrystal.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:  # noqa: B008
+    """The mesh that `config` asks for, on the first of `devices` (default: all that JAX sees).
+
+    Raises UserError, naming the sizes, where the devices cannot form it.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {asked}: sizes are positive, and one of them may be -1 (what is left)")
+    if -1 in sizes:
+        rest, remainder = divmod(len(devices), math.prod(size for size in sizes if size != -1))
+        if remainder or not rest:
+            raise UserError(f"mesh {asked}: {len(devices)} devices cannot be divided so; change mesh.* in the recipe")
+        sizes[sizes.index(-1)] = rest
+    needed = math.prod(sizes)
+    if needed > len(devices):
+        raise UserError(f"mesh {asked} needs {needed} devices, there are {len(devices)}; change mesh.* in the recipe")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis name -> mesh axis (or axes); None keeps the axis whole on every device."""
+
+    batch: str | tuple[str, ...] | None = ("data", "fsdp")
+    embed: str | tuple[str, ...] | None = "fsdp"  #: the hidden width of parameters; that of activations has no name
+    heads: str | tuple[str, ...] | None = "tensor"
+    kv_heads: str | tuple[str, ...] | None = "tensor"
+    mlp: str | tuple[str, ...] | None = "tensor"
+    vocab: str | tuple[str, ...] | None = "tensor"
+    rank: str | tuple[str, ...] | None = None  #: the short axis of an adapter
+    layers: str | tuple[str, ...] | None = None  #: the axis along which scanned layers are stacked
+
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes over which an axis of this name is divided."""
+        entry = None if name is None else getattr(self, name)
+        return (entry,) if isinstance(entry, str) else entry or ()
+
+    def spec(self, names: Sequence[str | None], tensor: str = "array") -> PartitionSpec:
+        """The PartitionSpec of an array with these axis names. Raises UserError where two axes claim one mesh axis."""
+        owner: dict[str, str | None] = {}
+        for name in names:
+            for axis in self.axes(name):
+                if axis in owner:
+                    raise UserError(f"{tensor}: axes {owner[axis]!r} and {name!r} both claim the mesh axis {axis!r}")
+                owner[axis] = name
+        return PartitionSpec(*(self.axes(name) or None for name in names))
+
+    def sharding(self, mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], tensor: str) -> NamedSharding:
+        """How the array called `tensor` lies on `mesh`. Raises UserError on collision or where sizes do not divide."""
+        for name, size in zip(names, shape, strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
+            if size % parts:
+                raise UserError(
+                    f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
+                    f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
+                )
+        return NamedSharding(mesh, self.spec(names, tensor))
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.spec(names))
+
+
+def batch_sharding(mesh: Mesh, rules: ShardingRules = ShardingRules()) -> NamedSharding:
+    """Rows divided over data and fsdp, whatever axes follow: for tokens, masks and keys of rows."""
+    return NamedSharding(mesh, rules.spec(("batch",)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())

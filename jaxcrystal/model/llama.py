@@ -1,0 +1,256 @@
+"""LLaMA (arXiv 2302.13971, 2307.09288): tokens -> logits, in the order in which it is computed.
+
+Modules and parameters bear the names that Hugging Face gives them; kernels are [in, out]; the parameters of all
+layers are stacked along a leading axis. Activations and matrix products have the dtype of the config, statistics of
+norms, softmax and logits are float32, parameters stay in the dtype in which they are given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from jaxcrystal.config import LlamaConfig, LoraConfig, RopeScaling
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model.attention import Cache, Past, attend, visible
+from jaxcrystal.model.lora import Linear, check_targets
+
+Rotation = tuple[Float32[Array, "batch time 1 half"], Float32[Array, "batch time 1 half"]]
+
+
+class Llama(nn.Module):
+    """The whole model; `variables` are {"params": ...} and, with `lora`, {"lora": ...}."""
+
+    config: LlamaConfig
+    lora: LoraConfig | None = None
+    rules: ShardingRules = ShardingRules()
+
+    def setup(self) -> None:
+        config = self.config
+        if self.lora is not None:
+            check_targets(self.lora)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.rules)
+        self.layers = nn.scan(
+            Layer,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            length=config.num_hidden_layers,
+            unroll=1 if config.scan_layers else config.num_hidden_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, self.lora, self.rules)
+        self.norm = RMSNorm(config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float32[Array, "batch time vocab"], Cache | None]:
+        """Logits of the next token after each of `tokens`, and the cache with these tokens appended.
+
+        `positions` count from 0 in each sequence, a cached prefix and tail included. Tokens attend within equal
+        `segments`, 0 being padding; None makes each row one segment. Without `deterministic`, adapters draw their
+        dropout from the rng `dropout`.
+        """
+        hidden, cache = self.hidden(tokens, positions, segments, cache, deterministic)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
+        """What `logits` reads: the last layer's output, normed."""
+        x = self.embed_tokens(tokens).astype(self.config.dtype)
+        x = self.rules.constrain(x, "batch", None, None)
+        rotation = rotary(self.config, positions)
+        mask = visible(tokens.shape[1], segments, cache)
+        x, written = self.layers(x, rotation, mask, None if cache is None else cache.layers, deterministic)
+        return self.norm(x), None if cache is None else cache.append(*written)
+
+    def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
+        """The head: its own kernel, or the embedding's transpose where they are tied."""
+        logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        return self.rules.constrain(logits, "batch", None, "vocab")
+
+
+class Embedding(nn.Module):
+    """One row for each piece of the vocabulary."""
+
+    vocab: int
+    width: int
+    rules: ShardingRules
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (self.vocab, self.width))
+
+    def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
+        # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
+        return self.rules.constrain(self.embedding, "vocab", None)[tokens]
+
+    def attend(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
+        """The scalar product with each row."""
+        table = self.embedding.astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); also its keys and values, if there is a cache."""
+
+    config: LlamaConfig
+    lora: LoraConfig | None
+    rules: ShardingRules
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch time embed"],
+        rotation: Rotation,
+        mask: Bool[Array, "#batch time attended"],
+        past: Past | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
+        eps = self.config.rms_norm_eps
+        h = RMSNorm(eps, name="input_layernorm")(x)
+        h, written = Attention(self.config, self.lora, name="self_attn")(h, rotation, mask, past, deterministic)
+        x = x + h
+        h = RMSNorm(eps, name="post_attention_layernorm")(x)
+        x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
+        # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
+        return self.rules.constrain(x, "batch", None, None), None if past is None else written
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: LlamaConfig
+    lora: LoraConfig | None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch time embed"],
+        rotation: Rotation,
+        mask: Bool[Array, "#batch time attended"],
+        past: Past | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
+        config = self.config
+
+        def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
+            y = Linear(count * config.head_dim, ("embed", axis), self.lora, name=name)(x, deterministic)
+            return y.reshape(*x.shape[:2], count, config.head_dim)
+
+        queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
+        keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
+        values = heads("v_proj", config.num_key_value_heads, "kv_heads")
+        y = attend(queries, keys, values, mask, past).reshape(*x.shape[:2], -1)
+        y = Linear(config.hidden_size, ("heads", "embed"), self.lora, name="o_proj")(y, deterministic)
+        return y, (keys, values)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) · up(x))."""
+
+    config: LlamaConfig
+    lora: LoraConfig | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
+        width = self.config.intermediate_size
+        gate = Linear(width, ("embed", "mlp"), self.lora, name="gate_proj")(x, deterministic)
+        up = Linear(width, ("embed", "mlp"), self.lora, name="up_proj")(x, deterministic)
+        down = Linear(self.config.hidden_size, ("mlp", "embed"), self.lora, name="down_proj")
+        return down(nn.silu(gate) * up, deterministic)
+
+
+class RMSNorm(nn.Module):
+    """scale · x / √(mean x² + eps) (arXiv 1910.07467), the mean taken in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n embed"]) -> Float[Array, "*n embed"]:
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return scale.astype(x.dtype) * wide.astype(x.dtype)
+
+
+def rotary(config: LlamaConfig, positions: Int[Array, "batch time"]) -> Rotation:
+    """Cosine and sine of position · frequency (RoPE, arXiv 2104.09864)."""
+    angles = positions[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotary_frequencies(config: LlamaConfig) -> Float32[np.ndarray, " half"]:
+    """theta^(-2i / head_dim), rescaled as the config says, in transformers' order of float32 operations."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    slowed = frequencies / np.float32(scaling.factor)
+    return slowed if scaling.rope_type == "linear" else _llama3(frequencies, slowed, scaling)
+
+
+def _llama3(frequencies: np.ndarray, slowed: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """LLaMA 3.1: long waves slowed, short ones kept, those between blended by how often they fit the old context."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
+    blend = np.clip((turns - low) / (high - low), 0, 1)
+    return ((1 - blend) * slowed + blend * frequencies).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "batch time heads head_dim"], rotation: Rotation
+) -> Float[Array, "batch time heads head_dim"]:
+    """Turns the pairs (i, i + dim / 2) by the angles of `rotation`."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def abstract_variables(model: Llama, mesh: Mesh) -> dict[str, Any]:
+    """Shape, dtype (float32) and sharding of every variable, as jax.ShapeDtypeStruct; nothing is computed.
+
+    Raises UserError where the mesh does not fit the model, naming the parameter, its axis and the sizes.
+    """
+    token = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), token, token)
+
+    def place(path: Any, box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        value = box.value
+        return jax.ShapeDtypeStruct(
+            value.shape, value.dtype, sharding=model.rules.sharding(mesh, box.names, value.shape, name)
+        )
+
+    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def param_shardings(model: Llama, mesh: Mesh) -> dict[str, Any]:
+    """A NamedSharding for every variable: {"params": ..., "lora": ...}. Raises as `abstract_variables` does."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_variables(model, mesh))
+
+
+def initialize(model: Llama, key: Array, mesh: Mesh) -> dict[str, Any]:
+    """Random variables, made where they belong on `mesh`; their values do not depend on the mesh."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    init = jax.jit(lambda key: nn.unbox(model.init(key, token, token)), out_shardings=param_shardings(model, mesh))
+    return init(key)

@@ -1,0 +1,78 @@
+"""Low-rank adapters (arXiv 2106.09685): what they do to a matrix, and how they melt into it.
+
+        x ──────────────┬──────────────────────────┐
+                        │                          │ dropout
+              ┌─────────┴─────────┐              ┌─┴─┐
+              │                   │              │   │
+              │  kernel [in, out] │         in × │ a │ rank        a: uniform in ±1/√in
+              │      frozen       │              │   │
+              │                   │              └─┬─┘
+              └─────────┬─────────┘     ┌──────────┴────────┐
+                        │        rank × │      b   out      │      b: zero
+                        │               └──────────┬────────┘
+                        │                          │ · alpha / rank
+        y ◀─────────────+──────────────────────────┘
+
+Adapters are variables of their own collection, `lora`, at the path of the kernel that they adapt: gradients and
+optimizers that are given that collection touch nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxcrystal.config import LoraConfig
+from jaxcrystal.errors import UserError
+
+#: The kernels that may be adapted, by the names that PEFT's `target_modules` uses.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def check_targets(config: LoraConfig) -> None:
+    """Raises UserError where an adapter has no kernel to adapt, or no rank."""
+    unknown = [name for name in config.targets if name not in TARGETS]
+    if unknown or not config.targets:
+        found = ", ".join(map(repr, unknown)) or "nothing"
+        raise UserError(f"lora.targets names {found}; kernels that can be adapted are {', '.join(TARGETS)}")
+    if config.rank < 1:
+        raise UserError(f"lora.rank is {config.rank}; it must be at least 1")
+
+
+class Linear(nn.Module):
+    """x W without bias, plus the adapter where `lora` names this module."""
+
+    features: int
+    axes: tuple[str, str]  #: logical names of the kernel's two axes
+    lora: LoraConfig | None = None
+    dtype: DTypeLike | None = None  #: of the result; by default that of x
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
+        normal = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
+        kernel = self.param("kernel", normal, (x.shape[-1], self.features))
+        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.dtype or x.dtype)
+        if self.lora is None or self.name not in self.lora.targets:
+            return y
+        # PEFT's kaiming_uniform(a=√5) is this distribution.
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        a = self._adapter("a", uniform, (self.axes[0], "rank"), (x.shape[-1], self.lora.rank))
+        b = self._adapter("b", nn.initializers.zeros, ("rank", self.axes[1]), (self.lora.rank, self.features))
+        x = nn.Dropout(self.lora.dropout)(x, deterministic)
+        return y + (x @ a.astype(x.dtype)) @ b.astype(x.dtype) * (self.lora.alpha / self.lora.rank)
+
+    def _adapter(self, name: str, init: Any, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "m n"]:
+        init = nn.with_logical_partitioning(init, axes)
+        return self.variable("lora", name, lambda: init(self.make_rng("params"), shape, jnp.float32)).value
+
+
+def merge(params: dict[str, Any], adapters: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
+    """Parameters of a model without adapters that computes the same: W + (alpha / rank) a b, in W's own dtype."""
+    if "a" in adapters:
+        delta = (adapters["a"] @ adapters["b"]) * (config.alpha / config.rank)
+        return {"kernel": (params["kernel"] + delta).astype(params["kernel"].dtype)}
+    return {name: merge(value, adapters[name], config) if name in adapters else value for name, value in params.items()}
