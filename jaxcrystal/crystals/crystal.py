@@ -58,7 +58,7 @@ class Crystal:
         if lengths.shape != (3,) or angles.shape != (3,):
             raise UserError(f"a cell has 3 lengths and 3 angles, found {lengths.size} and {angles.size}")
         if coords.shape != (len(species), 3) or not len(species):
-            raise UserError(f"{len(species)} atoms with coordinates of shape {coords.shape}; expected ({len(species)}, 3)")
+            raise UserError(f"{len(species)} atoms need coordinates ({len(species)}, 3), found {coords.shape}")
         for name, values in (("length", lengths), ("angle", angles), ("coordinate", coords)):
             if not np.isfinite(values).all():
                 raise UserError(f"a {name} is not a finite number: {values[~np.isfinite(values)][0]}")
@@ -150,7 +150,7 @@ class CrystalBatch:
 
     @classmethod
     def from_crystals(cls, crystals: Sequence[Crystal], max_atoms: int | None = None) -> CrystalBatch:
-        """Numpy arrays of `crystals`, padded to `max_atoms` (default: the largest). Raises UserError if one is larger."""
+        """Numpy arrays, padded to `max_atoms` (default: the largest). Raises UserError if a crystal is larger."""
         largest = max((len(c) for c in crystals), default=0)
         max_atoms = largest if max_atoms is None else max_atoms
         if largest > max_atoms:

@@ -1,7 +1,7 @@
 """What the model is asked: the paper's two tasks as text (arXiv 2402.04379, section 4).
 
 Generation:  Below is a description of a bulk material. [The … is ….]* Generate a description …:⏎ <crystal>
-Infilling:   Below is a partial description … "[MASK]":⏎ <crystal, one element masked> ⏎Generate an element …:⏎ <element>
+Infilling:   Below is a partial description … "[MASK]":⏎ <crystal, one element masked> ⏎Generate an …:⏎ <element>
 
 Each piece below begins where the one before it ended, with the space that parts them: the device writes the same
 pieces one after the other.

@@ -1,0 +1,330 @@
+"""Crystals written as tokens, on the device: from arrays and one key to what the model is trained on.
+
+Every token that a text could hold has a slot, in the order of the text; what a draw leaves out (a task not chosen, a
+leading digit, an atom that is not there) leaves its slots empty. A cumulative sum over the filled slots then closes
+the gaps, for one crystal or for all that share a row:
+
+    slots    <s> Below … The band gap is 1.1 .   ·  ·  ·  Generate … ⏎  ·  ·  5 .  1 ␣  ·  ·  5 .  2 …  </s>  ·
+    filled    1    1  1   1   1   1   1  1   1   0  0  0      1    1 1  0  0  1 1  1 1  0  0  1 1  1      1    0
+    place     0    1  …                                                                                    n-1
+
+This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
+anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
+
+from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
+from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, CrystalBatch
+from jaxcrystal.crystals.text import MASK
+from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
+from jaxcrystal.errors import UserError
+
+EMPTY = -1  #: a slot without a token
+
+
+@dataclass(frozen=True)
+class TokenTables:
+    """The tokens of every piece that a text is made of; ragged tables are padded with EMPTY."""
+
+    digits: Int[np.ndarray, "10"]
+    point: int
+    space: int
+    newline: int
+    elements: Int[np.ndarray, "119 element"]  #: by atomic number
+    mask: Int[np.ndarray, "mask"]
+    introduction: Int[np.ndarray, "introduction"]
+    request: Int[np.ndarray, "request"]
+    infill_introduction: Int[np.ndarray, "infill_introduction"]
+    infill_request: Int[np.ndarray, "infill_request"]
+    bos: int
+    eos: int
+    pad: int
+
+    @classmethod
+    def build(cls, tokenizer: SentencePieceTokenizer) -> TokenTables:
+        """Reads the pieces off `tokenizer`. Raises UserError if its tokens cannot be written piece by piece."""
+        for i, piece in enumerate(tokenizer.pieces):
+            joins = len(piece) > 1 and (any(c in "0123456789\n" for c in piece) or " " in piece.lstrip(" "))
+            if joins:
+                raise UserError(
+                    f"{tokenizer.path}: piece {i} {piece!r} joins a digit, a line feed or a space to its neighbour, so "
+                    "crystals cannot be written on the device; use a tokenizer that splits digits, as LLaMA-2's does"
+                )
+
+        def after(context: str, text: str) -> np.ndarray:
+            before, whole = tokenizer.encode(context), tokenizer.encode(context + text)
+            if whole[: len(before)] != before:
+                raise UserError(f"{tokenizer.path}: the tokens of {context!r} change when {text!r} follows")
+            return np.array(whole[len(before) :], np.int32)
+
+        def one(context: str, text: str) -> int:
+            tokens = after(context, text)
+            if len(tokens) != 1:
+                raise UserError(
+                    f"{tokenizer.path} writes {text!r} as {len(tokens)} tokens; the device needs it to be one"
+                )
+            return int(tokens[0])
+
+        return cls(
+            digits=np.array([one("\n", str(d)) for d in range(10)], np.int32),
+            point=one("\n0", "."),
+            space=int(after("\n0", " 0")[0]),
+            newline=one("\n0", "\n"),
+            elements=_ragged([[], *(after("\n", symbol) for symbol in ELEMENTS[1:])]),
+            mask=after("\n", MASK),
+            introduction=np.array(tokenizer.encode(prompts.INTRODUCTION), np.int32),
+            request=after(prompts.INTRODUCTION, prompts.REQUEST),
+            infill_introduction=np.array(tokenizer.encode(prompts.INFILL_INTRODUCTION), np.int32),
+            infill_request=after("\n0", prompts.INFILL_REQUEST),
+            bos=tokenizer.bos_id,
+            eos=tokenizer.eos_id,
+            pad=tokenizer.pad_id,
+        )
+
+
+def _ragged(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "rows width"]:
+    table = np.full((len(rows), max((len(r) for r in rows), default=0)), EMPTY, np.int32)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
+
+
+def sentence_tokens(
+    tokenizer: SentencePieceTokenizer, attributes: Sequence[dict[str, Any]], paper_compat: bool = False
+) -> Int[np.ndarray, "crystals attributes width"]:
+    """The tokens of every condition that could be stated of each crystal, on the host; EMPTY where none is known."""
+    start = len(tokenizer.encode(prompts.INTRODUCTION))
+    known: dict[str, list[int]] = {}
+
+    def tokens(name: str, label: dict[str, Any]) -> list[int]:
+        if label.get(name) is None:
+            return []
+        text = prompts.sentence(name, label[name], paper_compat)
+        if text not in known:
+            known[text] = tokenizer.encode(prompts.INTRODUCTION + text)[start:]
+        return known[text]
+
+    flat = _ragged([tokens(name, label) for label in attributes for name in ATTRIBUTES])
+    return flat.reshape(len(attributes), len(ATTRIBUTES), -1)
+
+
+def _widen(table: Int[np.ndarray, "*n narrow"], width: int) -> Int[Array, "*n width"]:
+    pad = [(0, 0)] * (table.ndim - 1) + [(0, width - table.shape[-1])]
+    return jnp.asarray(np.pad(table, pad, constant_values=EMPTY))
+
+
+@struct.dataclass
+class Examples:
+    """Crystals to be written, of any leading shape: their arrays, their sentences, and their rows in the data set."""
+
+    crystals: CrystalBatch
+    sentences: Int[Array, "*n attributes width"]  #: EMPTY-padded tokens of each condition; all EMPTY where unknown
+    index: Int[Array, "*n"]  #: row of the data set: what the draws are keyed by; negative for no crystal at all
+
+
+@struct.dataclass
+class Draws:
+    """What chance decided about one crystal (or, with a leading shape, about many)."""
+
+    infill: Bool[Array, "*n"]  #: the infilling task instead of generation
+    stated: Int[Array, "*n attributes"]  #: attributes stated in a generation prompt, in order; EMPTY for none
+    translation: UInt32[Array, "*n 3"]  #: added to every coordinate, modulo 1, in units of 2⁻³² of the cell edge
+    order: Int[Array, "*n atoms"]  #: atoms in the order in which they are written
+    masked: Int[Array, "*n"]  #: atomic number that infilling asks for
+
+    def __getitem__(self, index: object) -> Draws:
+        return jax.tree.map(lambda x: x[index], self)
+
+
+@struct.dataclass
+class Rows:
+    """Packed training rows. Token `t` belongs to crystal `segments[t]` of its row (from 1; 0 is padding)."""
+
+    tokens: Int[Array, "rows length"]
+    segments: Int[Array, "rows length"]
+    positions: Int[Array, "rows length"]  #: within the crystal's own text
+    loss_mask: Bool[Array, "rows length"]  #: tokens that the loss counts, as targets
+
+
+def decimal(
+    x: UInt32[Array, "*n"], bits: int, decimals: int, truncate: bool = False
+) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
+    """Whole part and `decimals` digits of x·2⁻ᵇⁱᵗˢ, rounded exactly as Python's `format` does, or cut off.
+
+    The fraction is kept as 32 bits. Ten times it, as a 64-bit product in two halves, pushes out the next digit; what
+    stays is compared with one half, a tie going to the even neighbour.
+    """
+    whole = x >> bits if bits < 32 else jnp.zeros_like(x)
+    rest = x << (32 - bits)
+    digits = jnp.zeros_like(x)
+    for _ in range(decimals):
+        high, low = (rest >> 16) * 10, (rest & 0xFFFF) * 10
+        digits = digits * 10 + ((high + (low >> 16)) >> 16)
+        rest = rest * 10
+    if not truncate:
+        odd = (digits if decimals else whole) % 2 == 1
+        half = jnp.uint32(1 << 31)
+        digits = digits + ((rest > half) | ((rest == half) & odd))
+    carry = digits == 10**decimals
+    return (whole + carry).astype(jnp.int32), jnp.where(carry, 0, digits).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Draws and writes. All methods are pure and run under `jit`; the settings are compiled in."""
+
+    tables: TokenTables
+    text: TextFormat
+    augment: Augment
+
+    def draw(self, key: PRNGKeyArray, examples: Examples) -> Draws:
+        """Draws for each example; they depend on `key` and the example's `index` alone."""
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[examples.index.ndim :]), examples)
+        draws = jax.vmap(self._draw, in_axes=(None, 0))(key, flat)
+        return jax.tree.map(lambda x: x.reshape(*examples.index.shape, *x.shape[1:]), draws)
+
+    def _draw(self, key: PRNGKeyArray, example: Examples) -> Draws:
+        k_task, k_state, k_order, k_shift, k_atoms, k_mask = jax.random.split(jax.random.fold_in(key, example.index), 6)
+        crystal = example.crystals
+        max_atoms = crystal.species.shape[0]
+        present = jnp.arange(max_atoms) < crystal.num_atoms
+        shuffle = jax.random.uniform(k_atoms, (max_atoms,)) if self.augment.permute else jnp.arange(max_atoms)
+        return Draws(
+            infill=jax.random.bernoulli(k_task, self.augment.infill),
+            stated=self._stated(k_state, k_order, known=(example.sentences != EMPTY).any(-1)),
+            translation=jax.random.bits(k_shift, (3,), jnp.uint32) * jnp.uint32(self.augment.translate),
+            order=jnp.argsort(jnp.where(present, shuffle, max_atoms), stable=True),
+            masked=crystal.species[jax.random.randint(k_mask, (), 0, jnp.maximum(crystal.num_atoms, 1))],
+        )
+
+    def _stated(
+        self, k_state: PRNGKeyArray, k_order: PRNGKeyArray, known: Bool[Array, "attributes"]
+    ) -> Int[Array, "attributes"]:
+        count, formula = len(ATTRIBUTES), ATTRIBUTES.index("pretty_formula")
+        known &= np.isin(ATTRIBUTES, self.augment.attributes)
+        rank = jax.random.uniform(k_order, (count,))
+        if self.text.paper_compat:
+            # The original: a uniform number of these, chosen at random; the formula before them, if there are any.
+            others = known & ~np.isin(ATTRIBUTES, ("pretty_formula", "elements"))
+            place = jnp.argsort(jnp.argsort(jnp.where(others, rank, 2.0)))
+            stated = others & (place < jax.random.randint(k_state, (), 0, others.sum() + 1))
+            stated = stated.at[formula].set(known[formula] & stated.any())
+            rank = rank.at[formula].set(-1.0)
+        else:
+            stated = known & jax.random.bernoulli(k_state, self.augment.attribute_probability, (count,))
+        order = jnp.argsort(jnp.where(stated, rank, 2.0))
+        return jnp.where(stated[order], order, EMPTY)
+
+    def lengths(self, examples: Examples, draws: Draws) -> Int[Array, "*n"]:
+        """Number of tokens of each text; what packing must know before the rows are written."""
+        return (self._slots(examples, draws)[0] != EMPTY).sum(-1)
+
+    def write(self, examples: Examples, draws: Draws, length: int) -> Rows:
+        """Rows of `length` tokens from examples [rows, slots]: the crystals of a row one after the other.
+
+        Tokens beyond `length` are cut off: pack by `lengths`.
+        """
+        tokens, counted = self._slots(examples, draws)
+        rows, crystals, slots = tokens.shape
+        filled = tokens != EMPTY
+        segment = jnp.broadcast_to(jnp.arange(1, crystals + 1)[:, None], (crystals, slots))
+        position = jnp.cumsum(filled, axis=-1) - 1
+        flat = filled.reshape(rows, -1)
+        # Empty slots go to a place beyond the row, which `drop` discards.
+        place = jnp.where(flat, jnp.cumsum(flat, axis=-1) - 1, length)
+
+        def close_gaps(values: Array, fill: int) -> Array:
+            values = jnp.broadcast_to(values, tokens.shape).reshape(rows, -1)
+            empty = jnp.full((rows, length), fill, values.dtype)
+            return jax.vmap(lambda row, at, v: row.at[at].set(v, mode="drop"))(empty, place, values)
+
+        return Rows(
+            tokens=close_gaps(tokens, self.tables.pad),
+            segments=close_gaps(segment, 0),
+            positions=close_gaps(position, 0),
+            loss_mask=close_gaps(counted, False),
+        )
+
+    def _slots(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "*n slots"], Bool[Array, "*n slots"]]:
+        """The token of every slot, and whether the loss counts it."""
+        write = self._write_one
+        for _ in range(examples.index.ndim):
+            write = jax.vmap(write)
+        return write(examples, draws)
+
+    def _write_one(self, example: Examples, draws: Draws) -> tuple[Int[Array, "slots"], Bool[Array, "slots"]]:
+        t, infill = self.tables, draws.infill
+        body = self._body(example.crystals, draws)
+        stated = jnp.where((draws.stated != EMPTY)[:, None], example.sentences[draws.stated], EMPTY).reshape(-1)
+        # One line a piece, in the order of the text: when it is written, its tokens, whether it answers the prompt.
+        always, generate = jnp.bool_(True), ~infill
+        pieces = [
+            (always, jnp.array([t.bos]), False),
+            (generate, t.introduction, False),
+            (generate, stated, False),
+            (generate, t.request, False),
+            (infill, t.infill_introduction, False),
+            (always, body, generate),
+            (infill, t.infill_request, False),
+            (infill, jnp.asarray(t.elements)[draws.masked], True),
+            (always, jnp.array([t.eos]), True),
+        ]
+        exists = example.index >= 0
+        tokens = [jnp.where(exists & when, jnp.asarray(piece), EMPTY) for when, piece, _ in pieces]
+        answers = [jnp.broadcast_to(answer, piece.shape) for (_, piece, answer) in pieces]
+        counted = jnp.concatenate(answers) | (self.augment.loss_on == "all")
+        return jnp.concatenate(tokens), counted
+
+    def _body(self, crystal: CrystalBatch, draws: Draws) -> Int[Array, "slots"]:
+        """The crystal's own text: the line of lengths, the line of angles, then two lines an atom."""
+        t, fmt = self.tables, self.text
+        space, newline = jnp.full((1,), t.space), jnp.full((1,), t.newline)
+
+        def line(numbers: Int[Array, "3 width"]) -> Int[Array, "slots"]:
+            return jnp.concatenate([numbers[0], space, numbers[1], space, numbers[2]])
+
+        lengths = self._number(*decimal(crystal.lengths, CELL_BITS, fmt.length_decimals), fmt.length_decimals)
+        angles = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
+        cell = [line(lengths), newline, line(self._number(*angles, fmt.angle_decimals))]
+
+        species = crystal.species[draws.order]
+        whole, digits = decimal(crystal.frac_coords[draws.order] + draws.translation, COORD_BITS, fmt.coord_decimals)
+        if not fmt.paper_compat:
+            whole = jnp.zeros_like(whole)  # 1.00 is 0.00 of the next cell
+        coords = self._number(whole, digits, fmt.coord_decimals, whole_digits=1)
+        width = max(t.elements.shape[1], len(t.mask))
+        hidden = draws.infill & (species == draws.masked)
+        element = jnp.where(hidden[:, None], _widen(t.mask, width), _widen(t.elements, width)[species])
+
+        def atom(element: Int[Array, "width"], coords: Int[Array, "3 digits"]) -> Int[Array, "slots"]:
+            return jnp.concatenate([newline, element, newline, line(coords)])
+
+        present = jnp.arange(len(species)) < crystal.num_atoms
+        atoms = jnp.where(present[:, None], jax.vmap(atom)(element, coords), EMPTY)
+        return jnp.concatenate([*cell, atoms.reshape(-1)])
+
+    def _number(
+        self, whole: Int[Array, "*n"], digits: Int[Array, "*n"], decimals: int, whole_digits: int = 3
+    ) -> Int[Array, "*n width"]:
+        """Tokens of numbers below 10**whole_digits, leading zeros EMPTY; the decimal point only before decimals."""
+        digit = jnp.asarray(self.tables.digits)
+        slots = []
+        for power in reversed(range(whole_digits)):
+            shown = (whole >= 10**power) | (power == 0)
+            slots.append(jnp.where(shown, digit[whole // 10**power % 10], EMPTY))
+        if decimals:
+            slots.append(jnp.full_like(whole, self.tables.point))
+        slots += [digit[digits // 10**power % 10] for power in reversed(range(decimals))]
+        return jnp.stack(slots, axis=-1)

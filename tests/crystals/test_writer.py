@@ -1,0 +1,263 @@
+"""Proof that the device writes the tokens of the text: token for token, for every crystal, draw and tokenizer."""
+
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
+from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
+from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, TokenTables, Writer, decimal, sentence_tokens
+from jaxcrystal.errors import UserError
+
+MAX_ATOMS = 20
+
+
+@pytest.fixture(scope="module", params=["compact", "llama2"])
+def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
+    if request.param == "compact":
+        return load_tokenizer("compact")
+    return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+
+
+def random_crystals(count: int, seed: int) -> list[Crystal]:
+    """1 to 20 atoms, all elements, lengths of 1 to 99.9 Å, and a third of all numbers at or beside a rounding tie."""
+    rng = np.random.default_rng(seed)
+
+    def numbers(low: float, high: float, *shape: int) -> np.ndarray:
+        x = rng.uniform(low, high, shape)
+        decimals = rng.integers(1, 7, shape)
+        tie = (np.floor(x * 10.0**decimals) + 0.5) / 10.0**decimals + rng.integers(-1, 2, shape) * 2.0**-32
+        exact = np.round(x * 2.0**7) / 2.0**7  # ties that binary numbers hold without error: x.125, x.375, …
+        return np.choose(rng.integers(0, 4, shape), [x, tie, exact, np.round(x, 2)])
+
+    crystals = []
+    while len(crystals) < count:
+        n = int(rng.integers(1, MAX_ATOMS + 1))
+        species = rng.integers(1, len(ELEMENTS), n) if rng.random() < 0.5 else rng.choice(rng.integers(1, 119, 3), n)
+        try:
+            crystals.append(Crystal(numbers(1, 99.9, 3), numbers(30, 150, 3), species, numbers(0, 1, n, 3)))
+        except UserError:  # angles that close no cell
+            continue
+    return crystals
+
+
+def random_labels(crystals: list[Crystal], seed: int) -> list[dict]:
+    """Labels of each crystal, about a quarter of them unknown."""
+    rng = np.random.default_rng(seed)
+    labels = []
+    for crystal in crystals:
+        symbols = sorted(set(crystal.symbols))
+        label = {
+            "pretty_formula": "".join(f"{s}{crystal.symbols.count(s)}" for s in symbols),
+            "elements": symbols,
+            "spacegroup.number": int(rng.integers(1, 231)),
+            "formation_energy_per_atom": float(rng.normal()),
+            "band_gap": float(abs(rng.normal())),
+            "e_above_hull": float(np.round(abs(rng.normal()), 2)),
+        }
+        labels.append({name: value for name, value in label.items() if rng.random() > 0.25})
+    return labels
+
+
+def mp20_train(shared) -> tuple[list[Crystal], list[dict]]:
+    """Every crystal of MP-20 train as its file states it; its CIFs are P1 with the numbers in fixed places."""
+    table = pd.read_parquet(shared / "data/mp20/train.parquet")
+    crystals = []
+    for cif in table["cif"]:
+        lengths = [float(re.search(rf"_cell_length_{x}\s+(\S+)", cif)[1]) for x in "abc"]
+        angles = [float(re.search(rf"_cell_angle_{x}\s+(\S+)", cif)[1]) for x in ("alpha", "beta", "gamma")]
+        atoms = re.findall(r"^\s+([A-Z][a-z]?)\s+\S+\s+1\s+(\S+)\s+(\S+)\s+(\S+)\s+1\s*$", cif, re.M)
+        crystals.append(Crystal(lengths, angles, [ELEMENTS.index(a[0]) for a in atoms], [a[1:] for a in atoms]))
+    labels = []
+    for row in table.to_dict("records"):
+        row["elements"] = re.findall(r"[A-Z][a-z]?", row["elements"])
+        labels.append({k: row[k] for k in ATTRIBUTES if not (isinstance(row[k], float) and np.isnan(row[k]))})
+    return crystals, labels
+
+
+def examples(crystals: list[Crystal], labels: list[dict], tokenizer, paper_compat: bool = False) -> Examples:
+    return Examples(
+        crystals=CrystalBatch.from_crystals(crystals, MAX_ATOMS),
+        sentences=sentence_tokens(tokenizer, labels, paper_compat),
+        index=np.arange(len(crystals), dtype=np.int32),
+    )
+
+
+def drawn_text(crystal: Crystal, label: dict, draws: Draws, fmt: TextFormat) -> str:
+    """The same text on the host, by `text.py` and `prompts.py`, in float64 and Python's own formatting."""
+    order = draws.order[: len(crystal)]
+    shift = draws.translation.astype(np.float64) / 2**32
+    moved = Crystal(crystal.lengths, crystal.angles, crystal.species[order], crystal.frac_coords[order] + shift)
+    if draws.infill:
+        return prompts.infilling(moved, int(draws.masked), fmt)
+    return prompts.generation(moved, {ATTRIBUTES[i]: label[ATTRIBUTES[i]] for i in draws.stated if i != EMPTY}, fmt)
+
+
+def assert_written_as_encoded(tokenizer, crystals, labels, fmt, augment, seed, chunk=4096) -> int:
+    writer = Writer(TokenTables.build(tokenizer), fmt, augment)
+    data = examples(crystals, labels, tokenizer, fmt.paper_compat)
+    key = jax.random.key(seed)
+    write = jax.jit(lambda e: (d := writer.draw(key, e), writer.lengths(e, d), writer.write(e, d, length=1024)))
+    count = 0
+    for start in range(0, len(crystals), chunk):
+        part = jax.tree.map(lambda x: x[start : start + chunk, None], data)  # noqa: B023
+        draws, lengths, rows = jax.device_get(write(part))
+        for i in range(len(part.index)):
+            at = start + i
+            text = drawn_text(crystals[at], labels[at], draws[i, 0], fmt)
+            expected = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+            n = int(lengths[i, 0])
+            assert rows.tokens[i, :n].tolist() == expected, f"crystal {at}: {text!r}"
+            assert (rows.segments[i, :n] == 1).all() and (rows.segments[i, n:] == 0).all()
+            assert (rows.positions[i, :n] == np.arange(n)).all()
+            assert not rows.loss_mask[i, n:].any() and (rows.tokens[i, n:] == tokenizer.pad_id).all()
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("decimals", range(1, 7))
+@pytest.mark.parametrize("permute", [False, True])
+def test_random_crystals(tokenizer, decimals, permute):
+    crystals = random_crystals(300, seed=decimals)
+    fmt = TextFormat(coord_decimals=decimals, length_decimals=1 + decimals % 4, angle_decimals=decimals % 3)
+    augment = Augment(permute=permute, infill=0.5)
+    assert assert_written_as_encoded(tokenizer, crystals, random_labels(crystals, 1), fmt, augment, decimals) == 300
+
+
+@pytest.mark.parametrize("translate", [False, True])
+@pytest.mark.parametrize("angle_decimals", [0, 1])
+def test_paper_compat(tokenizer, translate, angle_decimals):
+    crystals = random_crystals(200, seed=7)
+    crystals += [
+        Crystal(c.lengths, [119.9999999, 90, 90], c.species, c.frac_coords * 0 + 0.9999) for c in crystals[:50]
+    ]
+    fmt = TextFormat(paper_compat=True, angle_decimals=angle_decimals)
+    labels = random_labels(crystals, 2)
+    assert_written_as_encoded(tokenizer, crystals, labels, fmt, Augment(translate=translate), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decimals", range(1, 7))
+def test_all_of_mp20_train(tokenizer, decimals, shared):
+    crystals, labels = mp20_train(shared)
+    fmt = TextFormat(coord_decimals=decimals)
+    assert assert_written_as_encoded(tokenizer, crystals, labels, fmt, Augment(permute=True), decimals) == 27108
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.sampled_from([CELL_BITS, COORD_BITS]))
+@settings(max_examples=500, deadline=None)
+def test_decimal_is_pythons_format(x, decimals, bits):
+    whole, digits = jax.jit(decimal, static_argnums=(1, 2))(np.uint32(x), bits, decimals)
+    text = f"{int(whole)}.{int(digits):0{decimals}d}" if decimals else f"{int(whole)}"
+    assert text == f"{x / 2**bits:.{decimals}f}"
+
+
+@pytest.mark.parametrize("bits", [CELL_BITS, COORD_BITS])
+def test_decimal_at_every_tie(bits):
+    """All numbers that two binary decimals can hold exactly halfway, and their neighbours on the grid."""
+    ties = np.arange(0, 2**10, dtype=np.uint64) << (22 if bits == 32 else 14)
+    x = np.concatenate([ties - 1, ties, ties + 1]).astype(np.uint32)
+    for decimals in range(7):
+        whole, digits = jax.jit(partial(decimal, bits=bits, decimals=decimals))(x)
+        for value, w, d in zip(x, whole.tolist(), digits.tolist(), strict=True):
+            text = f"{w}.{d:0{decimals}d}" if decimals else f"{w}"
+            assert text == f"{int(value) / 2**bits:.{decimals}f}"
+
+
+def test_a_row_holds_several_crystals(tokenizer):
+    crystals = random_crystals(12, seed=5)
+    data = examples(crystals, random_labels(crystals, 5), tokenizer)
+    writer, key = Writer(TokenTables.build(tokenizer), TextFormat(), Augment()), jax.random.key(0)
+    draws = writer.draw(key, data)
+    lengths = writer.lengths(data, draws)
+    alone = writer.write(jax.tree.map(lambda x: x[:, None], data), draws[:, None], 1024)
+    grid = np.array([[3, 1, -1], [0, 7, 2]])  # 3 crystals a row; -1 leaves a place empty
+    packed = jax.tree.map(lambda x: x[grid], data).replace(index=grid)
+    rows = writer.write(packed, writer.draw(key, packed), 2048)
+    for r in range(2):
+        start = 0
+        for slot, i in enumerate(grid[r]):
+            n = int(lengths[i]) if i >= 0 else 0
+            here = slice(start, start + n)
+            np.testing.assert_array_equal(rows.tokens[r, here], alone.tokens[i, :n])
+            np.testing.assert_array_equal(rows.positions[r, here], np.arange(n))
+            assert (np.asarray(rows.segments[r, here]) == slot + 1).all()
+            start += n
+        assert not np.asarray(rows.segments[r, start:]).any()
+
+
+def test_every_setting_of_augment_shows(tokenizer):
+    crystals = random_crystals(400, seed=3)
+    labels = random_labels(crystals, 3)
+    data, tables, key = examples(crystals, labels, tokenizer), TokenTables.build(tokenizer), jax.random.key(1)
+
+    def draw(**changes) -> Draws:
+        return Writer(tables, TextFormat(), Augment(**changes)).draw(key, data)
+
+    assert not draw(infill=0.0).infill.any() and draw(infill=1.0).infill.all()
+    assert 0.26 < draw().infill.mean() < 0.42
+    assert not draw(translate=False).translation.any() and draw().translation.any()
+    assert (draw().order == np.arange(MAX_ATOMS)).all() and not (draw(permute=True).order == np.arange(MAX_ATOMS)).all()
+    stated = draw(attributes=("band_gap",), attribute_probability=1.0).stated
+    known = np.array(["band_gap" in label for label in labels])
+    np.testing.assert_array_equal((stated == ATTRIBUTES.index("band_gap")).sum(-1), known)
+    assert not (draw(attribute_probability=0.0).stated != EMPTY).any()
+    rows = {
+        loss_on: (w := Writer(tables, TextFormat(), Augment(loss_on=loss_on))).write(
+            jax.tree.map(lambda x: x[:, None], data), w.draw(key, data)[:, None], 1024
+        )
+        for loss_on in ("all", "response")
+    }
+    assert (rows["all"].loss_mask == (rows["all"].segments > 0)).all()
+    draws = draw()
+    for i in range(50):
+        answer = np.asarray(rows["response"].tokens[i])[np.asarray(rows["response"].loss_mask[i])]
+        text = drawn_text(crystals[i], labels[i], jax.device_get(draws)[i], TextFormat())
+        expected = text.rsplit("\n", 1)[1] if draws.infill[i] else text.split("lattice:\n")[1]
+        assert answer[-1] == tokenizer.eos_id and tokenizer.decode(answer[:-1]).strip() == expected.strip()
+
+
+def test_compat_states_the_formula_with_any_other(tokenizer):
+    crystals = random_crystals(500, seed=9)
+    labels = [dict(zip(ATTRIBUTES, ("X", ["H"], 1, -1.0, 1.0, 0.0), strict=True)) for _ in crystals]
+    data = examples(crystals, labels, tokenizer, paper_compat=True)
+    writer = Writer(TokenTables.build(tokenizer), TextFormat(paper_compat=True), Augment())
+    stated = np.asarray(writer.draw(jax.random.key(0), data).stated)
+    count = (stated != EMPTY).sum(-1)
+    assert set(count.tolist()) == {0, 2, 3, 4, 5}  # formula and 1 to 4 others, or nothing
+    assert (stated[count > 0, 0] == 0).all() and not (stated == ATTRIBUTES.index("elements")).any()
+    assert set(stated[:, 1].tolist()) == {EMPTY, 2, 3, 4, 5}
+
+
+def test_draws_depend_on_key_and_index_alone(tokenizer):
+    crystals = random_crystals(10, seed=2)
+    data = examples(crystals, random_labels(crystals, 2), tokenizer)
+    writer, key = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(permute=True)), jax.random.key(4)
+    whole = writer.draw(key, data)
+    some = writer.draw(key, jax.tree.map(lambda x: x[[7, 2]], data))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[np.array([7, 2])], whole), some)
+    other = writer.draw(jax.random.key(5), data)
+    assert not (other.translation == whole.translation).any()
+
+
+def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["0.25 0.25 0.25 90 90 90 material"] * 50),
+        model_prefix=str(tmp_path / "joins"),
+        model_type="bpe",
+        vocab_size=280,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    with pytest.raises(UserError, match="joins a digit"):
+        TokenTables.build(load_tokenizer(tmp_path / "joins.model"))
