@@ -7,6 +7,7 @@ norms, softmax and logits are float32, parameters stay in the dtype in which the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -249,8 +250,17 @@ def param_shardings(model: Llama, mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_variables(model, mesh))
 
 
-def initialize(model: Llama, key: Array, mesh: Mesh) -> dict[str, Any]:
-    """Random variables, made where they belong on `mesh`; their values do not depend on the mesh."""
+def initialize(model: Llama, key: Array, mesh: Mesh, collections: Sequence[str] | None = None) -> dict[str, Any]:
+    """Random variables, of these collections (default: all), made where they belong on `mesh`.
+
+    Their values depend on neither the mesh nor the collections asked for; what is not asked for takes no memory.
+    """
     token = jnp.zeros((1, 1), jnp.int32)
-    init = jax.jit(lambda key: nn.unbox(model.init(key, token, token)), out_shardings=param_shardings(model, mesh))
-    return init(key)
+    places = param_shardings(model, mesh)
+    chosen = {name: places[name] for name in collections or places}
+
+    def draw(key: Array) -> dict[str, Any]:
+        variables = nn.unbox(model.init(key, token, token))
+        return {name: variables[name] for name in chosen}
+
+    return jax.jit(draw, out_shardings=chosen)(key)
