@@ -1,0 +1,111 @@
+"""Total energies to formation energies: the Materials Project's corrections, and the elements' energies.
+
+    E_f = (E + corrections - Σ_element n · ε_element) / atoms        in eV/atom
+
+with ε the energy per atom of the element's most stable crystal. The corrections (MP2020, Sci. Rep. 11, 15496) mend
+PBE's errors for anions and bring PBE+U runs onto the scale of PBE runs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.selfcheck import EnergyReference
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+
+@dataclass(frozen=True)
+class ElementReferences:
+    """Energies of the elements, in eV/atom, and the scale on which they stand."""
+
+    energies: Mapping[str, float]
+    own_sha256: str | None = None  #: of the one potential they are good for; None: the Materials Project's scale
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ElementReferences:
+        """From a JSON file (may be gzipped) that maps symbols to ComputedEntry dictionaries, as the Materials Project's.
+
+        Raises UserError if the file cannot be read or an entry is not one element with its energy.
+        """
+        path = Path(path)
+        try:
+            raw = path.read_bytes()
+            entries = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+            energies = {}
+            for symbol, entry in entries.items():
+                ((element, atoms),) = entry["composition"].items()
+                if element != symbol:
+                    raise ValueError(f"the entry of {symbol} is a crystal of {element}")
+                energies[symbol] = entry["energy"] / atoms
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} holds no element references ({type(error).__name__}: {error}); "
+                'it must map symbols to {"energy": eV per cell, "composition": {symbol: atoms}}'
+            ) from error
+        return cls(energies)
+
+    @classmethod
+    def from_energies(
+        cls, crystals: Iterable[tuple[Structure, float]], reference: EnergyReference, sha256: str
+    ) -> ElementReferences:
+        """From elemental crystals and their energies (eV per cell) by one potential: the lowest of each element."""
+        energies: dict[str, float] = {}
+        for structure, energy in crystals:
+            if len(structure.composition) == 1:
+                symbol, per_atom = structure.composition.elements[0].symbol, energy / len(structure)
+                energies[symbol] = min(per_atom, energies.get(symbol, float("inf")))
+        return cls(energies, sha256 if reference is EnergyReference.OWN else None)
+
+    def formation_energy_per_atom(self, structure: Structure, energy: float, reference: EnergyReference) -> float:
+        """Formation energy in eV/atom of a crystal whose energy (eV per cell) stands on the scale `reference`.
+
+        Raises UserError for an element without a reference.
+        """
+        composition = structure.composition
+        if missing := sorted({element.symbol for element in composition} - set(self.energies)):
+            raise UserError(f"no reference energy for {', '.join(missing)} (of {composition.reduced_formula})")
+        if reference is EnergyReference.MP:
+            energy += mp2020_correction(structure)
+        return (energy - sum(n * self.energies[e.symbol] for e, n in composition.items())) / len(structure)
+
+
+def mp2020_correction(structure: Structure) -> float:
+    """The MP2020 correction in eV per cell, as for a calculation with the Materials Project's settings.
+
+    Whether such a calculation has a Hubbard U is read from those settings: V, Cr, Mn, Fe, Co, Ni, Mo and W have one
+    in oxides and fluorides. Peroxides and superoxides are told by the structure, anions by guessed oxidation states.
+    """
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+
+    scheme = _scheme()
+    anion = max(structure.composition, key=lambda element: element.X).symbol
+    hubbards = {
+        element.symbol: scheme.u_settings.get(anion, {}).get(element.symbol, 0) for element in structure.composition
+    }
+    hubbards = {symbol: u for symbol, u in hubbards.items() if u}
+    entry = ComputedStructureEntry(
+        structure,
+        0.0,
+        parameters={"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards},
+    )
+    with warnings.catch_warnings():
+        # pymatgen warns where no oxidation states can be guessed; the rule it then follows is the scheme's own.
+        warnings.simplefilter("ignore")
+        return sum(adjustment.value for adjustment in scheme.get_adjustments(entry))
+
+
+@cache
+def _scheme() -> Any:
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+
+    return MaterialsProject2020Compatibility(check_potcar=False)
