@@ -93,7 +93,7 @@ class _LeftOut(Exception):
 
 
 def check(row: Row, checks: Checks) -> Checked | Finding:
-    """The crystal of a row; or the Finding, with a Reason, that there is none."""
+    """The crystal of a row, or the Finding, with a Reason, that there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen's, at every CIF; what matters of them is a Reason here
@@ -203,9 +203,9 @@ def _reduced(structure: Structure, checks: Checks) -> Structure:
 
 
 def _distances(structure: Structure) -> Float[np.ndarray, "atoms atoms"]:
-    """Å between nearest images."""
+    """Å between nearest images; 0 from an atom to itself."""
     distances = structure.distance_matrix
-    apart = distances + np.diag(np.full(len(structure), np.inf))
+    apart = distances + min(structure.lattice.abc) * np.eye(len(structure))  # an atom's own image is an edge away
     if apart.min() < COINCIDENT:
         i, j = np.unravel_index(apart.argmin(), apart.shape)
         raise _LeftOut(Reason.COINCIDENT_ATOMS, f"atoms {i} and {j} are {apart.min():.3f} Å apart")

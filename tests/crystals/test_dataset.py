@@ -1,6 +1,7 @@
 """The stored data set: what is stored is what is loaded, and what is no data set is refused by name."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -83,6 +84,15 @@ def test_the_file_reads_in_natural_units_and_says_where_it_came_from(tmp_path):
     assert {name: rows[0][name] for name in ATTRIBUTES} == KNOWN
     assert all(rows[1][name] is None for name in ATTRIBUTES)  # missing is null, not NaN and not 0
     assert json.loads(pq.read_schema(path).metadata[dataset.PROVENANCE]) == {"source": "x.csv"}
+
+
+def test_a_bare_accelerator_host_loads(tmp_path):
+    path = tmp_path / "part.parquet"
+    store(CrystalSet.from_crystals(["a"], [IRON], [{}]), path, {})
+    absent = "import sys; sys.modules.update(dict.fromkeys(['pymatgen', 'ase', 'torch', 'matgl']))"
+    code = f"{absent}; from jaxcrystal.crystals.dataset import load; print(len(load({str(path)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_labels_and_attributes_are_the_same_list():

@@ -1,6 +1,7 @@
 """Preparing: every row is kept or left out with its reason, and what is kept is the crystal that the file stated."""
 
 import csv
+import hashlib
 import json
 import re
 from collections import Counter
@@ -71,7 +72,10 @@ BROKEN = {
         GOOD.replace("_cell_angle_alpha   60.", "_cell_angle_alpha   150."),
     ],
     Reason.TOO_MANY_ATOMS: [cif(NACL * (3, 2, 2))],
-    Reason.COINCIDENT_ATOMS: [cif(Structure(NACL.lattice, ["Na", "Cl"], [[0, 0, 0], [0, 0.004, 0.999]]))],
+    Reason.COINCIDENT_ATOMS: [
+        cif(Structure(Lattice.orthorhombic(0.08, 4, 4), ["Na"], [[0, 0, 0]])),
+        cif(Structure(NACL.lattice, ["Na", "Cl"], [[0, 0, 0], [0, 0.004, 0.999]])),
+    ],
     Reason.FORMULA_MISMATCH: [GOOD.rstrip().rsplit("\n", 1)[0] + "\n", GOOD.replace("'Na1 Cl1'", "'Na1 Cl1 H2'")],
 }
 
@@ -100,9 +104,11 @@ def test_one_table_of_good_and_bad_rows_is_accounted_for(tmp_path):
     rows = [{"material_id": name, "cif": text, "band_gap": 1.5, "note": "n"} for name, text in texts]
     rows += [{"material_id": "salt", "cif": GOOD, "band_gap": 0.0}, {"material_id": "rutile", "cif": cif(TIO2)}]
     rows += [{"material_id": "salt", "cif": GOOD, "band_gap": "wide", "pretty_formula": "KCl", "elements": "['K']"}]
-    report = prepare([table(tmp_path / "set.csv", rows)], tmp_path / "out", workers=1)
+    path = table(tmp_path / "set.csv", rows)
+    report = prepare([path], tmp_path / "out", workers=1)
 
     (part,) = report.parts
+    assert part.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (part.read, part.kept) == (len(rows), 3)
     # An empty `cif` field is a row without a structure.
     expected = Counter({reason.value: len(all_) for reason, all_ in BROKEN.items()})
@@ -170,6 +176,7 @@ def test_max_atoms_and_niggli_change_what_is_stored(tmp_path):
     assert reduced.parts[0].left_out == {"too_many_atoms": 1}
     small = prepare([path], tmp_path / "small", max_atoms=5, workers=1)
     assert small.parts[0].left_out == {"too_many_atoms": 2}
+    assert kept(cif(TIO2), max_atoms=6)  # as many as are allowed
     everything = prepare([path], tmp_path / "all", max_atoms=None, niggli=False, workers=1)
     assert everything.parts[0].kept == 3
     assert np.allclose(load(tmp_path / "all" / "set.parquet").crystal(1).lengths, long_cell.lattice.abc)
