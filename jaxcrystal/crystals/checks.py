@@ -270,15 +270,15 @@ def _elements(stated: Any) -> list[str] | None:
 def _duplicate_key(crystal: Crystal, distances: Float[np.ndarray, "atoms atoms"]) -> str:
     """Equal for rows that hold the same crystal, whatever their origin, choice of axes and order of atoms.
 
-    A digest of the volume (to 0.01 Å³), the three cell lengths in order of size and, element pair by element pair, the
-    distances of all atoms to their nearest images in Å (both to 0.01 Å). Of Niggli-reduced cells all of these depend on
-    the crystal alone. It finds repetition, not similarity: two relaxations of one crystal mostly get two keys, and
-    so does a number that rounds to either side.
+    A digest of the volume (to 0.01 Å³), the three cell lengths and, element pair by element pair, the distances between
+    the nearest images of all atoms (to 0.01 Å). Of a Niggli-reduced cell all of these depend on the crystal alone, and
+    a mirror image shares them. It finds repetition, not similarity: two relaxations of one crystal mostly get two
+    keys, and so does a number that rounds to either side.
     """
     i, j = np.triu_indices(len(crystal))
     pairs = np.sort([crystal.species[i], crystal.species[j]], axis=0)
     apart = np.round(distances[i, j] * 100)
     table = np.array([*pairs, np.where(i == j, 0, apart)]).T.astype(np.int64)
-    cell = np.round(np.array([crystal.volume, *np.sort(crystal.lengths)]) * 100).astype(np.int64)
+    cell = np.round(np.array([crystal.volume, *crystal.lengths]) * 100).astype(np.int64)
     ordered = table[np.lexsort(table.T)]
     return hashlib.blake2b(cell.tobytes() + ordered.tobytes(), digest_size=16).hexdigest()
