@@ -24,16 +24,20 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+class Uncovered(UserError):
+    """Nothing can be said of a crystal's stability: one of its elements has no reference."""
+
+
 @dataclass(frozen=True)
 class ElementReferences:
-    """Energies of the elements, in eV/atom, and the scale on which they stand."""
+    """Energies of the elements' most stable crystals, in eV/atom. MP2020 corrects compounds only, so its are MP's."""
 
     energies: Mapping[str, float]
-    own_sha256: str | None = None  #: of the one potential they are good for; None: the Materials Project's scale
+    potential_sha256: str | None = None  #: of the potential that gave them; None: the Materials Project
 
     @classmethod
     def from_file(cls, path: str | Path) -> ElementReferences:
-        """From a JSON file (may be gzipped) that maps symbols to ComputedEntry dictionaries, as the Materials Project's.
+        """From JSON (may be gzipped) that maps symbols to pymatgen's ComputedEntry, as the Materials Project has it.
 
         Raises UserError if the file cannot be read or an entry is not one element with its energy.
         """
@@ -55,25 +59,23 @@ class ElementReferences:
         return cls(energies)
 
     @classmethod
-    def from_energies(
-        cls, crystals: Iterable[tuple[Structure, float]], reference: EnergyReference, sha256: str
-    ) -> ElementReferences:
-        """From elemental crystals and their energies (eV per cell) by one potential: the lowest of each element."""
+    def from_energies(cls, crystals: Iterable[tuple[Structure, float]], potential_sha256: str) -> ElementReferences:
+        """From crystals and their energies (eV per cell) by one potential: the lowest of each element's own."""
         energies: dict[str, float] = {}
         for structure, energy in crystals:
             if len(structure.composition) == 1:
                 symbol, per_atom = structure.composition.elements[0].symbol, energy / len(structure)
                 energies[symbol] = min(per_atom, energies.get(symbol, float("inf")))
-        return cls(energies, sha256 if reference is EnergyReference.OWN else None)
+        return cls(energies, potential_sha256)
 
     def formation_energy_per_atom(self, structure: Structure, energy: float, reference: EnergyReference) -> float:
         """Formation energy in eV/atom of a crystal whose energy (eV per cell) stands on the scale `reference`.
 
-        Raises UserError for an element without a reference.
+        Raises Uncovered for an element without a reference.
         """
         composition = structure.composition
         if missing := sorted({element.symbol for element in composition} - set(self.energies)):
-            raise UserError(f"no reference energy for {', '.join(missing)} (of {composition.reduced_formula})")
+            raise Uncovered(f"no reference energy for {', '.join(missing)} (of {composition.reduced_formula})")
         if reference is EnergyReference.MP:
             energy += mp2020_correction(structure)
         return (energy - sum(n * self.energies[e.symbol] for e, n in composition.items())) / len(structure)

@@ -28,6 +28,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
@@ -67,12 +68,10 @@ class Potential:
 
         Raises UserError, naming the row, for an element that the potential does not know.
         """
-        from pymatgen.io.ase import AseAtomsAdaptor
-
         calculator = self.calculator()
         energies = []
         for row, structure in enumerate(structures):
-            atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+            atoms = to_atoms(structure)
             if unknown := self.unknown(atoms.get_chemical_symbols()):
                 raise UserError(f"row {row}, {structure.formula}: {self.name} does not know {', '.join(unknown)}")
             atoms.calc = calculator
@@ -82,6 +81,14 @@ class Potential:
     def to_spec(self) -> str:
         """What another process passes to `load_potential` to have the same potential."""
         return self.source
+
+
+def to_atoms(structure: Structure) -> Atoms:
+    """The same crystal for ase; charges and site properties, which no potential here reads, stay behind."""
+    from ase import Atoms
+
+    symbols = [site.specie.symbol for site in structure]
+    return Atoms(symbols, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True)
 
 
 def load_potential(name_or_dir: str | Path = "chgnet") -> Potential:
