@@ -118,8 +118,8 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str = "prototypes"  #: a file written by `jaxcrystal prepare`, or `prototypes`, the embedded set
-    validation: str = "prototypes"
+    train: str = "prototypes:train"  #: a file written by `jaxcrystal prepare`, or a side of the embedded set
+    validation: str = "prototypes:validation"
     tokens_per_row: int = 1024  #: a row packs as many crystals as fit
     rows_per_batch: int = 8
     validation_rows: int = 64  #: rows on which the validation loss is taken
@@ -154,7 +154,6 @@ class Recipe:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     epochs: float | None = 10.0  #: passes over the training set; None counts `steps` instead
     steps: int | None = None  #: optimizer steps; overrides `epochs`
-    minutes: float | None = None  #: stop after this long, with the schedule fitted to it by measured speed
     seed: int = 0
     log_every: int = 10
     validate_every: int = 200

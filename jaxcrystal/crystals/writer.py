@@ -231,6 +231,33 @@ class Writer:
         """Number of tokens of each text; what packing must know before the rows are written."""
         return (self._slots(examples, draws)[0] != EMPTY).sum(-1)
 
+    def bounds(self, examples: Examples) -> tuple[Int[np.ndarray, "crystals"], Int[np.ndarray, "crystals"]]:
+        """Number of tokens of each crystal's shortest and longest possible text, whatever is drawn; on the host."""
+        t, crystals = self.tables, jax.device_get(examples.crystals)
+        shape = crystals.species.shape
+        nothing = Draws(
+            infill=np.zeros(shape[0], bool),
+            stated=np.full((shape[0], len(ATTRIBUTES)), EMPTY),
+            translation=np.zeros((shape[0], 3), np.uint32),
+            order=np.broadcast_to(np.arange(shape[1]), shape),
+            masked=np.zeros(shape[0], np.int32),
+        )
+        bare = np.asarray(jax.jit(self.lengths)(examples, nothing))
+        sentences = (np.asarray(examples.sentences) != EMPTY).sum((1, 2)) * (self.augment.attribute_probability > 0)
+        # Infilling writes [MASK] for every atom of one element, and the element once more at the end.
+        symbol = (t.elements != EMPTY).sum(1)[crystals.species]
+        same = (crystals.species[:, :, None] == crystals.species[:, None, :]).sum(2)
+        change = same * (len(t.mask) - symbol) + symbol
+        frame = len(t.infill_introduction) + len(t.infill_request) - len(t.introduction) - len(t.request)
+        present = crystals.species > 0
+        most = bare + frame + np.where(present, change, change.min()).max(1)
+        least = bare + frame + np.where(present, change, change.max()).min(1)
+        if self.augment.infill == 0:
+            return bare, bare + sentences
+        if self.augment.infill == 1:
+            return least, most
+        return np.minimum(bare, least), np.maximum(bare + sentences, most)
+
     def write(self, examples: Examples, draws: Draws, length: int) -> Rows:
         """Rows of `length` tokens from examples [rows, slots]: the crystals of a row one after the other.
 

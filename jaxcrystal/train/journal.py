@@ -1,0 +1,25 @@
+"""`metrics.jsonl`: what a run tells of itself, one JSON object a line, in the order in which it happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends to a run's `metrics.jsonl`. Lines beyond the step at which a run goes on are taken out first."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        if path.exists():
+            complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in complete if json.loads(line)["step"] <= step]
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text("".join(kept))
+            unfinished.replace(path)
+
+    def tell(self, event: str, step: int, **values: Any) -> None:
+        """One line, on disk when this returns."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"event": event, "step": step, **values}) + "\n")

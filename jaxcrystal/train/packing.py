@@ -1,0 +1,114 @@
+"""Several crystals in one row: which of them share it.
+
+    row 0   │ crystal 17 ──────────── │ crystal 4 ───── │ crystal 230 ──────── │ · · │
+    row 1   │ crystal 8 ─────────────────────────────── │ crystal 51 ─── │ · · · · · │
+                                                                           padding
+
+The lengths of all texts of an epoch are known before any is written: they follow from the epoch's draws (task and
+sentences), and translation, permutation and digits do not change them. So rows are packed exactly, with no reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
+from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
+from jaxcrystal.errors import UserError
+
+OPEN_ROWS = 64  #: rows that a crystal may still join; more of them pack no tighter and shuffle less
+
+
+def pack(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[list[int]]:
+    """Rows of crystals, each put into the first open row that has room for it (first fit), in the given order."""
+    done: list[list[int]] = []
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for crystal in order:
+        length = int(lengths[crystal])
+        at = next((i for i, left in enumerate(room) if left >= length), None)
+        if at is None:
+            if len(rows) == OPEN_ROWS:
+                fullest = int(np.argmin(room))
+                done.append(rows.pop(fullest))
+                room.pop(fullest)
+            rows.append([])
+            room.append(row_length)
+            at = len(rows) - 1
+        rows[at].append(crystal)
+        room[at] -= length
+    return done + rows
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """A data set as batches of packed rows; epoch `n` of a seed is the same everywhere and whenever it is asked for."""
+
+    examples: Examples  #: numpy arrays of the whole set
+    writer: Writer
+    row_length: int
+    rows_per_batch: int
+    slots: int  #: crystals that a row has room for: as many as the shortest would fill it
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        crystals: CrystalSet,
+        tokenizer: SentencePieceTokenizer,
+        writer: Writer,
+        row_length: int,
+        rows_per_batch: int,
+        seed: int,
+    ) -> Feed:
+        """Raises UserError for an empty set, or if some text could be longer than a row."""
+        if not len(crystals):
+            raise UserError("the data set is empty; nothing can be trained on it")
+        labels = [crystals.attributes(i) for i in range(len(crystals))]
+        examples = Examples(
+            crystals=crystals.batch,
+            sentences=sentence_tokens(tokenizer, labels, writer.text.paper_compat),
+            index=np.arange(len(crystals), dtype=np.int32),
+        )
+        shortest, longest = writer.bounds(examples)
+        worst = int(np.argmax(longest))
+        if longest[worst] > row_length:
+            raise UserError(
+                f"crystal {crystals.ids[worst]} can take {longest[worst]} tokens, a row holds {row_length}; "
+                f"set data.tokens_per_row to {longest[worst]} or more, or prepare with fewer --max-atoms"
+            )
+        return cls(examples, writer, row_length, rows_per_batch, row_length // int(shortest.min()), seed)
+
+    def key(self, epoch: int) -> PRNGKeyArray:
+        """The key of all draws of an epoch; with a crystal's index it decides how that crystal is written."""
+        return jax.random.fold_in(jax.random.key(self.seed), epoch)
+
+    def epoch(self, number: int) -> Int[np.ndarray, "batches rows slots"]:
+        """Which crystals stand in each row of each batch of an epoch; -1 fills slots, and rows of the last batch."""
+        lengths = np.asarray(self._lengths(self.key(number), self.examples))
+        order = np.random.default_rng([self.seed, number]).permutation(len(lengths))
+        rows = pack(lengths, order, self.row_length)
+        batches = -(-len(rows) // self.rows_per_batch)
+        table = np.full((batches * self.rows_per_batch, self.slots), -1, np.int32)
+        for row, crystals in zip(table, rows, strict=False):
+            row[: len(crystals)] = crystals
+        return table.reshape(batches, self.rows_per_batch, self.slots)
+
+    def batch(self, crystals: Int[np.ndarray, "rows slots"]) -> Examples:
+        """The arrays of the crystals of one batch, gathered on the host."""
+        return jax.tree.map(lambda x: x[crystals], self.examples).replace(index=crystals)
+
+    def nothing(self) -> Examples:
+        """A batch of empty rows, to compile for."""
+        return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32))
+
+    @cached_property
+    def _lengths(self) -> Callable[[PRNGKeyArray, Examples], Int[Array, "crystals"]]:
+        return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))

@@ -1,0 +1,143 @@
+"""One step of training, as one compiled program: draw, write, forward, backward, update.
+
+    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ AdamW ──▶ state
+
+What is trained is one collection of the model's variables: `lora` on a frozen `params`, or `params` themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int, PRNGKeyArray
+
+from jaxcrystal.config import OptimizerConfig
+from jaxcrystal.crystals.writer import Examples, Writer
+from jaxcrystal.mesh import replicated
+from jaxcrystal.model.llama import Llama
+from jaxcrystal.train.loss import next_token_loss
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes in training, and the frozen weights beside it."""
+
+    step: Int[Array, ""]
+    trained: dict[str, Any]  #: the collection that is trained
+    frozen: dict[str, Any]  #: the other variables of the model, {"params": ...} or {}
+    optimizer: optax.OptState
+
+
+@struct.dataclass
+class StepMetrics:
+    """What one step tells."""
+
+    loss: Float32[Array, ""]  #: mean over counted tokens, nats
+    tokens: Int[Array, ""]  #: tokens that the loss counted
+    written: Int[Array, ""]  #: tokens that are not padding
+    crystals: Int[Array, ""]
+    grad_norm: Float32[Array, ""]  #: before clipping
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101), linear warm-up then cosine over `steps`, gradients clipped by global norm."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, max(steps - 1, 1)),
+        decay_steps=max(steps, 2),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+    adamw = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """The compiled steps of one model, writer and optimizer on one mesh."""
+
+    model: Llama
+    writer: Writer
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    row_length: int
+
+    @property
+    def collection(self) -> str:
+        """The variables that are trained."""
+        return "params" if self.model.lora is None else "lora"
+
+    def start(self, variables: dict[str, Any]) -> TrainState:
+        """The state before the first step; the optimizer's moments live where the variables do."""
+        frozen = {name: value for name, value in variables.items() if name != self.collection}
+        trained = variables[self.collection]
+        whole = replicated(self.mesh)
+        placed = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda _, weight: weight.sharding,
+            jax.eval_shape(self.optimizer.init, trained),
+            trained,
+            transform_non_params=lambda _: whole,
+        )
+        optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trained)
+        return TrainState(jax.device_put(jnp.int32(0), whole), trained, frozen, optimizer)
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """The model's variables, as `Llama.apply` takes them."""
+        return {**state.frozen, self.collection: state.trained}
+
+    def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        """`step(state, examples, key) -> (state, metrics)` for these shapes and places; it consumes its state."""
+        placed = jax.tree.map(lambda x: x.sharding, state)
+        return self._compile(self._train_step, state, examples, (placed, replicated(self.mesh)), donate_argnums=0)
+
+    def compile_eval(self, state: TrainState, examples: Examples) -> Callable[..., StepMetrics]:
+        """`step(state, examples, key) -> metrics` for these shapes and places."""
+        return self._compile(self._eval_step, state, examples, replicated(self.mesh))
+
+    def _compile(self, step: Callable, state: TrainState, examples: Examples, out: Any, **options: Any) -> Callable:
+        def like(x: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+        key = jax.eval_shape(jax.random.key, 0)
+        jitted = jax.jit(step, out_shardings=out, **options)
+        return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
+
+    def _loss(
+        self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
+    ) -> tuple[Float32[Array, ""], StepMetrics]:
+        rows = self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+        logits, _ = self.model.apply(
+            variables,
+            rows.tokens,
+            rows.positions,
+            rows.segments,
+            deterministic=dropout is None,
+            rngs={} if dropout is None else {"dropout": dropout},
+        )
+        total, tokens = next_token_loss(logits, rows)
+        loss = total / jnp.maximum(tokens, 1)
+        written, crystals = (rows.segments > 0).sum(), (examples.index >= 0).sum()
+        return loss, StepMetrics(loss, tokens, written, crystals, grad_norm=jnp.float32(0))
+
+    def _train_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
+        dropout = jax.random.fold_in(jax.random.fold_in(key, 0xD809), state.step)
+
+        def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
+            return self._loss({**state.frozen, self.collection: trained}, examples, key, dropout)
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.trained)
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        state = state.replace(step=state.step + 1, trained=trained, optimizer=optimizer)
+        return state, metrics.replace(grad_norm=optax.global_norm(grads))
+
+    def _eval_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> StepMetrics:
+        return self._loss(self.variables(state), examples, key, None)[1]
