@@ -201,15 +201,16 @@ def convert(
     tokenizer = source / TOKENIZER_FILE
     if not tokenizer.exists():
         raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
-    config, params = load_hf(source, make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh, dtype)
+    mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             partial = Path(scratch) / "model"
+            config, params = load_hf(source, mesh, dtype)
             describe(partial, config, None, TextFormat(), tokenizer)
             with ocp.CheckpointManager((partial / CHECKPOINTS).resolve()) as manager:
                 manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": params})))
             partial.replace(out)
     except OSError as error:
-        raise UserError(f"cannot write the model directory {out}: {error.strerror}") from None
+        raise UserError(f"cannot write the model directory {out}: {error.strerror} ({error.filename})") from None
     return config

@@ -1,0 +1,178 @@
+"""Model directories: converted, trained on their own, trained as adapters on a base; and what is not one."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.model.checkpoint_map import load_hf
+from jaxcrystal.model.llama import Llama, initialize, param_shardings
+from jaxcrystal.model.saved import convert, describe, load_model
+
+ONE = MeshConfig(1, 1, 1)
+TINY = LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
+LORA = LoraConfig(rank=2, targets=("v_proj", "down_proj"))
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "pieces.model"
+    path.write_bytes(b"pieces")
+    return path
+
+
+def save(directory, step, weights):
+    """As a training run saves: the weights beside what only the run itself reads."""
+    training = ocp.args.StandardSave({"moments": np.ones(3)})
+    with ocp.CheckpointManager((directory / "checkpoints").resolve()) as manager:
+        manager.save(step, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights), training=training))
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_converted(dtype, checkpoint, tmp_path):
+    _, source = checkpoint(shard="20KB")
+    config = convert(source, tmp_path / "new" / "llama", make_mesh(MeshConfig(1, 8, 1)), dtype)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    model = load_model(tmp_path / "new" / "llama", mesh)
+    stated, params = load_hf(source, make_mesh(ONE), dtype)
+    assert model.config == config == stated
+    assert (model.lora, model.adapters, model.step, model.text) == (None, None, 0, TextFormat())
+    assert_equal(model.variables, {"params": params})
+    assert jax.tree.map(lambda x: x.sharding, model.variables) == param_shardings(model.module, mesh)
+    assert model.tokenizer_path.read_bytes() == b"pieces"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["llama"]
+
+
+def test_the_latest_step_of_a_run(tmp_path, tokenizer):
+    run, text = tmp_path / "run", TextFormat(coord_decimals=4)
+    describe(run, TINY, LORA, text, tokenizer)
+    first, last = (initialize(Llama(TINY, LORA), jax.random.key(i), make_mesh(ONE)) for i in range(2))
+    save(run, 9, first)
+    save(run, 10, last)
+    model = load_model(run)
+    assert (model.config, model.lora, model.text, model.step) == (TINY, LORA, text, 10)
+    assert_equal(model.variables, last)
+    assert model.module.apply(model.variables, np.ones((1, 3), int), np.arange(3)[None])[0].shape == (1, 3, 64)
+
+
+def test_adapters_on_a_base_move_with_it(tmp_path, tokenizer, monkeypatch):
+    base, run = tmp_path / "there" / "base", tmp_path / "there" / "runs" / "adapted"
+    describe(base, TINY, None, TextFormat(), tokenizer)
+    params = initialize(Llama(TINY), jax.random.key(0), make_mesh(ONE))
+    save(base, 0, params)
+    monkeypatch.chdir(tmp_path)
+    describe(run, TINY, LORA, TextFormat(), tokenizer, base="there/base")
+    adapters = initialize(Llama(TINY, LORA), jax.random.key(1), make_mesh(ONE), ["lora"])
+    save(run, 5, adapters)
+    assert_equal(load_model(run).variables, params | adapters)
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    assert_equal(load_model(tmp_path / "elsewhere" / "runs" / "adapted").variables, params | adapters)
+    shutil.rmtree(tmp_path / "elsewhere" / "base")
+    with pytest.raises(UserError, match=r"the base of .*adapted: .*elsewhere/base/checkpoints holds no checkpoint"):
+        load_model(tmp_path / "elsewhere" / "runs" / "adapted")
+
+
+def test_describing_again(tmp_path, tokenizer):
+    run = tmp_path / "run"
+    describe(run, TINY, LORA, TextFormat(), tokenizer)
+    before = (run / "model.json").stat().st_mtime_ns
+    describe(run, TINY, LORA, TextFormat(), tokenizer)
+    assert (run / "model.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"already holds another model \(lora is .*'rank': 2.*'rank': 3"):
+        describe(run, TINY, dataclasses.replace(LORA, rank=3), TextFormat(), tokenizer)
+
+
+def test_directories_that_are_not_ours(checkpoint, tmp_path, tokenizer):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds 'thesis.tex' and no model.json"):
+        describe(foreign, TINY, None, TextFormat(), tokenizer)
+    _, source = checkpoint()
+    with pytest.raises(UserError, match="exists and is not an empty directory"):
+        convert(source, foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+    # Below a file no directory can be made, whoever asks; permissions would not stop a test that runs as root.
+    with pytest.raises(UserError, match=r"cannot write the model directory .*Not a directory"):
+        describe(foreign / "thesis.tex" / "run", TINY, None, TextFormat(), tokenizer)
+    with pytest.raises(UserError, match=r"cannot write the model directory .*thesis.tex"):
+        convert(source, foreign / "thesis.tex" / "run")
+
+
+def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path):
+    _, source = checkpoint()
+    out = tmp_path / "models" / "out"
+    out.parent.mkdir()
+    (source / "tokenizer.model").rename(source / "tokenizer")
+    with pytest.raises(UserError, match=r"has no tokenizer.model; put the model's SentencePiece file there"):
+        convert(source, out)
+    (source / "tokenizer").rename(source / "tokenizer.model")
+    (source / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds neither model.safetensors"):
+        convert(source, out)
+    assert not list(out.parent.iterdir())
+
+
+def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenizer):
+    with pytest.raises(
+        UserError, match=r"nowhere is not a model directory: model.json: No such file.*`jaxcrystal convert`"
+    ):
+        load_model(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    describe(run, TINY, None, TextFormat(), tokenizer)
+    with pytest.raises(UserError, match=r"run/checkpoints holds no checkpoint; .*`jaxcrystal train`"):
+        load_model(run)
+    (run / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"run is not complete: tokenizer.model is missing"):
+        load_model(run)
+    (run / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model.json is not valid JSON"):
+        load_model(run)
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_parameter_by_parameter(tmp_path, tokenizer):
+    run = tmp_path / "run"
+    describe(run, dataclasses.replace(TINY, vocab_size=62, tie_word_embeddings=True), None, TextFormat(), tokenizer)
+    save(run, 0, initialize(Llama(TINY), jax.random.key(0), make_mesh(ONE)))
+    with pytest.raises(UserError) as error:
+        load_model(run)
+    assert str(error.value).split("\n  ")[1:] == [
+        "params/embed_tokens/embedding: expected [62, 32], found [64, 32]",
+        "params/lm_head/kernel: expected nothing, found [32, 64]",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["data", "metadata"])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path, tokenizer):
+    run = tmp_path / "run"
+    describe(run, TINY, None, TextFormat(), tokenizer)
+    save(run, 3, initialize(Llama(TINY), jax.random.key(0), make_mesh(ONE)))
+    weights = run / "checkpoints" / "3" / "weights"
+    if damage == "metadata":
+        (weights / "_METADATA").write_text(json.dumps({})[:1])
+    else:
+        for path in weights.rglob("*"):
+            if path.is_file() and path.parent.name == "d":
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*checkpoints/3/weights: .*remove it"):
+        load_model(run)
