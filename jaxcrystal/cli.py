@@ -1,0 +1,258 @@
+"""The command line: one command a verb, each a thin call of the function that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxcrystal import __version__
+from jaxcrystal.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit codes: 0 done, 1 bad input (one line says what), 2 usage, 130 interrupted."""
+    args = _parser().parse_args(arguments)
+    # A pipe may close early (`| head`); JAX's and torch's own chatter is no message of ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"jaxcrystal {args.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"jaxcrystal {args.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxcrystal",
+        description="Designs crystals with language models: prepare data, train, sample, evaluate.",
+        epilog="Start with `jaxcrystal demo`; `jaxcrystal VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxcrystal {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run, summary: str, detail: str = "") -> argparse.ArgumentParser:  # noqa: ANN001
+        command = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {detail}".strip(),
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+        return command
+
+    _add_prepare(verb)
+    _add_convert(verb)
+    _add_train(verb)
+    _add_sample(verb)
+    _add_evaluate(verb)
+    _add_doctor(verb)
+    _add_demo(verb)
+    return parser
+
+
+def _add_prepare(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "prepare",
+        _prepare,
+        "check crystals, reduce them to the Niggli cell, store them",
+        "INPUT is a CSV or parquet file with a `cif` column, a folder of CIFs, an extxyz file, or the word prototypes "
+        "(the data set that comes with the package). Each becomes DIR/<its name>.parquet; DIR/report.json and "
+        "DIR/left_out.csv tell what was left out and why.",
+    )
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or `prototypes`")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    command.add_argument("--no-niggli", dest="niggli", action="store_false", help="keep the cells as they are")
+    command.add_argument("--max-atoms", type=int, default=20, metavar="N", help="leave larger cells out; 0: none")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from jaxcrystal.crystals.prepare import prepare
+
+    report = prepare(
+        args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers
+    )
+    print(report)
+
+
+def _add_convert(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "convert",
+        _convert,
+        "turn a Hugging Face LLaMA directory into a model directory",
+        "SOURCE holds config.json, safetensors (one file or sharded by index) and tokenizer.model.",
+    )
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the Hugging Face directory")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.model.saved import convert
+
+    config = convert(args.source, args.out, make_mesh(MeshConfig()), args.dtype)
+    print(
+        f"{args.out}: {config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces; "
+        f"fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`"
+    )
+
+
+def _add_train(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "train",
+        _train,
+        "fine-tune a LLaMA with adapters, or train a small one from random weights",
+        "CONFIG is a YAML recipe (see configs/). A run that was stopped goes on when it is started again.",
+    )
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, for example optimizer.learning_rate=1e-3; may be repeated",
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import Recipe, load
+    from jaxcrystal.train.loop import train
+
+    report = train(load(Recipe, args.config, args.set))
+    print(
+        f"{report.steps} steps, loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}; "
+        f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
+    )
+
+
+def _add_sample(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "sample",
+        _sample,
+        "draw new crystals from a model",
+        "Every attempt becomes a row of --out, with its text, status, log-probability and CIF; a run that was stopped "
+        "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once.",
+    )
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs")
+    wishes = command.add_argument_group("conditions, stated in the prompt")
+    wishes.add_argument("--formula", metavar="F", help="for example LiFePO4")
+    wishes.add_argument("--elements", metavar="A,B", help="for example Li,O")
+    wishes.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
+    wishes.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
+    wishes.add_argument("--band-gap", type=float, metavar="X", help="eV")
+    wishes.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
+    command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
+    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that are drawn at once")
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from jaxcrystal.sample.sampling import sample
+
+    conditions = {
+        "pretty_formula": args.formula,
+        "elements": args.elements and args.elements.replace(" ", "").split(","),
+        "spacegroup.number": args.spacegroup,
+        "formation_energy_per_atom": args.formation_energy,
+        "band_gap": args.band_gap,
+        "e_above_hull": args.e_above_hull,
+    }
+    report = sample(
+        args.model,
+        args.num,
+        args.out,
+        conditions={name: value for name, value in conditions.items() if value is not None},
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        slots=args.slots,
+        max_new_tokens=args.max_new_tokens,
+    )
+    print(report)
+
+
+def _add_evaluate(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "evaluate",
+        _evaluate,
+        "say which crystals would exist",
+        "SAMPLES is what `sample` wrote, or any CSV or parquet with a `cif` column, a folder of CIFs, or extxyz. Writes "
+        "structures.parquet (a row an attempt), metrics.json (sums over it) and report.html to --out.",
+    )
+    command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
+    command.add_argument("--reference", metavar="FILE", help="crystals to compare distributions with")
+    command.add_argument("--protocol", default="cdvae", metavar="P", help="the conventions to judge by")
+    command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
+    command.add_argument("--hull", metavar="FILE", help="competing phases: adds the distance to the hull")
+    command.add_argument("--references", metavar="FILE", help="elemental reference entries of the hull")
+    command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
+    command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from jaxcrystal.evaluate.evaluation import evaluate
+
+    evaluate(
+        args.samples,
+        args.out,
+        train=args.train,
+        reference=args.reference,
+        protocol=args.protocol,
+        potential=args.potential,
+        hull=args.hull,
+        references=args.references,
+        fmax=args.fmax,
+        max_steps=args.max_steps,
+        limit=args.limit,
+        workers=args.workers,
+    )
+
+
+def _add_doctor(verb) -> None:  # noqa: ANN001
+    command = verb("doctor", _doctor, "check this installation: versions, devices, tokens, potentials")
+    command.add_argument("--potential", default="chgnet", metavar="P", help="`chgnet` or a matgl directory")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from jaxcrystal.doctor import doctor
+
+    return 0 if doctor(args.potential) else 1
+
+
+def _add_demo(verb) -> None:  # noqa: ANN001
+    command = verb(
+        "demo",
+        _demo,
+        "train, sample, evaluate and report, small and offline, in minutes",
+        "Ends with DIR/report/report.html. A demo that was stopped goes on when it is started again.",
+    )
+    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from jaxcrystal.demo import demo
+
+    demo(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
