@@ -72,7 +72,8 @@ def read(origin: str | Path) -> list[Source]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not rows:
         raise UserError(f"{path} is empty: it holds no structure; give {_KINDS}")
-    return [Source(path.stem if path.is_file() else path.name, str(path), digest.hexdigest(), tuple(rows), ignored)]
+    part = path.stem if path.is_file() else path.resolve().name  # "." has a name too
+    return [Source(part, str(path), digest.hexdigest(), tuple(rows), ignored)]
 
 
 def _file_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
