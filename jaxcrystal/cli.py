@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxcrystal import __version__
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxcrystal {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run, summary: str, detail: str = "") -> argparse.ArgumentParser:  # noqa: ANN001
+    def verb(name: str, run: Callable, summary: str, detail: str = "") -> argparse.ArgumentParser:
         command = verbs.add_parser(
             name,
             help=summary,
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_prepare(verb) -> None:  # noqa: ANN001
+def _add_prepare(verb: Callable) -> None:
     command = verb(
         "prepare",
         _prepare,
@@ -78,13 +78,11 @@ def _add_prepare(verb) -> None:  # noqa: ANN001
 def _prepare(args: argparse.Namespace) -> None:
     from jaxcrystal.crystals.prepare import prepare
 
-    report = prepare(
-        args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers
-    )
+    report = prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers)
     print(report)
 
 
-def _add_convert(verb) -> None:  # noqa: ANN001
+def _add_convert(verb: Callable) -> None:
     command = verb(
         "convert",
         _convert,
@@ -108,7 +106,7 @@ def _convert(args: argparse.Namespace) -> None:
     )
 
 
-def _add_train(verb) -> None:  # noqa: ANN001
+def _add_train(verb: Callable) -> None:
     command = verb(
         "train",
         _train,
@@ -136,7 +134,7 @@ def _train(args: argparse.Namespace) -> None:
     )
 
 
-def _add_sample(verb) -> None:  # noqa: ANN001
+def _add_sample(verb: Callable) -> None:
     command = verb(
         "sample",
         _sample,
@@ -146,7 +144,9 @@ def _add_sample(verb) -> None:  # noqa: ANN001
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
-    command.add_argument("--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs")
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
+    )
     wishes = command.add_argument_group("conditions, stated in the prompt")
     wishes.add_argument("--formula", metavar="F", help="for example LiFePO4")
     wishes.add_argument("--elements", metavar="A,B", help="for example Li,O")
@@ -186,12 +186,12 @@ def _sample(args: argparse.Namespace) -> None:
     print(report)
 
 
-def _add_evaluate(verb) -> None:  # noqa: ANN001
+def _add_evaluate(verb: Callable) -> None:
     command = verb(
         "evaluate",
         _evaluate,
         "say which crystals would exist",
-        "SAMPLES is what `sample` wrote, or any CSV or parquet with a `cif` column, a folder of CIFs, or extxyz. Writes "
+        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, or extxyz. Writes "
         "structures.parquet (a row an attempt), metrics.json (sums over it) and report.html to --out.",
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
@@ -227,7 +227,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
 
 
-def _add_doctor(verb) -> None:  # noqa: ANN001
+def _add_doctor(verb: Callable) -> None:
     command = verb("doctor", _doctor, "check this installation: versions, devices, tokens, potentials")
     command.add_argument("--potential", default="chgnet", metavar="P", help="`chgnet` or a matgl directory")
 
@@ -238,7 +238,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if doctor(args.potential) else 1
 
 
-def _add_demo(verb) -> None:  # noqa: ANN001
+def _add_demo(verb: Callable) -> None:
     command = verb(
         "demo",
         _demo,

@@ -1,0 +1,86 @@
+"""Is this installation sound? Each line is a check that was run just now, with what it found."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxcrystal import __version__
+from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.crystals import dataset, prompts
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.writer import Examples, TokenTables, Writer, sentence_tokens
+from jaxcrystal.errors import UserError
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "pymatgen", "torch", "matgl", "chgnet", "smact", "spglib")
+
+
+def doctor(potential: str = "chgnet") -> bool:
+    """Prints a line for every check; True if none failed."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("versions", _versions),
+        ("devices", _devices),
+        ("tokens", _tokens),
+        ("potential", lambda: _potential(potential)),
+    ]
+    sound = True
+    for name, check in checks:
+        try:
+            print(f"ok      {name}: {check()}")
+        except UserError as error:
+            sound = False
+            print(f"FAILED  {name}: {error}")
+    return sound
+
+
+def _versions() -> str:
+    found = [f"jaxcrystal {__version__}", f"Python {platform.python_version()}"]
+    missing = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        found.append(f"not installed: {', '.join(missing)} (install jaxcrystal[evaluate] to judge crystals here)")
+    return ", ".join(found)
+
+
+def _devices() -> str:
+    devices = jax.devices()
+    total = float(jax.jit(lambda x: (x @ x).sum())(np.ones((64, 64), np.float32)))
+    if total != 64**3:
+        raise UserError(f"{devices[0].device_kind} multiplies wrongly: {total} instead of {64**3}")
+    return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
+
+
+def _tokens() -> str:
+    """The device's tokens of embedded crystals against the tokenizer's."""
+    tokenizer, crystals = load_tokenizer("compact"), dataset.load("prototypes:validation")
+    writer = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(translate=False, infill=0, attributes=()))
+    labels = [crystals.attributes(i) for i in range(len(crystals))]
+    examples = Examples(crystals.batch, sentence_tokens(tokenizer, labels), np.arange(len(crystals)))
+    row = jax.tree.map(lambda x: x[:, None], examples)
+    length = int(writer.bounds(examples)[1].max())
+    rows = jax.jit(lambda e: writer.write(e, writer.draw(jax.random.key(0), e), length))(row)
+    for i, tokens in enumerate(np.asarray(rows.tokens)):
+        text = prompts.generation(crystals.crystal(i), {}, TextFormat())
+        expected = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        if tokens[: len(expected)].tolist() != expected:
+            raise UserError(f"{crystals.ids[i]} is written otherwise on the device than by the tokenizer: report this")
+    return f"{len(crystals)} crystals written on the device as the tokenizer writes them"
+
+
+def _potential(name: str) -> str:
+    from jaxcrystal.evaluate.potentials import load_potential
+
+    potential = load_potential(name)
+    note = f", {potential.note}" if potential.note else ""
+    return (
+        f"{potential.name} passes its self-check (worst error {potential.check.worst:.3f} eV/atom{note}), "
+        f"{len(potential.elements)} elements, energies on the scale {potential.reference}"
+    )

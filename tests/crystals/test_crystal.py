@@ -1,0 +1,97 @@
+"""A crystal keeps what it is given, to the last bit of its grid, and refuses what is none."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
+from pymatgen.core.periodic_table import Element
+
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, CrystalBatch, cell_volume
+from jaxcrystal.errors import UserError
+
+SALT = Crystal([5.64] * 3, [90] * 3, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+@st.composite
+def crystals(draw, max_atoms: int = 20) -> Crystal:
+    """Any crystal that the text format can hold."""
+    n = draw(st.integers(1, max_atoms))
+    number = st.floats(0, 1, exclude_max=True)
+    cell = st.floats(1, 99.9)
+    angles = draw(st.tuples(*[st.floats(40, 110)] * 3).filter(lambda a: cell_volume(np.ones(3), np.array(a)) > 1e-2))
+    species = draw(st.lists(st.integers(1, 118), min_size=n, max_size=n))
+    coords = draw(st.lists(st.tuples(number, number, number), min_size=n, max_size=n))
+    return Crystal([draw(cell) for _ in range(3)], angles, species, coords)
+
+
+def test_elements_are_the_periodic_table():
+    assert len(ELEMENTS) == 119
+    assert all(Element.from_Z(z).symbol == ELEMENTS[z] for z in range(1, 119))
+
+
+@given(crystals())
+@settings(max_examples=200, deadline=None)
+def test_the_device_holds_the_same_crystal(crystal):
+    batch = jax.device_put(CrystalBatch.from_crystals([SALT, crystal], max_atoms=24))
+    assert batch.crystal(1) == crystal and batch.crystal(0) == SALT
+    assert not np.asarray(batch.species[1, len(crystal) :]).any()
+
+
+@given(crystals())
+@settings(max_examples=100, deadline=None)
+def test_construction_is_idempotent_and_wraps(crystal):
+    again = Crystal(crystal.lengths, crystal.angles, crystal.species, crystal.frac_coords + np.array([1, -2, 3]))
+    assert again == crystal
+    assert ((crystal.frac_coords >= 0) & (crystal.frac_coords < 1)).all()
+
+
+@given(crystals(max_atoms=4))
+@settings(max_examples=50, deadline=None)
+def test_pymatgen_and_back(crystal):
+    structure = crystal.to_structure()
+    assert structure.volume == pytest.approx(crystal.volume, rel=1e-9)
+    back = Crystal.from_structure(structure)
+    np.testing.assert_allclose(back.lengths, crystal.lengths, atol=1e-6)
+    np.testing.assert_allclose(back.angles, crystal.angles, atol=1e-6)
+    assert (back.species == crystal.species).all() and (back.frac_coords == crystal.frac_coords).all()
+
+
+def test_cif_is_read_back_by_pymatgen():
+    structure = Structure.from_str(SALT.to_cif(), fmt="cif")
+    assert Crystal.from_structure(structure) == SALT
+
+
+def test_nearly_one_wraps_to_zero_and_120_is_not_rounded_up():
+    crystal = Crystal([3, 3, 5], [90, 90, 119.99999999999], [6], [[1 - 1e-12, -1e-17, 1.25]])
+    assert crystal.frac_coords.tolist() == [[0, 0, 0.25]]
+    assert crystal.angles[2] < 120
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": [5, np.nan, 5]}, "not a finite number"),
+        ({"lengths": [5, 0, 5]}, "between 0 and 256"),
+        ({"lengths": [5, 300, 5]}, "between 0 and 256"),
+        ({"angles": [90, 90, 180]}, "between 0 and 180"),
+        ({"angles": [30, 30, 120]}, "no cell closes"),
+        ({"species": [11, 119]}, "1 to 118"),
+        ({"frac_coords": [[0, 0, np.inf], [0, 0, 0]]}, "not a finite number"),
+        ({"frac_coords": [[0, 0, 0]]}, r"\(2, 3\)"),
+        ({"lengths": [5, 5]}, "3 lengths"),
+    ],
+)
+def test_what_is_no_crystal_is_refused(changes, message):
+    good = {"lengths": [5.64] * 3, "angles": [90] * 3, "species": [11, 17], "frac_coords": [[0, 0, 0], [0.5] * 3]}
+    with pytest.raises(UserError, match=message):
+        Crystal(**(good | changes))
+
+
+def test_structures_that_are_not_ordered_are_refused():
+    mixed = Structure(Lattice.cubic(3), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
+    with pytest.raises(UserError, match="partially occupied"):
+        Crystal.from_structure(mixed)
+    with pytest.raises(UserError, match="more than the 1"):
+        CrystalBatch.from_crystals([SALT], max_atoms=1)
