@@ -13,16 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, RopeScaling
+from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model.attention import Cache, Past, attend, visible
 from jaxcrystal.model.lora import Linear, check_targets
-
-Rotation = tuple[Float32[Array, "batch time 1 half"], Float32[Array, "batch time 1 half"]]
+from jaxcrystal.model.rotary import Rotation, rotary, rotate
 
 
 class Llama(nn.Module):
@@ -191,40 +189,6 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return scale.astype(x.dtype) * wide.astype(x.dtype)
-
-
-def rotary(config: LlamaConfig, positions: Int[Array, "batch time"]) -> Rotation:
-    """Cosine and sine of position · frequency (RoPE, arXiv 2104.09864)."""
-    angles = positions[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotary_frequencies(config: LlamaConfig) -> Float32[np.ndarray, " half"]:
-    """theta^(-2i / head_dim), rescaled as the config says, in transformers' order of float32 operations."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    slowed = frequencies / np.float32(scaling.factor)
-    return slowed if scaling.rope_type == "linear" else _llama3(frequencies, slowed, scaling)
-
-
-def _llama3(frequencies: np.ndarray, slowed: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """LLaMA 3.1: long waves slowed, short ones kept, those between blended by how often they fit the old context."""
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
-    blend = np.clip((turns - low) / (high - low), 0, 1)
-    return ((1 - blend) * slowed + blend * frequencies).astype(np.float32)
-
-
-def rotate(
-    x: Float[Array, "batch time heads head_dim"], rotation: Rotation
-) -> Float[Array, "batch time heads head_dim"]:
-    """Turns the pairs (i, i + dim / 2) by the angles of `rotation`."""
-    cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def abstract_variables(model: Llama, mesh: Mesh) -> dict[str, Any]:

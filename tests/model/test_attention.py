@@ -24,12 +24,16 @@ CONFIG = LlamaConfig(
 PREFIX, LENGTHS = 6, np.array([11, 4, 7, 1])
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["scanned", "unrolled"])
-def llama(request):
-    model = Llama(dataclasses.replace(CONFIG, scan_layers=request.param))
-    variables = initialize(model, jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
+@pytest.fixture(scope="module")
+def variables():
+    drawn = initialize(Llama(CONFIG), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
     # Initial weights are so small that attention is nearly uniform; larger ones make a wrong mask visible.
-    variables = jax.tree.map(lambda x: 3 * x, variables)
+    return jax.tree.map(lambda x: 3 * x, drawn)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["scanned", "unrolled"])
+def llama(variables, request):
+    model = Llama(dataclasses.replace(CONFIG, scan_layers=request.param))
     return jax.jit(lambda *args, **kwargs: model.apply(variables, *args, **kwargs))
 
 

@@ -1,5 +1,7 @@
 """Adapters against PEFT, merged against apart, and dropout where and only where it belongs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,11 +48,12 @@ def test_logits_equal_peft_and_the_merged_model(targets, checkpoint):
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     scale = np.abs(expected).max()
-    found, _ = model.apply({"params": params, "lora": adapters}, tokens, positions)
+    found, _ = jax.jit(model.apply)({"params": params, "lora": adapters}, tokens, positions)
     assert np.abs(found - expected).max() < 1e-5 * scale
-    merged, _ = Llama(model.config).apply({"params": merge(params, adapters, model.lora)}, tokens, positions)
+    bare_apply = jax.jit(Llama(model.config).apply)
+    merged, _ = bare_apply({"params": merge(params, adapters, model.lora)}, tokens, positions)
     assert np.abs(merged - expected).max() < 1e-5 * scale
-    bare, _ = Llama(model.config).apply({"params": params}, tokens, positions)
+    bare, _ = bare_apply({"params": params}, tokens, positions)
     assert np.abs(bare - expected).max() > 0.05 * scale
 
 
@@ -101,10 +104,13 @@ def test_dropout_differs_between_layers_and_keys(checkpoint):
     tokens = np.arange(20).reshape(2, 10)
     positions = np.broadcast_to(np.arange(10), tokens.shape)
 
-    def logits(key: int | None) -> np.ndarray:
-        rngs = None if key is None else {"dropout": jax.random.key(key)}
+    @partial(jax.jit, static_argnums=1)
+    def apply(key: jax.Array, deterministic: bool) -> jax.Array:
         variables = {"params": params, "lora": adapters}
-        return np.asarray(model.apply(variables, tokens, positions, deterministic=key is None, rngs=rngs)[0])
+        return model.apply(variables, tokens, positions, deterministic=deterministic, rngs={"dropout": key})[0]
+
+    def logits(key: int | None) -> np.ndarray:
+        return np.asarray(apply(jax.random.key(key or 0), key is None))
 
     np.testing.assert_array_equal(logits(1), logits(1))
     assert not np.allclose(logits(1), logits(2)) and not np.allclose(logits(1), logits(None))
