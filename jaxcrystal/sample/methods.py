@@ -1,8 +1,8 @@
 """Sampling methods: each maps the logits of the next token to other logits, and the engine draws from their softmax.
 
-A method is a frozen dataclass that is called with `[rows, vocabulary]` logits and returns logits of the same shape, -inf
-where a token may not come. Methods compose by being applied one after the other: `(Temperature(0.9), TopP(0.9))` is
-the paper's setting. Rows never mix, so what a crystal becomes does not depend on its neighbours.
+A method is a frozen dataclass that is called with `[rows, vocabulary]` logits and returns logits of the same shape,
+-inf where a token may not come. Methods compose by being applied one after the other: `(Temperature(0.9), TopP(0.9))`
+is the paper's setting. Rows never mix, so what a crystal becomes does not depend on its neighbours.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""From a model directory to a ledger of crystals: `jaxcrystal sample`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt32
+from tqdm import tqdm
+
+from jaxcrystal.config import to_dict
+from jaxcrystal.crystals.prompts import generation_prompt
+from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
+from jaxcrystal.errors import UserError
+from jaxcrystal.model.saved import SavedModel, load_model
+from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge, p1_cif, reduced_formula
+from jaxcrystal.sample.engine import Draw, Ending, Engine
+from jaxcrystal.sample.ledger import Ledger, Request
+from jaxcrystal.sample.methods import Method, Temperature, TopP
+
+LONGEST_TEXT = 1024  #: tokens that are allowed by default; 20 atoms with 6 decimals take about 600
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What came of a run."""
+
+    out: Path
+    counts: dict[str, int]  #: attempts by status; they add up to the number asked for
+    resumed: int  #: of them, those that an earlier run had drawn
+    seconds: float  #: for the others, compilation included
+
+    @property
+    def attempts(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def ok(self) -> int:
+        return self.counts.get(OK, 0)
+
+
+def sample(
+    model_dir: str | Path,
+    num: int,
+    out: str | Path,
+    *,
+    conditions: Mapping[str, Any] | None = None,
+    temperature: float = 0.9,
+    top_p: float = 0.9,
+    seed: int = 0,
+    slots: int = 64,
+    max_new_tokens: int | None = None,
+    mesh: Mesh | None = None,
+) -> SampleReport:
+    """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`.
+
+    `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
+    `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. Temperature and top-p are by default the
+    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 1,024.
+
+    Raises UserError for settings out of range, a prompt that the context cannot hold, and as `load_model` and `Ledger`.
+    """
+    if num < 1:
+        raise UserError(f"num is {num}; it must be at least 1")
+    methods: tuple[Method, ...] = (Temperature(temperature), TopP(top_p))
+    conditions = dict(conditions or {})
+    model = load_model(model_dir, mesh)
+    tokenizer = load_tokenizer(model.tokenizer_path)
+    prompt = generation_prompt(conditions, model.text.paper_compat)
+    prompt_tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(LONGEST_TEXT, model.config.max_position_embeddings - len(prompt_tokens)))
+    engine = Engine(
+        model,
+        end_id=tokenizer.eos_id,
+        methods=methods,
+        slots=min(slots, num),
+        max_new_tokens=max_new_tokens,
+        mesh=mesh,
+    )
+    request = Request(
+        model=fingerprint(model, tokenizer),
+        prompt=prompt,
+        conditions=json.dumps(conditions),
+        methods=[repr(method) for method in methods],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        num=num,
+    )
+    draws = engine.draw(prompt_tokens, seed, range(num))  # refuses before anything is written
+    ledger = Ledger(out, request)
+    resumed, start = len(ledger), time.monotonic()
+    if resumed:
+        draws = engine.draw(prompt_tokens, seed, range(resumed, num))
+    for attempt in _with_progress((_attempt(draw, request, tokenizer) for draw in draws), ledger):
+        ledger.append(attempt)
+    ledger.finish()
+    return SampleReport(Path(out), dict(sorted(ledger.counts.items())), resumed, time.monotonic() - start)
+
+
+def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
+    """A hash of all that a model writes depends on: shape, every bit of its weights, tokenizer. The same on any mesh."""
+
+    @jax.jit
+    def checksum(x: Array) -> UInt32[Array, ""]:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+        return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # modulo 2³²: exact in any order of summation
+
+    description = [to_dict(model.config), model.lora and to_dict(model.lora), tokenizer.sha256]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
+        description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
+
+
+def _attempt(draw: Draw, request: Request, tokenizer: SentencePieceTokenizer) -> Attempt:
+    finished = draw.ending is Ending.FINISHED
+    text = tokenizer.decode(draw.tokens[:-1] if finished else draw.tokens)
+    crystal = None
+    if finished:
+        status, crystal = judge(text)
+    else:
+        status = TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS
+    return Attempt(
+        index=draw.index,
+        seed=request.seed,
+        prompt=request.prompt,
+        conditions=request.conditions,
+        text=text,
+        status=status,
+        log_probability=draw.log_probability if math.isfinite(draw.log_probability) else None,
+        tokens=len(draw.tokens),
+        formula=None if crystal is None else reduced_formula(crystal),
+        cif=None if crystal is None else p1_cif(crystal),
+    )
+
+
+def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Attempt]:
+    """Crystals/s, time left, the share that is ok, and the last crystal's formula."""
+    formula = ""
+    with tqdm(attempts, total=ledger.request.num, initial=len(ledger), unit="crystal", smoothing=0.1) as bar:
+        for attempt in bar:
+            yield attempt
+            formula = attempt.formula or formula
+            bar.set_postfix_str(f"ok {ledger.counts[OK] / len(ledger):.0%} {formula}", refresh=False)
