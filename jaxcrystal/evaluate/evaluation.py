@@ -1,0 +1,202 @@
+"""The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
+
+Three files are written: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; `report.html`,
+for the eye. Relaxations are kept in `relaxations/`, so that a run that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate import report
+from jaxcrystal.evaluate.metrics import metrics_from_table
+from jaxcrystal.evaluate.protocols import protocol_named
+from jaxcrystal.evaluate.samples import SampleSet, read
+from jaxcrystal.evaluate.table import Provenance, describe, write_table
+from jaxcrystal.evaluate.uniqueness import group_ids, matches
+
+if TYPE_CHECKING:
+    from jaxcrystal.evaluate.hull import Hull
+    from jaxcrystal.evaluate.relaxations import RelaxationSettings
+
+
+def evaluate(
+    samples_path: str | Path,
+    out_dir: str | Path,
+    *,
+    train: str | Path | None = None,
+    reference: str | Path | None = None,
+    protocol: str = "cdvae",
+    potential: str | None = None,
+    hull: str | Path | None = None,
+    references: str | Path | None = None,
+    fmax: float = 0.1,
+    max_steps: int = 500,
+    workers: int = 2,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
+
+    - `train`: crystals that count as known; adds novelty.
+    - `reference`: crystals whose distributions the report shows beside those of the samples.
+    - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
+    - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
+      a table of formation energies on their scale; without, a set of crystals, which the potential itself then labels.
+
+    Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
+    """
+    convention = protocol_named(protocol)
+    if hull is not None and potential is None:
+        raise UserError(f"the hull {hull} needs a potential: what is placed against it is a relaxed crystal's energy")
+    if references is not None and hull is None:
+        raise UserError(f"the element references {references} need a hull: they place energies on its scale")
+    out = _writable(Path(out_dir))
+    judge = phases = None
+    if potential is not None:
+        from jaxcrystal.evaluate.potentials import load_potential
+
+        judge = load_potential(potential)
+    if references is not None:
+        from jaxcrystal.evaluate.hull import ElementReferences, Hull
+
+        phases = Hull.from_table(hull, ElementReferences.from_file(references))
+        phases.require_same_scale(judge)
+
+    samples = read(samples_path, workers=workers, limit=limit)
+    versions = _programs() | {"samples": _fingerprint(samples)}
+    table = describe(samples.samples, convention, workers=workers)
+    sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
+    table["group"] = pd.array(group_ids(sound), dtype="Int64")
+    table["unique"] = (table["group"].notna() & ~table["group"].duplicated()).astype(bool)
+    if train is not None:
+        known = read(train, workers=workers)
+        versions["train"] = _fingerprint(known)
+        table = _with_novelty(table, sound, known)
+    if judge is not None:
+        from jaxcrystal.evaluate.relaxations import RelaxationSettings
+        from jaxcrystal.evaluate.stability import assess
+
+        settings = RelaxationSettings(fmax, max_steps)
+        if hull is not None and phases is None:
+            phases = _labelled_hull(hull, judge, sound, settings, workers, out / "relaxations")
+        rows = assess(
+            [crystal.to_structure() for crystal in sound if crystal is not None],
+            judge,
+            phases,
+            fmax=fmax,
+            max_steps=max_steps,
+            workers=workers,
+            cache_dir=out / "relaxations",
+        )
+        table = _with_stability(table, rows, placed=phases is not None)
+        versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
+    if phases is not None:
+        versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
+    compared = None
+    if reference is not None:
+        others = read(reference, workers=workers)
+        versions["reference"] = _fingerprint(others)
+        compared = describe(others.samples, convention, symmetry=False, workers=workers)
+
+    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name)
+    metrics = metrics_from_table(table, provenance)
+    write_table(table, provenance, out / "structures.parquet")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report.write(out / "report.html", table, metrics, reference=compared, title=samples.path.name)
+    print(summary(metrics))
+    print(f"written to {out}: structures.parquet, metrics.json, report.html")
+    return metrics
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The rates with their 95 % intervals, and what failed, as lines for a terminal."""
+    counts = metrics["counts"]
+    lines = [f"{counts['attempts']} attempts, protocol {metrics['protocol']}"]
+    for name, (low, high) in metrics["confidence_95"].items():
+        value: Any = metrics
+        for part in name.split("."):
+            value = value[part]
+        form = ".3f" if name.endswith(".median") else ".1%"
+        lines.append(f"  {name:<32} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
+    failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
+    failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}
+    lines += [f"  {n:>6} {name}" for name, n in failed.items()]
+    return "\n".join(lines)
+
+
+def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known: SampleSet) -> pd.DataFrame:
+    """Adds `novel`, which only a sound crystal can be, and `known_as`, the training crystal that a sample matches."""
+    found = matches(crystals, [sample.crystal for sample in known.samples])
+    return table.assign(
+        novel=[crystal is not None and i is None for crystal, i in zip(crystals, found, strict=True)],
+        known_as=[None if i is None else known.samples[i].id for i in found],
+    )
+
+
+def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -> pd.DataFrame:
+    """Adds the columns of `StabilityRow`; `rows` are those of the structurally valid attempts, in their order.
+
+    Without a hull (`placed` false) nothing was asked of it, and its columns are absent.
+    """
+    found = pd.DataFrame([asdict(row) for row in rows], index=table.index[table["structural_valid"]])
+    names = {"outcome": "relaxation", "reason": "relaxation_reason", "cif": "relaxed_cif", "fmax": "largest_force"}
+    found = found.rename(columns=names).reindex(table.index)
+    # Why an attempt was not relaxed: there is no crystal, or its atoms overlap.
+    unsent = pd.Series("no_crystal", table.index).where(table["outcome"] != "ok", "invalid")
+    found["relaxation"] = found["relaxation"].map(str, na_action="ignore").fillna(unsent)
+    found["relaxation_reason"] = found["relaxation_reason"].fillna("")
+    found["converged"] = found["converged"].eq(True)
+    of_hull = ["formation_energy_per_atom", "e_above_hull"]
+    measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
+    found = found.astype(dict.fromkeys(measures, "float64") | {"steps": "Int64"})
+    return table.join(found if placed else found.drop(columns=of_hull))
+
+
+def _labelled_hull(
+    path: str | Path,
+    judge: Any,
+    crystals: Sequence[Crystal | None],
+    settings: RelaxationSettings,
+    workers: int,
+    cache: Path,
+) -> Hull:
+    """The hull of the crystals in `path`, relaxed by the potential, as far as the samples' chemical systems need it."""
+    from jaxcrystal.evaluate.hull import Hull
+
+    try:
+        phases = [s.crystal.to_structure() for s in read(path, workers=workers).samples if s.crystal is not None]
+    except UserError as error:
+        raise UserError(f"{error}. If the hull is a table of formation energies, name its references too") from None
+    candidates = [crystal.to_structure() for crystal in crystals if crystal is not None]
+    return Hull.from_crystals(phases, judge, candidates=candidates, settings=settings, workers=workers, cache_dir=cache)
+
+
+def _programs() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("jaxcrystal", "pymatgen", "smact", "spglib")}
+    return packages | {"python": platform.python_version()}
+
+
+def _fingerprint(samples: SampleSet) -> str:
+    return f"{samples.path.name} sha256:{samples.sha256}"
+
+
+def _writable(out: Path) -> Path:
+    """`out`, made if need be. Before hours of work, not after them, is when to learn that it cannot be written."""
+    probe = out / ".writable"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {out}: {error.strerror}") from None
+    return out

@@ -1,0 +1,127 @@
+"""From the table of attempts to `metrics.json`: every rate is a sum over rows, divided by the number of all rows.
+
+The function is pure: whoever reads `structures.parquet` gets the same numbers, to the last digit. What was not asked
+for (no potential, no hull, no training set) has no column in the table and no key in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxcrystal.evaluate.samples import PARSED
+from jaxcrystal.evaluate.table import Provenance
+
+METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
+STABLE = 0.0  #: eV/atom; on the hull or below it
+BOOTSTRAP_DRAWS = 2000
+
+
+def metrics_from_table(table: pd.DataFrame, provenance: Provenance) -> dict[str, Any]:
+    """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å."""
+    attempts = len(table)
+    valid = table["structural_valid"] & table["compositional_valid"]
+    masks = {
+        "validity.structural": table["structural_valid"],
+        "validity.compositional": table["compositional_valid"],
+        "validity.both": valid,
+        "uniqueness.rate": table["unique"],
+    }
+    counts: dict[str, Any] = {
+        "attempts": attempts,
+        "parsed": int(table["outcome"].isin(PARSED).sum()),
+        "constructed": int((table["outcome"] == "ok").sum()),
+        "valid": int(valid.sum()),
+        "unique": int(table["unique"].sum()),
+        "outcomes": _tally(table["outcome"]),
+    }
+    medians: dict[str, Float[np.ndarray, "n"]] = {}
+    percentiles: dict[str, float] = {}
+    names: dict[str, str] = {}
+    if "novel" in table:
+        counts["novel"] = int(table["novel"].sum())
+        masks["novelty.by_matching"] = table["novel"]
+    if "relaxation" in table:
+        counts["relaxed"] = int(table["energy_per_atom"].notna().sum())
+        counts["converged"] = int(table["converged"].sum())
+        counts["relaxations"] = _tally(table["relaxation"])
+        names["stability.potential"] = provenance.potential
+        medians["stability.relaxation_rmsd.median"] = _known(table["rmsd"])
+    if "e_above_hull" in table:
+        names["stability.hull"] = provenance.hull
+        metastable, stable = metastable_rows(table), stable_rows(table)
+        counts |= {"metastable": int(metastable.sum()), "stable": int(stable.sum())}
+        masks |= {"stability.metastable_rate": metastable, "stability.stable_rate": stable}
+        if "novel" in table:
+            new = table["unique"] & table["novel"]
+            masks |= {"sun.rate": stable & new, "sun.metastable_rate": metastable & new}
+        distances = medians["stability.e_above_hull.median"] = _known(table["e_above_hull"])
+        if len(distances):
+            for name, q in (("p10", 10), ("p90", 90)):
+                percentiles[f"stability.e_above_hull.{name}"] = float(np.percentile(distances, q))
+    medians = {name: values for name, values in medians.items() if len(values)}
+    flat = names | {name: int(mask.sum()) / attempts for name, mask in masks.items()}
+    flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles
+    intervals = {name: wilson(int(mask.sum()), attempts) for name, mask in masks.items()}
+    intervals |= {name: bootstrap_median(values) for name, values in medians.items()}
+    return {
+        "protocol": provenance.protocol,
+        "counts": counts,
+        **_nested(flat),
+        "confidence_95": {name: list(interval) for name, interval in intervals.items()},
+        "versions": dict(provenance.versions),
+    }
+
+
+def metastable_rows(table: pd.DataFrame) -> pd.Series:
+    """Which attempts lie less than 0.1 eV/atom above the hull; one without a distance does not."""
+    return table["e_above_hull"] < METASTABLE
+
+
+def stable_rows(table: pd.DataFrame) -> pd.Series:
+    """Which attempts lie on the hull or below it; one without a distance does not."""
+    return table["e_above_hull"] <= STABLE
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a rate: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
+    z, p = 1.959963984540054, successes / trials
+    centre = p + z * z / (2 * trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    low, high = (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
+    # Rounding must not leave the bound of 0 of n a hair below 0, or that of n of n below 1.
+    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+def bootstrap_median(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """95 % percentile interval of the median over resamples drawn with a fixed seed."""
+    generator = np.random.default_rng(0)
+    medians = [np.median(generator.choice(values, len(values))) for _ in range(BOOTSTRAP_DRAWS)]
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _known(column: pd.Series) -> Float[np.ndarray, "n"]:
+    values = column.to_numpy(np.float64)
+    return values[np.isfinite(values)]
+
+
+def _tally(column: pd.Series) -> dict[str, int]:
+    return {str(name): int(count) for name, count in sorted(column.value_counts().items())}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

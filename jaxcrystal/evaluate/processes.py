@@ -1,0 +1,28 @@
+"""One function over many crystals, in local processes, in order, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Below this many items a second process would take longer to start than the work takes.
+WORTH_A_POOL = 400
+CHUNK = 50
+
+
+def each(function: Callable[[T], R], items: Sequence[T], *, workers: int, label: str) -> list[R]:
+    """`[function(item) for item in items]`; `function` and items must be picklable, and the function must not raise."""
+    bar = {"total": len(items), "desc": label, "unit": "crystal", "mininterval": 0.5, "disable": not items}
+    if workers < 2 or len(items) < WORTH_A_POOL:
+        return [function(item) for item in tqdm(items, **bar)]
+    # Spawned, not forked: the parent holds the threads of jax and torch, which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        return list(tqdm(pool.map(function, items, chunksize=CHUNK), **bar))

@@ -1,0 +1,260 @@
+"""Reads any set of crystals, and loses none: every row of the source becomes one `Sample` with a typed outcome.
+
+- parquet or CSV with a `cif` column: as CDVAE, crystal-text-llm and DiffCSP write them; with `status`: our ledger
+- parquet with lengths, angles, species, frac_coords: what `jaxcrystal prepare` writes
+- extxyz: one frame a crystal
+- a folder: its *.cif files, or, where our sampler wrote them, all attempts of its ledger
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.processes import each
+
+#: Outcomes of a row that reads as a crystal's description, though only `ok` is a crystal that can be built.
+PARSED = ("ok", "cell_error", "disordered")
+
+_PREPARED = ("lengths", "angles", "species", "frac_coords")
+_EXPECTED = "a `cif` column, or the columns lengths, angles, species, frac_coords that `jaxcrystal prepare` writes"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One attempt at a crystal.
+
+    `outcome` is `ok`, or why there is no crystal: `missing` (an empty cell), `cif_error`, `extxyz_error` (malformed),
+    `unknown_element`, `not_finite`, `disordered`, `cell_error` (no such cell), or what the sampler's ledger says.
+    """
+
+    id: str
+    row: int  #: in the source, from 0
+    outcome: str
+    reason: str  #: empty when the outcome is `ok`
+    crystal: Crystal | None
+    cif: str  #: as the source has it; empty when the source holds none
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Everything that was read from one place."""
+
+    path: Path
+    sha256: str  #: of the file's bytes; for a folder, of its CIF files' names and bytes
+    samples: tuple[Sample, ...]
+
+
+def read(path: str | Path, *, workers: int = 1, limit: int | None = None) -> SampleSet:
+    """The first `limit` (default: all) samples of a file or folder.
+
+    Raises UserError that names the path and what was expected, if it does not exist, is empty, or lacks a column.
+    """
+    path = Path(path)
+    if (path / "attempts.parquet").is_file():  # a ledger as a folder: the CIF files alone would hide what failed
+        path = path / "attempts.parquet"
+    records = _records(path)
+    if not records:
+        raise UserError(f"{path} holds no crystals; expected at least one row, frame or *.cif file")
+    records = records[:limit]
+    return SampleSet(path, _sha256(path), tuple(each(_sample, records, workers=workers, label=f"reading {path.name}")))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A row before it is read. `form` says what `content` is: `cif`, `extxyz`, `arrays`, or `none` after a failure."""
+
+    id: str
+    row: int
+    form: str
+    content: Any
+    outcome: str = "ok"
+
+
+def _records(path: Path) -> list[_Record]:
+    if path.is_dir():
+        files = _cif_files(path)
+        return [_Record(f.stem, row, "cif", f.read_text(errors="replace")) for row, f in enumerate(files)]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected a parquet, CSV or extxyz file, or a folder of *.cif files")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; expected a table with {_EXPECTED}, or extxyz frames")
+    match path.suffix.lower():
+        case ".parquet" | ".pq":
+            return _rows(_table(path, pd.read_parquet), path)
+        case ".csv":
+            return _rows(_table(path, pd.read_csv, dtype=str, keep_default_na=False), path)
+        case ".extxyz" | ".xyz":
+            return _frames(path)
+        case ".cif":
+            return [_Record(path.stem, 0, "cif", path.read_text(errors="replace"))]
+    raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected .parquet, .csv, .extxyz or a folder")
+
+
+def _cif_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.cif"))
+
+
+def _table(path: Path, reader: Any, **options: Any) -> pd.DataFrame:
+    try:
+        return reader(path, **options)
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's errors are ValueErrors
+        raise UserError(f"cannot read {path} as a table: {' '.join(str(error).split())}") from None
+
+
+def _rows(table: pd.DataFrame, path: Path) -> list[_Record]:
+    columns = set(table.columns)
+    if "cif" not in columns and not columns.issuperset(_PREPARED):
+        raise UserError(f"{path} has the columns {', '.join(map(str, table.columns))}; expected {_EXPECTED}")
+    name = "index" if {"index", "status"} <= columns else "material_id"
+    ids = table[name] if name in columns else range(len(table))
+    if "cif" not in columns:
+        contents = zip(*(table[column] for column in _PREPARED), strict=True)
+        return [_Record(str(i), row, "arrays", x) for row, (i, x) in enumerate(zip(ids, contents, strict=True))]
+    outcomes = table["status"] if "status" in columns else ["ok"] * len(table)
+    records = []
+    for row, (i, cif, outcome) in enumerate(zip(ids, table["cif"], outcomes, strict=True)):
+        text = cif if isinstance(cif, str) else ""  # a missing CIF is None or NaN in parquet
+        if outcome == "ok" and not text.strip():
+            outcome = "missing"
+        records.append(_Record(str(i), row, "cif" if outcome == "ok" else "none", text, outcome))
+    return records
+
+
+def _frames(path: Path) -> list[_Record]:
+    """Frames of an extxyz file, cut apart by their atom counts, so that a broken frame costs only itself."""
+    lines = path.read_text(errors="replace").rstrip().split("\n")
+    records, at = [], 0
+    while at < len(lines):
+        if not lines[at].strip().isdigit():
+            raise UserError(f"{path}, line {at + 1}: expected a frame's number of atoms, found {lines[at][:40]!r}")
+        end = at + 2 + int(lines[at])
+        records.append(_Record(str(len(records)), len(records), "extxyz", "\n".join(lines[at:end]) + "\n"))
+        at = end
+    return records
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _cif_files(path) if path.is_dir() else [path]:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class _Unreadable(Exception):
+    """Carries the outcome of a row that is no crystal."""
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        self.outcome, self.reason = outcome, reason
+
+
+def _sample(record: _Record) -> Sample:
+    cif = record.content if record.form == "cif" or record.form == "none" else ""
+    if record.form == "none":
+        reason = "the row has no CIF" if record.outcome == "missing" else f"the sampler reported {record.outcome}"
+        return Sample(record.id, record.row, record.outcome, reason, None, cif)
+    try:
+        crystal = {"cif": _from_cif, "extxyz": _from_extxyz, "arrays": _from_arrays}[record.form](record.content)
+    except _Unreadable as failure:
+        return Sample(record.id, record.row, failure.outcome, failure.reason, None, cif)
+    return Sample(record.id, record.row, "ok", "", crystal, cif)
+
+
+def _from_arrays(content: Sequence[Any]) -> Crystal:
+    lengths, angles, species, coords = (np.asarray(x) for x in content)
+    if coords.size != 3 * species.size:
+        raise _Unreadable("cell_error", f"{species.size} atoms but {coords.size} coordinates; expected three an atom")
+    return _crystal(lengths, angles, species, coords.reshape(-1, 3))
+
+
+def _from_extxyz(frame: str) -> Crystal:
+    import ase.io
+
+    try:
+        atoms = ase.io.read(io.StringIO(frame), format="extxyz")
+    except Exception as error:  # a stranger's file can break the parser in any way: each is this counted outcome
+        raise _Unreadable("extxyz_error", _one_line(error)) from None
+    if not atoms.pbc.all():
+        raise _Unreadable("cell_error", "the frame is not periodic in three directions; expected a Lattice")
+    lengths, angles = atoms.cell.cellpar()[:3], atoms.cell.cellpar()[3:]
+    return _crystal(lengths, angles, atoms.numbers, atoms.get_scaled_positions(wrap=False))
+
+
+def _from_cif(text: str) -> Crystal:
+    from pymatgen.io.cif import CifFile, CifParser, str2float
+
+    try:
+        # Only blocks with a cell describe a crystal; a file may open with blocks of remarks.
+        block = next(b.data for b in CifFile.from_str(text).data.values() if "_cell_length_a" in b.data)
+        if _plain(block):
+            lengths = [str2float(block[f"_cell_length_{axis}"]) for axis in "abc"]
+            angles = [str2float(block[f"_cell_angle_{angle}"]) for angle in ("alpha", "beta", "gamma")]
+            symbols = _symbols(block)
+            coords = np.array([[str2float(x) for x in block[f"_atom_site_fract_{axis}"]] for axis in "xyz"]).T
+        else:
+            structure = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")[0]
+            if not structure.is_ordered:
+                raise _Unreadable("disordered", f"{structure.formula} has partially occupied sites")
+            lengths, angles, coords = structure.lattice.abc, structure.lattice.angles, structure.frac_coords
+            symbols = [site.specie.symbol for site in structure]
+    except StopIteration:
+        raise _Unreadable("cif_error", "no block with a cell (_cell_length_a)") from None
+    except _Unreadable:
+        raise
+    except KeyError as error:
+        raise _Unreadable("cif_error", f"the CIF has no {error.args[0]}") from None
+    except Exception as error:  # a stranger's file can break the parser in any way: each is this counted outcome
+        raise _Unreadable("cif_error", _one_line(error)) from None
+    for symbol in symbols:
+        if symbol not in ATOMIC_NUMBER:
+            raise _Unreadable("unknown_element", f"{symbol!r} is no chemical element")
+    return _crystal(lengths, angles, [ATOMIC_NUMBER[s] for s in symbols], coords)
+
+
+def _plain(block: dict[str, Any]) -> bool:
+    """Whether the CIF lists every atom of the cell, fully occupied: then it is read as it stands.
+
+    Generative models write such files. pymatgen would merge or refuse atoms that coincide, which is the very failure
+    that validity has to see.
+    """
+    operations = next((block[key] for key in block if key.endswith(("_pos_as_xyz", "_operation_xyz"))), None)
+    if operations is None:
+        group = block.get("_symmetry_space_group_name_H-M", block.get("_space_group_name_H-M_alt", "P 1"))
+        identity = "".join(group.split()) == "P1"
+    else:
+        operations = [operations] if isinstance(operations, str) else operations
+        identity = len(operations) == 1 and "".join(operations[0].split()) == "x,y,z"
+    occupancies = block.get("_atom_site_occupancy", [])
+    return identity and all(re.fullmatch(r"1(\.0*)?(\(\d+\))?", x) for x in occupancies)
+
+
+def _symbols(block: dict[str, Any]) -> list[str]:
+    """Element symbols, of `Fe`, `Fe3+` or a label like `Fe12`."""
+    names = block.get("_atom_site_type_symbol") or block["_atom_site_label"]
+    found = [re.match(r"[A-Za-z]+", name) for name in names]
+    return [match.group() if match else name for match, name in zip(found, names, strict=True)]
+
+
+def _crystal(lengths: Any, angles: Any, species: Any, coords: Any) -> Crystal:
+    for name, values in (("cell length", lengths), ("cell angle", angles), ("coordinate", coords)):
+        if not np.isfinite(np.asarray(values, float)).all():
+            raise _Unreadable("not_finite", f"a {name} is not a finite number")
+    try:
+        return Crystal(lengths, angles, species, coords)
+    except UserError as error:
+        raise _Unreadable("cell_error", str(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
