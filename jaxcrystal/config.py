@@ -96,6 +96,15 @@ class LlamaConfig:
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
 
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"model.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
+                f"num_key_value_heads, {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+
 
 @dataclass(frozen=True)
 class LoraConfig:

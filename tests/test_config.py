@@ -1,5 +1,6 @@
 """Recipes: defaults, then the file, then the command line; what is wrong is named, with the nearest that is right."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_the_command_line_wins(tmp_path):
         ("augment: {attributes: [colour]}", "names 'colour'; known are"),
         ("augment: {infill: 2}", "between 0 and 1"),
         ("lora: {targets: q_proj}", "must be a list"),
+        ("model: {num_attention_heads: 4, num_key_value_heads: 3}", "must be a multiple of num_key_value_heads, 3"),
+        ("model: {head_dim: 7}", "it must be even"),
         ("- a", "must hold `key: value` lines"),
         ("a: [", "not valid YAML"),
     ],
@@ -47,7 +50,7 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         load(Recipe, path)
-    assert "recipe.yaml" in str(caught.value) or "augment." in str(caught.value)
+    assert "recipe.yaml" in str(caught.value) or re.match(r"(augment|model)\.", str(caught.value))
 
 
 def test_missing_file_and_bad_override(tmp_path):

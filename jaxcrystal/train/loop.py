@@ -102,7 +102,7 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
     config = replace(base.config, dtype=recipe.model.dtype, scan_layers=recipe.model.scan_layers)
     variables = base.variables
     if recipe.lora is not None:
-        variables |= {"lora": initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh)["lora"]}
+        variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
     return load_tokenizer(base.tokenizer_path), config, variables
 
 

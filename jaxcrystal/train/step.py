@@ -108,7 +108,8 @@ class Trainer:
 
         key = jax.eval_shape(jax.random.key, 0)
         jitted = jax.jit(step, out_shardings=out, **options)
-        return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
+        with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
+            return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
 
     def _loss(
         self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None

@@ -1,0 +1,153 @@
+"""A run, stopped and gone on with, is the run that was never stopped; what cannot run is refused at once."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from conftest import SMALL
+
+from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, to_dict
+from jaxcrystal.errors import UserError
+from jaxcrystal.model.saved import load_model
+from jaxcrystal.train.loop import train
+
+
+@pytest.fixture
+def recipe(files, tmp_path) -> Recipe:
+    data = DataConfig(**files, tokens_per_row=384, rows_per_batch=4, validation_rows=4)
+    optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=3)
+    out = str(tmp_path / "run")
+    return Recipe(
+        out=out, model=SMALL, data=data, optimizer=optimizer, steps=12, checkpoint_every=4, validate_every=6,
+        log_every=2, mesh=MeshConfig(1, 1, 1),
+    )  # fmt: skip
+
+
+def losses(out: str) -> list[float]:
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [loss for line in lines if line["event"] == "train" for loss in line["losses"]]
+
+
+def test_a_run_tells_and_saves(recipe):
+    report = train(recipe)
+    lines = [json.loads(line) for line in (report.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start"] + 2 * (3 * ["train"] + ["validation"])
+    for line in lines[1:]:
+        if line["event"] == "train":
+            assert line["tokens_per_second"] > 0 and 0 < line["mfu"] < 1 and 0 <= line["padding"] < 1
+    start = lines[0]
+    assert start["steps"] == 12 and start["compile_seconds"] > 0 and start["weights"]["params"] == 47264
+    assert len(losses(recipe.out)) == 12 and report.loss == losses(recipe.out)[-1] < losses(recipe.out)[0]
+    model = load_model(report.out)
+    assert model.step == 12 and replace(model.config, vocab_size=448) == SMALL
+    assert sorted(int(p.name) for p in (report.out / "checkpoints").iterdir()) == [8, 12]  # keep_checkpoints
+
+
+def test_finished_runs_are_left_as_they_are(recipe):
+    train(recipe)
+    before = losses(recipe.out)
+    assert train(recipe).steps == 12
+    assert losses(recipe.out) == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path):
+    """SIGKILL, three times, at moments that nothing chose; bit for bit the losses of the run that was not killed."""
+    whole = replace(recipe, out=str(tmp_path / "whole"), steps=40)
+    train(whole)
+    killed = replace(whole, out=str(tmp_path / "killed"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(to_dict(killed)))
+    command = [sys.executable, "-m", "jaxcrystal.cli", "train", str(path)]
+    for attempt in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        journal = Path(killed.out) / "metrics.jsonl"
+        enough = 4 + 10 * attempt
+        while process.poll() is None and (not journal.exists() or len(losses(killed.out)) < enough):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    assert losses(killed.out) == losses(whole.out) and len(losses(killed.out)) == 40
+
+
+def test_it_goes_on_on_another_mesh(recipe):
+    whole = replace(recipe, out=recipe.out + "-whole")
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_after(recipe, 9)
+    train(replace(recipe, mesh=MeshConfig(2, 2, 2)))
+    np.testing.assert_allclose(losses(recipe.out), losses(whole.out), atol=1e-5)
+
+
+def interrupted_after(recipe, steps):
+    from jaxcrystal.train import loop
+
+    class Interrupted(loop._Run):
+        def _batches(self, *args):
+            for n, batch in enumerate(super()._batches(*args)):
+                if n == steps:
+                    raise KeyboardInterrupt
+                yield batch
+
+    original = loop._Run
+    loop._Run = Interrupted
+    try:
+        train(recipe)
+    finally:
+        loop._Run = original
+
+
+def test_adapters_on_a_base(recipe, tmp_path):
+    train(recipe)
+    adapted = replace(recipe, out=str(tmp_path / "adapted"), base=recipe.out, lora=LoraConfig(rank=2), steps=4)
+    train(adapted)
+    model, base = load_model(adapted.out), load_model(recipe.out)
+    jax.tree.map(np.testing.assert_array_equal, model.params, base.params)
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(model.adapters))
+    with pytest.raises(UserError, match="adapters of its own"):
+        train(replace(adapted, base=adapted.out, out=str(tmp_path / "twice")))
+
+
+def test_epochs_count_passes(recipe):
+    report = train(replace(recipe, steps=None, epochs=2.0))
+    lines = [json.loads(line) for line in (report.out / "metrics.jsonl").read_text().splitlines()]
+    crystals = sum(line["crystals_per_second"] * line["step_seconds"] * len(line["losses"]) for line in lines[1:] if
+                   line["event"] == "train")  # fmt: skip
+    assert crystals == pytest.approx(120, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mesh": MeshConfig(8, 1, 1)}, "rows_per_batch is 4; mesh axes data x fsdp divide it by 8"),
+        ({"mesh": MeshConfig(3, 3, 1)}, "needs 9 devices, there are 8"),
+        ({"epochs": None, "steps": None}, "set `steps` or `epochs`"),
+        ({"tokenizer": "/nowhere"}, "no tokenizer at"),
+        ({"base": "/nowhere"}, "/nowhere is not a model directory"),
+        ({"model": replace(SMALL, max_position_embeddings=128)}, "the model's context is 128"),
+        ({"out": "/proc/run"}, "/proc/run"),
+    ],
+)
+def test_what_cannot_run_is_refused(recipe, change, message):
+    with pytest.raises(UserError, match=message):
+        train(replace(recipe, **change))
+
+
+def test_another_recipe_does_not_go_on(recipe):
+    train(recipe)
+    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.003 there, 0.01 here"):
+        train(replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=0.01)))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(recipe):
+    with pytest.raises(UserError, match="the loss is nan at step"):
+        train(replace(recipe, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, clip_norm=1e30)))

@@ -1,0 +1,66 @@
+"""Rows hold every crystal of an epoch once, whole, and little padding."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import crystal_set
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.errors import UserError
+from jaxcrystal.train.packing import Feed, pack
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=400), st.randoms())
+def test_every_crystal_once_and_no_row_too_long(lengths, random):
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    rows = pack(lengths, order, 100)
+    assert sorted(crystal for row in rows for crystal in row) == list(range(len(lengths)))
+    assert all(sum(lengths[crystal] for crystal in row) <= 100 for row in rows)
+
+
+@pytest.mark.parametrize("row_length", [256, 512])
+@pytest.mark.parametrize("infill", [0.0, 0.34, 1.0])
+def test_an_epoch_is_written_whole(tokenizer, infill, row_length):
+    writer = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(infill=infill))
+    feed = Feed.of(crystal_set(60), tokenizer, writer, row_length, rows_per_batch=4, seed=3)
+    table = feed.epoch(2)
+    assert table.shape[1:] == (4, feed.slots)
+    assert sorted(table[table >= 0].tolist()) == list(range(60))
+    write = jax.jit(lambda e: (d := writer.draw(feed.key(2), e), writer.write(e, d, row_length), writer.lengths(e, d)))
+    for batch in table:
+        draws, rows, lengths = write(feed.batch(batch))
+        assert ((lengths > 0) == (batch >= 0)).all()
+        np.testing.assert_array_equal((rows.segments > 0).sum(1), lengths.sum(1))  # nothing was cut off
+        ends = (rows.tokens == tokenizer.eos_id).sum(1)
+        np.testing.assert_array_equal(ends, (batch >= 0).sum(1))
+        assert bool(draws.infill.any()) == (infill > 0)
+
+
+def test_epochs_differ_and_come_again(tokenizer, writer):
+    make = lambda seed: Feed.of(crystal_set(60), tokenizer, writer, 512, 4, seed)  # noqa: E731
+    np.testing.assert_array_equal(make(0).epoch(1), make(0).epoch(1))
+    assert not np.array_equal(make(0).epoch(0), make(0).epoch(1))
+    assert not np.array_equal(make(0).epoch(0), make(1).epoch(0))
+
+
+@pytest.mark.parametrize("augment", [Augment(infill=0), Augment(infill=1), Augment(), Augment(attribute_probability=0)])
+def test_bounds_hold_and_are_reached(tokenizer, augment):
+    crystals = crystal_set(40)
+    writer = Writer(TokenTables.build(tokenizer), TextFormat(), augment)
+    feed = Feed.of(crystals, tokenizer, writer, 512, 4, 0)
+    shortest, longest = writer.bounds(feed.examples)
+    drawn = np.array([writer.lengths(feed.examples, writer.draw(feed.key(n), feed.examples)) for n in range(60)])
+    assert (drawn >= shortest).all() and (drawn <= longest).all()
+    assert (drawn.max(0) == longest).mean() > 0.9 and (drawn.min(0) == shortest).mean() > 0.9
+
+
+def test_what_cannot_be_packed(tokenizer, writer):
+    with pytest.raises(UserError, match=r"crystal crystal-\d+ can take \d+ tokens, a row holds 100"):
+        Feed.of(crystal_set(10), tokenizer, writer, 100, 4, 0)
+    with pytest.raises(UserError, match="empty"):
+        Feed.of(CrystalSet.from_crystals([], [], []), tokenizer, writer, 512, 4, 0)
