@@ -90,7 +90,8 @@ def mp2020_correction(structure: Structure) -> float:
     from pymatgen.entries.computed_entries import ComputedStructureEntry
 
     scheme = _scheme()
-    anion = max(structure.composition, key=lambda element: element.X).symbol
+    # Sorted as pymatgen sorts, for it checks U against its own choice, and noble gases have no order to rely on.
+    anion = sorted(structure.composition.elements, key=lambda element: element.X)[-1].symbol
     hubbards = {
         element.symbol: scheme.u_settings.get(anion, {}).get(element.symbol, 0) for element in structure.composition
     }

@@ -57,6 +57,7 @@ class Hull:
         """From parquet or CSV with the columns `formula` and `formation_energy_per_atom` (eV/atom, MP2020 scale).
 
         `references` turn a candidate's total energy into a formation energy on that scale.
+        Every element that a formula names is a phase of energy 0.
         Raises UserError for a file that cannot be read, a missing column, or a row without formula or energy.
         """
         path = Path(path)
@@ -73,6 +74,8 @@ class Hull:
             if not np.isfinite(energy):
                 raise UserError(f"{path}, row {row} ({formula}): {table[COLUMNS[1]][row]!r} is no energy in eV/atom")
             phases.append(Phase(_fractions(formula, f"{path}, row {row}"), energy))
+        # An element's reference is its own phase at zero, whether or not the table repeats it.
+        phases += [Phase({symbol: 1.0}, 0.0) for symbol in {s for phase in phases for s in phase.fractions}]
         return cls(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), _by_system(phases), references)
 
     @classmethod

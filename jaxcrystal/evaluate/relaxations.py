@@ -46,7 +46,8 @@ def relax_all(
     """One Relaxation for each structure, in their order.
 
     Equal crystals are relaxed once. With `cache_dir`, what is known from an earlier run, stopped or not, is read from
-    `relaxations.jsonl` there: a line a crystal, keyed by potential, crystal and settings.
+    `relaxations.jsonl` there: a line a crystal, keyed by potential, crystal and settings. A crystal that was lost with
+    its process or to the clock has no line: the next run tries it again.
     Raises UserError if `cache_dir` cannot be written.
     """
     if workers < 1:
@@ -59,7 +60,7 @@ def relax_all(
     with bar:
         for key, relaxation in _relax_missing(missing, potential, settings, workers):
             known[key] = relaxation
-            if store:
+            if store and relaxation.status not in (RelaxationStatus.TIMEOUT, RelaxationStatus.CRASHED):
                 store.append(key, relaxation)
             bar.update()
     return [known[key] for key in keys]
@@ -104,7 +105,7 @@ def _key(structure: Structure, potential: Potential, settings: RelaxationSetting
         structure.frac_coords.tolist(),
         [site.species_string for site in structure],
     ]
-    text = json.dumps([potential.sha256, potential.note, asdict(settings), crystal])
+    text = json.dumps([potential.sha256, potential.note, settings.fmax, settings.max_steps, crystal])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -45,22 +45,20 @@ class _Worker:
         """Starts the job; its time begins when the process is ready."""
         try:
             self._pid.result()
+            future = self._pool.submit(job, item)
         except BrokenProcessPool:
-            raise UserError("a worker process died while it loaded the potential; is there memory for it?") from None
+            raise UserError("a worker process died before it had a job; is there memory for one more?") from None
         self.deadline = time.monotonic() + timeout
-        return self._pool.submit(job, item)
+        return future
 
     def kill_if_late(self) -> None:
         if time.monotonic() > self.deadline and not self.killed:
             self.killed = True
             os.kill(self._pid.result(), signal.SIGKILL)
 
-    def restart(self) -> Lost:
-        """Replaces the dead process and says how it died."""
-        lost = Lost.TIMEOUT if self.killed else Lost.CRASHED
+    def restart(self) -> None:
         self.close()
         self._start()
-        return lost
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -93,17 +91,19 @@ def run(
             start_next(worker)
         while running:
             done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for worker, _ in running.values():
-                worker.kill_if_late()
             for future in done:
                 worker, index = running.pop(future)
                 try:
                     result = future.result()
                 except BrokenProcessPool:
-                    result = worker.restart()
+                    result = Lost.TIMEOUT if worker.killed else Lost.CRASHED
+                if worker.killed or isinstance(result, Lost):
+                    worker.restart()
                 # The next job starts before the result is handed out, so that the process does not wait for the caller.
                 start_next(worker)
                 yield index, result
+            for worker, _ in running.values():
+                worker.kill_if_late()
     finally:
         for worker in pool:
             worker.close()
