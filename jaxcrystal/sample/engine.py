@@ -124,9 +124,11 @@ class Engine:
         """
         context = self._model.config.max_position_embeddings
         if len(prompt) + self._limit > context:
+            left = context - len(prompt)
+            remedy = f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt"
             raise UserError(
                 f"the prompt has {len(prompt)} tokens and {self._limit} may follow, but the model's context holds "
-                f"{context}: shorten the prompt or set max_new_tokens to at most {context - len(prompt)}"
+                f"{context}: {remedy}"
             )
         for name, values in (("seed", [seed]), ("index", indices)):
             for value in values:

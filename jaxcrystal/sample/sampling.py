@@ -78,7 +78,8 @@ def sample(
     prompt = generation_prompt(conditions, model.text.paper_compat)
     prompt_tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     if max_new_tokens is None:
-        max_new_tokens = max(1, min(LONGEST_TEXT, model.config.max_position_embeddings - len(prompt_tokens)))
+        left = model.config.max_position_embeddings - len(prompt_tokens)
+        max_new_tokens = max(1, min(LONGEST_TEXT, left))
     engine = Engine(
         model,
         end_id=tokenizer.eos_id,
@@ -108,7 +109,7 @@ def sample(
 
 
 def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
-    """A hash of all that a model writes depends on: shape, every bit of its weights, tokenizer. The same on any mesh."""
+    """A hash of what decides which text a draw gives: configuration, weights, tokenizer. The same on any mesh."""
 
     @jax.jit
     def checksum(x: Array) -> UInt32[Array, ""]:

@@ -1,4 +1,4 @@
-"""The slot engine against transformers and the uncached model, and its independence of everything but the index."""
+"""The slot engine against transformers and the uncached model, and its independence of all but the index."""
 
 import dataclasses
 
