@@ -202,7 +202,7 @@ class Writer:
         present = jnp.arange(max_atoms) < crystal.num_atoms
         shuffle = jax.random.uniform(k_atoms, (max_atoms,)) if self.augment.permute else jnp.arange(max_atoms)
         return Draws(
-            infill=jax.random.bernoulli(k_task, self.augment.infill),
+            infill=jax.random.bernoulli(k_task, float(self.augment.infill)),
             stated=self._stated(k_state, k_order, known=(example.sentences != EMPTY).any(-1)),
             translation=jax.random.bits(k_shift, (3,), jnp.uint32) * jnp.uint32(self.augment.translate),
             order=jnp.argsort(jnp.where(present, shuffle, max_atoms), stable=True),
@@ -223,7 +223,7 @@ class Writer:
             stated = stated.at[formula].set(known[formula] & stated.any())
             rank = rank.at[formula].set(-1.0)
         else:
-            stated = known & jax.random.bernoulli(k_state, self.augment.attribute_probability, (count,))
+            stated = known & jax.random.bernoulli(k_state, float(self.augment.attribute_probability), (count,))
         order = jnp.argsort(jnp.where(stated, rank, 2.0))
         return jnp.where(stated[order], order, EMPTY)
 
