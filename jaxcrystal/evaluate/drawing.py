@@ -16,6 +16,8 @@ SIZE = 240
 BALL = 0.55
 #: Two atoms are joined if they are closer than this multiple of the sum of their covalent radii.
 BOND = 1.15
+#: and than this multiple of the nearest neighbour's distance of one of them.
+SHELL = 1.12
 
 
 def draw(structure: Structure, *, prefix: str) -> str:
@@ -83,20 +85,22 @@ def _with_borders(structure: Structure) -> tuple[np.ndarray, Float[np.ndarray, "
 
 
 def _bonds(numbers, points, radii, colours, place) -> list[tuple[float, str]]:
+    distances = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(len(points), np.inf))
+    nearest = distances.min(axis=1)
+    reach = BOND * (radii[numbers][:, None] + radii[numbers])
+    # Only an atom's first shell: large cations would else be joined with each other past their anions.
+    joined = (distances < reach) & (distances < SHELL * np.maximum(nearest[:, None], nearest))
     shapes = []
-    for i in range(len(points)):
-        distances = np.linalg.norm(points[i + 1 :] - points[i], axis=1)
-        near = distances < BOND * (radii[numbers[i]] + radii[numbers[i + 1 :]])
-        for j in i + 1 + np.flatnonzero(near):
-            half = (points[i] + points[j]) / 2
-            for centre, z in ((points[i], numbers[i]), (points[j], numbers[j])):
-                # From the ball's surface: from its centre the stick would be painted over the ball.
-                along = half - centre
-                start = centre + along * min(0.95 * radii[z] * BALL / np.linalg.norm(along), 1.0)
-                (x1, y1), (x2, y2) = place(start), place(half)
-                depth = (start[2] + half[2]) / 2
-                line = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_mix(colours[z], 0.0, 0.2)}"'
-                shapes.append((depth, f'<line class="bond" {line}/>'))
+    for i, j in np.argwhere(np.triu(joined)):
+        half = (points[i] + points[j]) / 2
+        for centre, z in ((points[i], numbers[i]), (points[j], numbers[j])):
+            # From the ball's surface: from its centre the stick would be painted over the ball.
+            along = half - centre
+            start = centre + along * min(0.95 * radii[z] * BALL / np.linalg.norm(along), 1.0)
+            (x1, y1), (x2, y2) = place(start), place(half)
+            depth = (start[2] + half[2]) / 2
+            line = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_mix(colours[z], 0.0, 0.2)}"'
+            shapes.append((depth, f'<line class="bond" {line}/>'))
     return shapes
 
 

@@ -94,7 +94,7 @@ def periodic_table(counts: Mapping[str, int], label: str) -> str:
         symbol, count = ELEMENTS[z], counts.get(ELEMENTS[z], 0)
         left, top = column * size, row * size + (8 if row > 6 else 0)
         shade = 0.12 + 0.88 * (count / most) ** 0.5 if count else 0
-        ink = "cell-text strong" if shade > 0.55 else "cell-text" if count else "cell-text absent"
+        ink = "cell-text strong" if shade > 0.68 else "cell-text" if count else "cell-text absent"
         parts.append(
             f"<g><title>{symbol}: {count:,} crystals</title>"
             f'<rect class="cell" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4"/>'

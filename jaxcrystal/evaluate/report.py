@@ -12,7 +12,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,10 @@ from jaxcrystal.evaluate import plots
 from jaxcrystal.evaluate.drawing import draw
 from jaxcrystal.evaluate.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluate.samples import PARSED
+from jaxcrystal.evaluate.table import SYMPREC
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 GALLERY = 6  #: crystals that are drawn
 SPACE_GROUPS = 12  #: most frequent ones that are listed
@@ -138,27 +142,26 @@ def _gallery(table: pd.DataFrame) -> str:
     figures = []
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)
-        structure = _conventional(Structure.from_str(relaxed or row.cif, fmt="cif"))
+        structure, number = _conventional(Structure.from_str(relaxed or row.cif, fmt="cif"))
         distance = getattr(row, "e_above_hull", None)
-        note = "" if pd.isna(distance) else f"<br>{distance:+.3f} eV/atom"
+        note = "" if pd.isna(distance) else f"<br>{distance:+.3f} eV/atom".replace("-", "−")
         figures.append(
             f"<figure>{draw(structure, prefix=f'crystal{place}')}<figcaption><b>{_formula(row.formula)}</b>"
-            f"<span>{_symbol(row.spacegroup)} · no. {escape(row.id)}{note}</span></figcaption></figure>"
+            f"<span>{_symbol(number)} · no. {escape(row.id)}{note}</span></figcaption></figure>"
         )
     return "".join(figures) or '<p class="note">No attempt got far enough to be drawn.</p>'
 
 
-def _conventional(structure: Any) -> Any:
-    """The conventional cell, which shows symmetry best, unless it is crowded or spglib finds none."""
+def _conventional(structure: Structure) -> tuple[Structure, int | None]:
+    """The conventional cell, which shows symmetry best, and its space group; the cell as it is if that is crowded."""
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
 
-    from jaxcrystal.evaluate.table import SYMPREC
-
     try:
-        conventional = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_conventional_standard_structure()
+        symmetry = SpacegroupAnalyzer(structure, symprec=SYMPREC)
+        conventional = symmetry.get_conventional_standard_structure()
     except (SymmetryUndeterminedError, ValueError, TypeError):
-        return structure
-    return conventional if len(conventional) <= DRAWN_ATOMS else structure
+        return structure, None
+    return conventional if len(conventional) <= DRAWN_ATOMS else structure, symmetry.get_space_group_number()
 
 
 def _histograms(table: pd.DataFrame, reference: pd.DataFrame | None) -> str:
@@ -226,11 +229,10 @@ def _failures(table: pd.DataFrame) -> str:
 
 def _columns(table: pd.DataFrame) -> list[list[Any]]:
     """Heading, kind and, of numbers, decimals of each column of the page's table."""
-    columns: list[list[Any]] = [["no.", "text"], ["formula", "formula"], ["space group", "number", 0]]
-    columns += [["atoms", "number", 0], ["g/cm³", "number", 2]]
+    columns: list[list[Any]] = [["no.", "text"], ["formula", "formula"], ["status", "status"]]
     if "e_above_hull" in table:
         columns.append(["eV/atom above hull", "number", 3])
-    return [*columns, ["status", "status"], ["why", "why"]]
+    return [*columns, ["space group", "number", 0], ["atoms", "number", 0], ["g/cm³", "number", 2], ["why", "why"]]
 
 
 def _rows(table: pd.DataFrame) -> list[list[Any]]:
@@ -241,10 +243,10 @@ def _rows(table: pd.DataFrame) -> list[list[Any]]:
 
     rows = []
     for row in table.itertuples():
-        cells = [row.id, row.formula, number(row.spacegroup, 0), number(row.num_atoms, 0), number(row.density, 2)]
-        if "e_above_hull" in table:
-            cells.append(number(row.e_above_hull, 3))
-        rows.append([*cells, *status(row)])
+        word, why = status(row)
+        distance = [number(row.e_above_hull, 3)] if "e_above_hull" in table else []
+        measures = [number(row.spacegroup, 0), number(row.num_atoms, 0), number(row.density, 2)]
+        rows.append([row.id, row.formula, word, *distance, *measures, why])
     return rows
 
 

@@ -96,7 +96,7 @@ def _compositional(counts: Composition, states_set: str) -> Verdict:
     # the elements that may be positive from those that may be negative. Trying each threshold replaces the product
     # of all states, and gives the same answer.
     known = {element.electronegativity for element, _ in elements if element.electronegativity is not None}
-    for threshold in known or {0.0}:
+    for threshold in {0.0} | known:  # 0 lets all of them be anions, of cations whose electronegativity is missing
         allowed = [
             [charge for charge in states if _passes(element.electronegativity, charge, threshold)]
             for (element, _), states in zip(elements, charges, strict=True)
@@ -135,7 +135,7 @@ def _chemistry(symbol: str, states_set: str) -> _Chemistry:
 
     try:
         element = smact.Element(symbol)
-    except NameError:  # smact knows the elements up to lawrencium
+    except KeyError:  # smact knows the elements up to lawrencium
         return _Chemistry(symbol, False, None, ())
     states = getattr(element, f"oxidation_states_{states_set}") or ()
     return _Chemistry(symbol, symbol in smact.metals, element.pauling_eneg, tuple(states))

@@ -1,0 +1,94 @@
+"""The whole way, from a file of samples to the three files that are written."""
+
+import json
+
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
+
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.evaluation import evaluate
+from jaxcrystal.evaluate.metrics import metrics_from_table
+from jaxcrystal.evaluate.table import read_table
+
+
+def rock_salt(cation, anion, edge):
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(edge), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+SALT = rock_salt("Na", "Cl", 5.69)
+MAGNESIA = rock_salt("Mg", "O", 4.24)
+CLOSE = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
+
+
+@pytest.fixture
+def samples(tmp_path):
+    cifs = [str(CifWriter(s)) for s in (SALT, MAGNESIA, SALT.get_primitive_structure(), CLOSE)]
+    path = tmp_path / "samples.csv"
+    pd.DataFrame({"cif": [*cifs, "broken"]}).to_csv(path, index=False)
+    return path
+
+
+def test_three_files_that_agree(samples, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    metrics = evaluate(samples, out, train=samples, reference=samples)
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    table, provenance = read_table(out / "structures.parquet")
+    assert metrics == metrics_from_table(table, provenance)
+    assert list(table["outcome"]) == ["ok", "ok", "ok", "ok", "cif_error"]
+    assert list(table["structural_valid"]) == [True, True, True, False, False]
+    assert list(table["unique"]) == [True, True, False, False, False]
+    assert list(table["spacegroup"].iloc[:3]) == [225, 225, 225]
+    assert list(table["known_as"].iloc[:3]) == ["0", "1", "0"]
+    assert metrics["novelty"]["by_matching"] == 0.0
+    assert {"samples", "train", "reference", "python", "pymatgen", "smact", "jaxcrystal"} <= set(metrics["versions"])
+    assert "report.html" in capsys.readouterr().out and (out / "report.html").stat().st_size > 10_000
+
+
+def test_options_change_what_they_say(samples, tmp_path):
+    halved = evaluate(samples, tmp_path / "a", limit=2)
+    assert halved["counts"]["attempts"] == 2 and "novelty" not in halved and "stability" not in halved
+    near = tmp_path / "near.csv"
+    pd.DataFrame({"cif": [str(CifWriter(rock_salt("Na", "Cl", 3.0)))]}).to_csv(near, index=False)
+    assert evaluate(near, tmp_path / "b")["validity"]["structural"] == 1.0
+    assert evaluate(near, tmp_path / "c", protocol="strict")["validity"]["structural"] == 0.0
+
+
+def test_options_that_do_not_go_together(samples, tmp_path):
+    with pytest.raises(UserError, match="needs a potential"):
+        evaluate(samples, tmp_path / "out", hull="hull.parquet")
+    with pytest.raises(UserError, match="need a hull"):
+        evaluate(samples, tmp_path / "out", potential="chgnet", references="references.json")
+    with pytest.raises(UserError, match="unknown protocol"):
+        evaluate(samples, tmp_path / "out", protocol="none")
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(samples, tmp_path):
+    with pytest.raises(UserError, match=r"cannot write to the output folder .*samples.csv/out"):
+        evaluate(samples, samples / "out")
+
+
+@pytest.mark.slow
+def test_with_a_potential_and_the_hull_that_it_labels(samples, tmp_path, monkeypatch):
+    phases = tmp_path / "phases.csv"
+    elements = [
+        Structure(Lattice.cubic(4.29), ["Na", "Na"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure(Lattice.hexagonal(3.2, 5.2), ["Mg", "Mg"], [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]),
+        Structure(Lattice.orthorhombic(6.2, 4.5, 8.2), ["Cl", "Cl"], [[0.4, 0.5, 0.5], [0.6, 0.5, 0.5]]),
+        SALT,
+    ]
+    pd.DataFrame({"cif": [str(CifWriter(s)) for s in elements]}).to_csv(phases, index=False)
+    out = tmp_path / "out"
+    options = {"potential": "chgnet", "hull": phases, "max_steps": 3, "workers": 1}
+    metrics = evaluate(samples, out, **options)
+    table, _ = read_table(out / "structures.parquet")
+    # No oxygen among the phases: magnesia has an energy, but nothing can be said of its distance.
+    assert table["relaxation"].iloc[1] == "uncovered" and pd.isna(table["e_above_hull"].iloc[1])
+    assert list(table["relaxation"].iloc[3:]) == ["invalid", "no_crystal"]
+    assert table["e_above_hull"].iloc[0] == pytest.approx(0.0, abs=1e-6)  # it is itself the hull's phase
+    assert metrics["counts"]["relaxed"] == 3 and metrics["stability"]["metastable_rate"] == 2 / 5
+    assert metrics["stability"]["potential"].startswith("CHGNet")
+    # A second run finds every relaxation where the first left it, and says the same.
+    monkeypatch.setattr("jaxcrystal.evaluate.relaxations.run", lambda *args, **kwargs: iter(()))
+    assert evaluate(samples, out, **options) == metrics

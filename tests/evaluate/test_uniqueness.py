@@ -1,0 +1,63 @@
+"""Groups against pymatgen's matcher, pair by pair."""
+
+import itertools
+
+import numpy as np
+from pymatgen.core import Lattice, Structure
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.evaluate.samples import read
+from jaxcrystal.evaluate.uniqueness import group_ids, matcher, matches
+
+
+def salt(edge=5.69, symbols=("Na", "Cl")):
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(edge), symbols, [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def variants():
+    """Rock salt in five guises, then what is not rock salt."""
+    moved = salt()
+    moved.translate_sites(range(len(moved)), [0.13, 0.27, 0.41])
+    shaken = salt()
+    shaken.perturb(0.03)
+    caesium = Structure(Lattice.cubic(4.12), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    same = [salt(), salt().get_primitive_structure(), salt().make_supercell([2, 1, 1]), moved, shaken]
+    return [Crystal.from_structure(s) for s in [*same, caesium, salt(symbols=("K", "Cl")), caesium]]
+
+
+def test_the_same_crystal_in_any_guise_is_one_group():
+    crystals = variants()
+    assert group_ids(crystals) == [0, 0, 0, 0, 0, 1, 2, 1]
+    assert group_ids([None, *crystals[:2], None]) == [None, 0, 0, None]
+    assert group_ids([]) == []
+
+
+def test_groups_equal_the_matcher_pair_by_pair(shared):
+    samples = read(shared / "data/generated/diffcsp_mp20.parquet", limit=390).samples
+    crystals = [sample.crystal for sample in samples] + variants()
+    crystals += crystals[:20]
+    groups, same = group_ids(crystals), matcher()
+    structures = [crystal.to_structure() for crystal in crystals]
+    together = 0
+    for i, j in itertools.combinations(range(len(crystals)), 2):
+        if structures[i].composition.reduced_formula == structures[j].composition.reduced_formula:
+            assert (groups[i] == groups[j]) == same.fit(structures[i], structures[j])
+            together += 1
+        else:
+            assert groups[i] != groups[j]
+    assert together > 30
+
+
+def test_what_is_known_is_named():
+    crystals = variants()
+    training = [crystals[6], None, crystals[5], crystals[1]]
+    assert matches([crystals[0], None, crystals[5], crystals[6]], training) == [3, None, 2, 0]
+    assert matches([crystals[0]], [crystals[5], None]) == [None]
+
+
+def test_order_does_not_change_which_are_together():
+    crystals = variants()
+    order = np.random.default_rng(0).permutation(len(crystals))
+    groups, shuffled = group_ids(crystals), group_ids([crystals[i] for i in order])
+    for (i, a), (j, b) in itertools.combinations(enumerate(order), 2):
+        assert (shuffled[i] == shuffled[j]) == (groups[a] == groups[b])
