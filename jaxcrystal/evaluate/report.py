@@ -40,8 +40,8 @@ _HEADLINES = {
     "sun.rate": ("Stable, unique, novel", "all three at once"),
     "sun.metastable_rate": ("Metastable, unique, novel", "all three at once"),
     "validity.both": ("Valid", "in structure and composition"),
-    "validity.structural": ("Structurally valid", "atoms keep their distance"),
-    "validity.compositional": ("Compositionally valid", "charges can balance"),
+    "validity.structural": ("Valid structure", "atoms keep their distance"),
+    "validity.compositional": ("Valid composition", "charges can balance"),
     "uniqueness.rate": ("Unique", "distinct, structurally valid crystals"),
     "novelty.by_matching": ("Novel", "valid, and in no training crystal's likeness"),
 }
