@@ -27,7 +27,7 @@ from jaxcrystal.sample.engine import Draw, Ending, Engine
 from jaxcrystal.sample.ledger import Ledger, Request
 from jaxcrystal.sample.methods import Method, Temperature, TopP
 
-LONGEST_TEXT = 1024  #: tokens that are allowed by default; 20 atoms with 6 decimals take about 600
+LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sample(
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
     `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. Temperature and top-p are by default the
-    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 1,024.
+    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 512.
 
     Raises UserError for settings out of range, a prompt that the context cannot hold, and as `load_model` and `Ledger`.
     """
