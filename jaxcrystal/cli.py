@@ -183,7 +183,8 @@ def _sample(args: argparse.Namespace) -> None:
         slots=args.slots,
         max_new_tokens=args.max_new_tokens,
     )
-    print(report)
+    shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
+    print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
 
 
 def _add_evaluate(verb: Callable) -> None:
@@ -200,8 +201,15 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument("--reference", metavar="FILE", help="crystals to compare distributions with")
     command.add_argument("--protocol", default="cdvae", metavar="P", help="the conventions to judge by")
     command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
-    command.add_argument("--hull", metavar="FILE", help="competing phases: adds the distance to the hull")
-    command.add_argument("--references", metavar="FILE", help="elemental reference entries of the hull")
+    command.add_argument(
+        "--hull",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="competing phases: adds the distance to their hull. Crystals, which the potential labels; or, with "
+        "--references, a table with formula and formation_energy_per_atom (eV/atom)",
+    )
+    command.add_argument("--references", metavar="FILE", help="elemental reference entries, as Materials Project's")
     command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")

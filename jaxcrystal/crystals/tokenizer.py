@@ -1,8 +1,8 @@
 """Text to tokens and back: LLaMA-2's SentencePiece model, or the compact one that ships with the package.
 
 Both are SentencePiece models behind one class. The compact tokenizer (448 pieces: digits, separators, elements, the
-words of the prompts, bytes for all the rest) is for models trained from scratch, whose embedding would otherwise be most
-of their weights. `train_compact` builds it, reproducibly.
+words of the prompts, bytes for all the rest) is for models trained from scratch, whose embedding would otherwise be
+most of their weights. `train_compact` builds it, reproducibly.
 """
 
 from __future__ import annotations

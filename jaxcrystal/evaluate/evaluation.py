@@ -38,7 +38,7 @@ def evaluate(
     reference: str | Path | None = None,
     protocol: str = "cdvae",
     potential: str | None = None,
-    hull: str | Path | None = None,
+    hull: Sequence[str | Path] = (),
     references: str | Path | None = None,
     fmax: float = 0.1,
     max_steps: int = 500,
@@ -51,14 +51,16 @@ def evaluate(
     - `reference`: crystals whose distributions the report shows beside those of the samples.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
-      a table of formation energies on their scale; without, a set of crystals, which the potential itself then labels.
+      one table of formation energies on their scale; without, sets of crystals, which the potential itself labels.
 
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
     """
     convention = protocol_named(protocol)
-    if hull is not None and potential is None:
-        raise UserError(f"the hull {hull} needs a potential: what is placed against it is a relaxed crystal's energy")
-    if references is not None and hull is None:
+    if hull and potential is None:
+        raise UserError(
+            f"the hull {hull[0]} needs a potential: what is placed against it is a relaxed crystal's energy"
+        )
+    if references is not None and not hull:
         raise UserError(f"the element references {references} need a hull: they place energies on its scale")
     out = _writable(Path(out_dir))
     judge = phases = None
@@ -69,7 +71,9 @@ def evaluate(
     if references is not None:
         from jaxcrystal.evaluate.hull import ElementReferences, Hull
 
-        phases = Hull.from_table(hull, ElementReferences.from_file(references))
+        if len(hull) != 1:
+            raise UserError(f"one table of formation energies goes with the references {references}, not {len(hull)}")
+        phases = Hull.from_table(hull[0], ElementReferences.from_file(references))
         phases.require_same_scale(judge)
 
     samples = read(samples_path, workers=workers, limit=limit)
@@ -87,7 +91,7 @@ def evaluate(
         from jaxcrystal.evaluate.stability import assess
 
         settings = RelaxationSettings(fmax, max_steps)
-        if hull is not None and phases is None:
+        if hull and phases is None:
             phases = _labelled_hull(hull, judge, sound, settings, workers, out / "relaxations")
         rows = assess(
             [crystal.to_structure() for crystal in sound if crystal is not None],
@@ -163,20 +167,21 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
 
 
 def _labelled_hull(
-    path: str | Path,
+    paths: Sequence[str | Path],
     judge: Any,
     crystals: Sequence[Crystal | None],
     settings: RelaxationSettings,
     workers: int,
     cache: Path,
 ) -> Hull:
-    """The hull of the crystals in `path`, relaxed by the potential, as far as the samples' chemical systems need it."""
+    """The hull of the crystals in `paths`, relaxed by the potential, as far as the samples' chemical systems need it."""
     from jaxcrystal.evaluate.hull import Hull
 
     try:
-        phases = [s.crystal.to_structure() for s in read(path, workers=workers).samples if s.crystal is not None]
+        known = [sample.crystal for path in paths for sample in read(path, workers=workers).samples]
     except UserError as error:
         raise UserError(f"{error}. If the hull is a table of formation energies, name its references too") from None
+    phases = [crystal.to_structure() for crystal in known if crystal is not None]
     candidates = [crystal.to_structure() for crystal in crystals if crystal is not None]
     return Hull.from_crystals(phases, judge, candidates=candidates, settings=settings, workers=workers, cache_dir=cache)
 

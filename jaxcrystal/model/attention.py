@@ -29,11 +29,11 @@ class Cache:
     a row to forget some of them (padding, a finished row) lowers its `lengths`; what lies beyond is never read.
     """
 
-    prefix_keys: Float[Array, "layers prefix kv_heads head_dim"]
-    prefix_values: Float[Array, "layers prefix kv_heads head_dim"]
+    prefix_keys: Float[Array, "layers kv_heads prefix head_dim"]
+    prefix_values: Float[Array, "layers kv_heads prefix head_dim"]
     prefix_length: Int[Array, ""]
-    keys: Float[Array, "layers batch tail kv_heads head_dim"]
-    values: Float[Array, "layers batch tail kv_heads head_dim"]
+    keys: Float[Array, "layers batch kv_heads tail head_dim"]
+    values: Float[Array, "layers batch kv_heads tail head_dim"]
     lengths: Int[Array, " batch"]
 
     @classmethod
@@ -42,17 +42,17 @@ class Cache:
     ) -> Cache:
         """Room for `prefix` shared entries, and `tail` in each of `batch` rows, by default in the config's dtype."""
         dtype = dtype or config.dtype
-        entry = (config.num_key_value_heads, config.head_dim)
-        shared = jnp.zeros((config.num_hidden_layers, prefix, *entry), dtype)
-        own = jnp.zeros((config.num_hidden_layers, batch, tail, *entry), dtype)
+        layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        shared = jnp.zeros((layers, heads, prefix, width), dtype)
+        own = jnp.zeros((layers, batch, heads, tail, width), dtype)
         return cls(shared, shared, jnp.int32(0), own, own, jnp.zeros(batch, jnp.int32))
 
     def as_prefix(self, batch: int, tail: int) -> Cache:
         """The one row of this cache as the prefix that `batch` rows share, each with an empty tail."""
-        layers, rows, _, *entry = self.keys.shape
-        if rows != 1 or self.prefix_keys.shape[1]:
+        layers, rows, heads, _, width = self.keys.shape
+        if rows != 1 or self.prefix_keys.shape[2]:
             raise ValueError("a prefix is made from a cache of one row that has no prefix itself")
-        own = jnp.zeros((layers, batch, tail, *entry), self.keys.dtype)
+        own = jnp.zeros((layers, batch, heads, tail, width), self.keys.dtype)
         lengths = jnp.zeros(batch, jnp.int32)
         return Cache(self.keys[:, 0], self.values[:, 0], self.lengths[0], own, own, lengths)
 
@@ -69,11 +69,14 @@ class Cache:
         """With these entries behind each row's tail. Entries that the tail has no room for are lost: reserve enough."""
         rows = jnp.arange(keys.shape[1])[:, None]
         slots = self.lengths[:, None] + jnp.arange(keys.shape[2])
-        where = (slice(None), rows, slots)
+        where = (slice(None), rows, slice(None), slots)  # advanced indices around a slice: [batch, time, layers, ...]
+        keys, values = (jnp.moveaxis(x, 0, 2) for x in (keys, values))
+        # A masked value is multiplied by 0, but 0 · NaN is NaN: a row's next sequence must not find one.
+        values = jnp.where(jnp.isfinite(values), values, 0)
         return self.replace(
             keys=self.keys.at[where].set(keys.astype(self.keys.dtype), mode="drop", unique_indices=True),
             values=self.values.at[where].set(values.astype(self.values.dtype), mode="drop", unique_indices=True),
-            lengths=self.lengths + keys.shape[2],
+            lengths=self.lengths + keys.shape[1],
         )
 
 
@@ -91,8 +94,8 @@ def visible(
         return mask
     if segments is not None:
         raise ValueError("a cache holds one sequence a row: segments and cache exclude each other")
-    batch, tail = cache.keys.shape[1:3]
-    prefix = jnp.arange(cache.prefix_keys.shape[1]) < cache.prefix_length
+    batch, tail = cache.keys.shape[1], cache.keys.shape[3]
+    prefix = jnp.arange(cache.prefix_keys.shape[2]) < cache.prefix_length
     written = jnp.arange(tail) < cache.lengths[:, None]
     past = jnp.concatenate([jnp.broadcast_to(prefix, (batch, len(prefix))), written], axis=1)
     past = jnp.broadcast_to(past[:, None], (batch, time, past.shape[1]))
@@ -116,7 +119,7 @@ def attend(
     parts = [("bskd", keys, values)]
     if past is not None:
         prefix_keys, prefix_values, tail_keys, tail_values = past
-        parts = [("skd", prefix_keys, prefix_values), ("bskd", tail_keys, tail_values), *parts]
+        parts = [("ksd", prefix_keys, prefix_values), ("bksd", tail_keys, tail_values), *parts]
 
     def product(pattern: str, x: Array, y: Array) -> Array:
         return jnp.einsum(pattern, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -126,7 +129,7 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
     output, start = 0.0, 0
     for axes, _, v in parts:
-        end = start + v.shape[-3]
+        end = start + v.shape[axes.index("s")]
         output += product(f"bkgts,{axes}->btkgd", weights[..., start:end], v)
         start = end
     return output.astype(queries.dtype).reshape(shape)

@@ -272,22 +272,16 @@ class Engine:
 
     def _read(self, variables: Any, slots: Slots, token: Int32[Array, "slots"]) -> Slots:
         """The model reads each slot's new token."""
-        cache, lengths = slots.cache, slots.cache.lengths
-        positions = cache.prefix_length + lengths
-        logits, cache = self._model.module.apply(variables, token[:, None], positions[:, None], cache=cache)
-        logits = logits[:, 0]
-        # A masked entry is multiplied by 0, but 0 · NaN is NaN: the slot's next crystals must not find one.
-        usable = jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))[:, None, None]
-        entry = (slice(None), jnp.arange(self.slots), lengths)
-        values = cache.values.at[entry].set(jnp.where(usable, cache.values[entry], 0), mode="drop")
-        return slots.replace(cache=cache.replace(values=values), logits=logits)
+        positions = slots.cache.prefix_length + slots.cache.lengths
+        logits, cache = self._model.module.apply(variables, token[:, None], positions[:, None], cache=slots.cache)
+        return slots.replace(cache=cache, logits=logits[:, 0])
 
     def _shardings(self) -> tuple[Slots, NamedSharding]:
         """How the slots lie on the mesh, and what is whole on every device."""
         config, rules, whole = self._model.config, self._model.module.rules, replicated(self._mesh)
-        entries = (config.num_hidden_layers, self.slots, self._limit, config.num_key_value_heads, config.head_dim)
-        tail = rules.sharding(self._mesh, (None, "batch", None, "kv_heads", None), entries, "the cache")
-        prefix = NamedSharding(self._mesh, rules.spec((None, None, "kv_heads", None)))
+        entries = (config.num_hidden_layers, self.slots, config.num_key_value_heads, self._limit, config.head_dim)
+        tail = rules.sharding(self._mesh, (None, "batch", "kv_heads", None, None), entries, "the cache")
+        prefix = NamedSharding(self._mesh, rules.spec((None, "kv_heads", None, None)))
         logits = NamedSharding(self._mesh, rules.spec(("batch", "vocab")))
         cache = Cache(prefix, prefix, whole, keys=tail, values=tail, lengths=whole)
         return Slots(cache, logits, whole, whole, whole), whole

@@ -31,8 +31,9 @@ def recipe(files, tmp_path) -> Recipe:
     )  # fmt: skip
 
 
-def losses(out: str) -> list[float]:
-    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+def losses(out: str | Path) -> list[float]:
+    text = (Path(out) / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [loss for line in lines if line["event"] == "train" for loss in line["losses"]]
 
 
@@ -60,23 +61,25 @@ def test_finished_runs_are_left_as_they_are(recipe):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path):
-    """SIGKILL, three times, at moments that nothing chose; bit for bit the losses of the run that was not killed."""
-    whole = replace(recipe, out=str(tmp_path / "whole"), steps=40)
-    train(whole)
-    killed = replace(whole, out=str(tmp_path / "killed"))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(to_dict(killed)))
-    command = [sys.executable, "-m", "jaxcrystal.cli", "train", str(path)]
-    for attempt in range(3):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        journal = Path(killed.out) / "metrics.jsonl"
-        enough = 4 + 10 * attempt
-        while process.poll() is None and (not journal.exists() or len(losses(killed.out)) < enough):
+    """SIGKILL, twice, at moments that nothing chose; bit for bit the losses of the run that was not killed."""
+
+    def start(out: str) -> subprocess.Popen:
+        path = tmp_path / f"{out}.yaml"
+        path.write_text(yaml.safe_dump(to_dict(replace(recipe, out=str(tmp_path / out), steps=40))))
+        command = [sys.executable, "-m", "jaxcrystal.cli", "train", str(path)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    whole, killed = losses(tmp_path / "whole"), tmp_path / "killed"
+    for enough in (5, 17):
+        process = start("killed")
+        journal = killed / "metrics.jsonl"
+        while process.poll() is None and (not journal.exists() or len(losses(killed)) < enough):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
-    assert losses(killed.out) == losses(whole.out) and len(losses(killed.out)) == 40
+    assert start("killed").wait() == 0
+    assert losses(killed) == whole and len(whole) == 40
 
 
 def test_it_goes_on_on_another_mesh(recipe):

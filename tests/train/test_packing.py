@@ -32,13 +32,15 @@ def test_an_epoch_is_written_whole(tokenizer, infill, row_length):
     assert table.shape[1:] == (4, feed.slots)
     assert sorted(table[table >= 0].tolist()) == list(range(60))
     write = jax.jit(lambda e: (d := writer.draw(feed.key(2), e), writer.write(e, d, row_length), writer.lengths(e, d)))
+    infilled = 0
     for batch in table:
         draws, rows, lengths = write(feed.batch(batch))
         assert ((lengths > 0) == (batch >= 0)).all()
         np.testing.assert_array_equal((rows.segments > 0).sum(1), lengths.sum(1))  # nothing was cut off
         ends = (rows.tokens == tokenizer.eos_id).sum(1)
         np.testing.assert_array_equal(ends, (batch >= 0).sum(1))
-        assert bool(draws.infill.any()) == (infill > 0)
+        infilled += int((np.asarray(draws.infill) & (batch >= 0)).sum())
+    assert infilled == {0.0: 0, 1.0: 60}.get(infill, infilled) and (infilled > 0) == (infill > 0)
 
 
 def test_epochs_differ_and_come_again(tokenizer, writer):

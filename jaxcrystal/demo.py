@@ -1,0 +1,51 @@
+"""The main job, small and offline: from the embedded crystals to a report on crystals that a model has designed.
+
+Each step is a verb that can be typed as well; the demo prints it first. What an earlier run has finished is kept.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from jaxcrystal.config import Recipe, load
+from jaxcrystal.crystals.prepare import prepare
+from jaxcrystal.evaluate.evaluation import evaluate
+from jaxcrystal.sample.sampling import sample
+from jaxcrystal.train.loop import train
+
+RECIPE = "demo.yaml"
+ATTEMPTS = 128
+
+
+def demo(out: Path) -> Path:
+    """Runs the demo in the folder `out`; returns the path of its report. Raises UserError if `out` is not writable."""
+    data, model, samples, report = out / "data", out / "model", out / "samples.parquet", out / "report"
+    known, held_out = data / "prototypes_train.parquet", data / "prototypes_validation.parquet"
+
+    _say(1, "embedded crystals, checked and reduced", f"prepare prototypes --out {data}")
+    if not (data / "report.json").exists():
+        print(prepare(["prototypes"], data))
+
+    _say(2, "a tiny model learns them", f"train {RECIPE} --set out={model}")
+    with resources.as_file(resources.files("jaxcrystal") / RECIPE) as path:
+        places = [f"out={model}", f"data.train={known}", f"data.validation={held_out}"]
+        train(load(Recipe, path, places))
+
+    _say(3, f"{ATTEMPTS} attempts at new crystals", f"sample --model {model} --num {ATTEMPTS} --out {samples}")
+    sample(model, ATTEMPTS, samples)
+
+    _say(
+        4,
+        "which of them would exist",
+        f"evaluate {samples} --train {known} --reference {known} --potential chgnet --hull {known} {held_out} "
+        f"--out {report}",
+    )
+    evaluate(samples, report, train=known, reference=known, potential="chgnet", hull=[known, held_out])
+    page = report / "report.html"
+    print(f"\nopen {page.resolve()}")
+    return page
+
+
+def _say(step: int, what: str, command: str) -> None:
+    print(f"\n[{step}/4] {what}\n      jaxcrystal {command}", flush=True)
