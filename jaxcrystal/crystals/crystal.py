@@ -9,7 +9,10 @@ bit. The grid is far below what a CIF states (2.3e-10 of a cell edge, 6e-8 Å).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -97,6 +100,13 @@ class Crystal:
         """Element symbols, atom by atom."""
         return [ELEMENTS[z] for z in self.species]
 
+    @property
+    def formula(self) -> str:
+        """OPTIMADE's `chemical_formula_reduced`: elements in alphabetical order, for example FeLiO4P."""
+        counts = Counter(self.symbols)
+        unit = math.gcd(*counts.values())
+        return "".join(f"{symbol}{n // unit if n > unit else ''}" for symbol, n in sorted(counts.items()))
+
     @cached_property
     def volume(self) -> float:
         """Cell volume in Å³."""
@@ -122,10 +132,42 @@ class Crystal:
         return Structure(lattice, self.symbols, self.frac_coords)
 
     def to_cif(self) -> str:
-        """CIF in P1, written by pymatgen."""
-        from pymatgen.io.cif import CifWriter
+        """CIF in P1 with every atom; each number is the shortest decimal that leads back to the same crystal."""
+        cell = zip("abc", ("alpha", "beta", "gamma"), self.lengths, self.angles, strict=True)
+        lengths, angles = [], []
+        for edge, corner, length, angle in cell:
+            lengths.append(f"_cell_length_{edge} {_shortest(length, CELL_BITS, round)}")
+            angles.append(f"_cell_angle_{corner} {_shortest(angle, CELL_BITS, math.floor)}")
+        atoms = [
+            f"{symbol} {symbol}{i} {' '.join(_shortest(x, COORD_BITS, round) for x in coords)} 1"
+            for i, (symbol, coords) in enumerate(zip(self.symbols, self.frac_coords, strict=True))
+        ]
+        return "\n".join(
+            [
+                f"data_{self.formula}",
+                "_symmetry_space_group_name_H-M 'P 1'",
+                "_symmetry_Int_Tables_number 1",
+                *lengths,
+                *angles,
+                "loop_",
+                "_symmetry_equiv_pos_site_id",
+                "_symmetry_equiv_pos_as_xyz",
+                "1 'x, y, z'",
+                "loop_",
+                *(f"_atom_site_{column}" for column in ("type_symbol", "label", "fract_x", "fract_y", "fract_z")),
+                "_atom_site_occupancy",
+                *atoms,
+                "",
+            ]
+        )
 
-        return str(CifWriter(self.to_structure()))
+
+def _shortest(value: float, bits: int, to_grid: Callable[[float], int]) -> str:
+    """The decimal of fewest digits that `Crystal` puts on the same point of its grid of 2**-bits."""
+    for decimals in itertools.count():
+        written = f"{value:.{decimals}f}"
+        if to_grid(float(written) * 2**bits) == value * 2**bits:
+            return written
 
 
 def cell_volume(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> float:

@@ -35,14 +35,16 @@ rock salt          | NaCl     | 225 | 5.640           | A6 4a 0 0 0; X 4b 1/2 1/
 caesium chloride   | CsCl     | 221 | 4.123           | A8 1a 0 0 0; X 1b 1/2 1/2 1/2
 zinc blende        | ZnS      | 216 | 5.409           | A4 4a 0 0 0; X 4c 1/4 1/4 1/4
 wurtzite           | ZnO      | 186 | 3.250 1 1.602   | A4 2b 1/3 2/3 0; X 2b 1/3 2/3 .382
-troilite (NiAs)    | FeS      | 194 | 3.445 1 1.673   | A6 2a 0 0 0; X 2c 1/3 2/3 1/4 | A=Ti V Cr Mn Fe Co Ni; X=S Se Te
+troilite (NiAs)    | FeS      | 194 | 3.445 1 1.673   | A6 2a 0 0 0; X 2c 1/3 2/3 1/4 \
+| A=Ti V Cr Mn Fe Co Ni; X=S Se Te
 fluorite           | CaF2     | 225 | 5.463           | A8 4a 0 0 0; X 8c 1/4 1/4 1/4
 antifluorite       | Li2O     | 225 | 4.619           | X 4a 0 0 0; A4 8c 1/4 1/4 1/4
 rutile             | TiO2     | 136 | 4.594 1 .644    | A6 2a 0 0 0; X 4f .305 .305 0 | X=O F
 anatase            | TiO2     | 141 | 3.785 1 2.514   | A6 4a 0 3/4 1/8; X 8e 0 1/4 .0831 | X=O
 cadmium iodide     | CdI2     | 164 | 4.240 1 1.613   | A6 1a 0 0 0; X 2d 1/3 2/3 .249 | X=Cl Br I S Se Te
 cadmium chloride   | CdCl2    | 166 | 3.846 1 4.545   | A6 3a 0 0 0; X 6c 0 0 .252 | X=Cl Br I
-molybdenite        | MoS2     | 194 | 3.160 1 3.890   | A6 2c 1/3 2/3 1/4; X 4f 1/3 2/3 .621 | A=Nb Ta Mo W Re; X=S Se Te
+molybdenite        | MoS2     | 194 | 3.160 1 3.890   | A6 2c 1/3 2/3 1/4; X 4f 1/3 2/3 .621 \
+| A=Nb Ta Mo W Re; X=S Se Te
 cuprite            | Cu2O     | 224 | 4.270           | A2 4b 0 0 0; X 2a 1/4 1/4 1/4
 rhenium trioxide   | ReO3     | 221 | 3.750           | A6 1a 0 0 0; X 3d 1/2 0 0 | X=O F
 bismuth triiodide  | BiI3     | 148 | 7.516 1 2.760   | A6 6c 0 0 .1667; X 18f .3415 .3395 .0805 | X=Cl Br I
@@ -52,18 +54,22 @@ lanthanum oxide    | La2O3    | 164 | 3.937 1 1.557   | A6 2d 1/3 2/3 .2454; X 1
 tetradymite        | Bi2Te3   | 166 | 4.386 1 6.950   | A6 6c 0 0 .400; X 3a 0 0 0; X 6c 0 0 .2115 | X=S Se Te
 calcite            | CaCO3    | 167 | 4.991 1 3.419   | A6 6b 0 0 0; B3 6a 0 0 1/4; X 18e .2568 0 1/4 | X=O
 perovskite         | SrTiO3   | 221 | 3.905           | A12 1b 1/2 1/2 1/2; B6 1a 0 0 0; X 3d 1/2 0 0
-double perovskite  | Ba2MgWO6 | 225 | 8.112           | A12 8c 1/4 1/4 1/4; B6 4a 0 0 0; C6 4b 1/2 1/2 1/2; X 24e .257 0 0
+double perovskite  | Ba2MgWO6 | 225 | 8.112           \
+| A12 8c 1/4 1/4 1/4; B6 4a 0 0 0; C6 4b 1/2 1/2 1/2; X 24e .257 0 0
 potassium hexachloroplatinate | K2PtCl6 | 225 | 9.755 | A12 8c 1/4 1/4 1/4; B6 4a 0 0 0; X 24e .240 0 0
 layered perovskite | K2NiF4   | 139 | 4.012 1 3.258   | A8 4e 0 0 .353; B6 2a 0 0 0; X 4c 0 1/2 0; X 4e 0 0 .155
-ilmenite           | FeTiO3   | 148 | 5.088 1 2.770   | A6 6c 0 0 .3553; B6 6c 0 0 .1464; X 18f .3174 .0233 .2450 | X=O
+ilmenite           | FeTiO3   | 148 | 5.088 1 2.770   | A6 6c 0 0 .3553; B6 6c 0 0 .1464; X 18f .3174 .0233 .2450 \
+| X=O
 lithium niobate    | LiNbO3   | 161 | 5.148 1 2.693   | A6 6a 0 0 .2787; B6 6a 0 0 0; X 18b .0492 .3446 .0647 | X=O
 delafossite        | CuAlO2   | 166 | 2.857 1 5.929   | A2 3a 0 0 0; B6 3b 0 0 1/2; X 6c 0 0 .1101 | X=O
 layered cobaltate  | LiCoO2   | 166 | 2.816 1 4.990   | A6 3b 0 0 1/2; B6 3a 0 0 0; X 6c 0 0 .2605 | X=O S Se
 spinel             | MgAl2O4  | 227 | 8.083           | A4 8a 1/8 1/8 1/8; B6 16d 1/2 1/2 1/2; X 32e .2625 .2625 .2625
 chalcopyrite       | CuGaS2   | 122 | 5.351 1 1.959   | A4 4a 0 0 0; B4 4b 0 0 1/2; X 8d .2539 1/4 1/8
-scheelite          | CaWO4    | 88  | 5.243 1 2.170   | A8 4b 0 1/4 5/8; B4 4a 0 1/4 1/8; X 16f .1507 .0086 .2106 | X=O
+scheelite          | CaWO4    | 88  | 5.243 1 2.170   | A8 4b 0 1/4 5/8; B4 4a 0 1/4 1/8; X 16f .1507 .0086 .2106 \
+| X=O
 zircon             | ZrSiO4   | 141 | 6.607 1 .905    | A8 4a 0 3/4 1/8; B4 4b 0 1/4 3/8; X 16h 0 .0661 .1953 | X=O
-matlockite         | BiOCl    | 129 | 3.883 1 1.892   | A8 2c 1/4 1/4 .1716; X 2a 3/4 1/4 0; Y 2c 1/4 1/4 .6459 | X=O F; Y=Cl Br I
+matlockite         | BiOCl    | 129 | 3.883 1 1.892   | A8 2c 1/4 1/4 .1716; X 2a 3/4 1/4 0; Y 2c 1/4 1/4 .6459 \
+| X=O F; Y=Cl Br I
 """
 
 EARLY = "Sc Y Ti Zr Hf V Nb Ta Cr Mo W"
@@ -84,7 +90,8 @@ copper three gold  | AuCu3    | 221 | 3.748           | A 1a 0 0 0; B 3c 0 1/2 1
 | A={EARLY} {LANTHANIDES} {MAIN} Au Pt; B={LATE}
 iron aluminide     | AlFe3    | 225 | 5.793           | A 4a 0 0 0; B 4b 1/2 1/2 1/2; B 8c 1/4 1/4 1/4 \
 | A={MAIN}; B=Mn Fe Co Ni Cu
-A15                | SiCr3    | 223 | 4.556           | A 2a 0 0 0; B 6c 1/4 0 1/2 | A={MAIN} Ir Pt Au Os; B=Ti Zr V Nb Ta Cr Mo
+A15                | SiCr3    | 223 | 4.556           | A 2a 0 0 0; B 6c 1/4 0 1/2 \
+| A={MAIN} Ir Pt Au Os; B=Ti Zr V Nb Ta Cr Mo
 Laves, cubic       | MgCu2    | 227 | 7.034           | A 8a 1/8 1/8 1/8; B 16d 1/2 1/2 1/2 \
 | A=Mg Ca {EARLY} {LANTHANIDES}; B=Al {LATE}
 Laves, hexagonal   | MgZn2    | 194 | 5.221 1 1.641   | A 4f 1/3 2/3 .062; B 2a 0 0 0; B 6h .8305 .661 1/4 \
@@ -109,31 +116,31 @@ iron carbide perovskite | AlFe3C | 221 | 3.770        | A 1a 0 0 0; B 3c 0 1/2 1
 """
 
 ELEMENTAL = """
-face-centred cubic | Cu | 225 | 3.615         | A 4a 0 0 0 | A=Cu Ag Au Ni Pd Pt Rh Ir Al Pb Ca Sr Ce Yb Th
-body-centred cubic | Fe | 229 | 2.866         | A 2a 0 0 0 | A=Li Na K Rb Cs Ba V Nb Ta Cr Mo W Fe Eu Mn
+face-centred cubic | Cu       | 225 | 3.615           | A 4a 0 0 0 | A=Cu Ag Au Ni Pd Pt Rh Ir Al Pb Ca Sr Ce Yb Th
+body-centred cubic | Fe       | 229 | 2.866           | A 2a 0 0 0 | A=Li Na K Rb Cs Ba V Nb Ta Cr Mo W Fe Eu Mn
 hexagonal close-packed | Mg | 194 | 3.209 1 1.624 | A 2c 1/3 2/3 1/4 \
 | A=Mg Be Zn Cd Hg Ti Zr Hf Sc Y Co Ru Os Re Tc Tl La Pr Nd Sm Gd Tb Dy Ho Er Tm Lu
-indium             | In | 139 | 3.253 1 1.521 | A 2a 0 0 0
-gallium            | Ga | 64  | 4.519 1.695 1.001 | A 8f 0 .1549 .0810
-uranium            | U  | 63  | 2.854 2.057 1.736 | A 4c 0 .1024 1/4
-diamond            | Si | 227 | 5.431         | A 8a 1/8 1/8 1/8
-diamond (carbon)   | C  | 227 | 3.567         | A 8a 1/8 1/8 1/8
+indium             | In       | 139 | 3.253 1 1.521   | A 2a 0 0 0
+gallium            | Ga       | 64  | 4.519 1.695 1.001 | A 8f 0 .1549 .0810
+uranium            | U        | 63  | 2.854 2.057 1.736 | A 4c 0 .1024 1/4
+diamond            | Si       | 227 | 5.431           | A 8a 1/8 1/8 1/8
+diamond (carbon)   | C        | 227 | 3.567           | A 8a 1/8 1/8 1/8
 diamond (germanium) | Ge | 227 | 5.658        | A 8a 1/8 1/8 1/8
-diamond (tin)      | Sn | 227 | 6.489         | A 8a 1/8 1/8 1/8
-boron              | B  | 166 | 4.908 1 2.561 | A 18h .1177 -.1177 .8927; A 18h .1961 -.1961 .0245
-black phosphorus   | P  | 64  | 3.314 3.162 1.321 | A 8f 0 .1017 .0806
-arsenic            | As | 166 | 3.760 1 2.804 | A 6c 0 0 .2271
-antimony           | Sb | 166 | 4.307 1 2.616 | A 6c 0 0 .2335
-bismuth            | Bi | 166 | 4.546 1 2.608 | A 6c 0 0 .2339
-sulphur            | S  | 148 | 10.818 1 .3956 | A 18f .1454 .1882 .1055
-selenium           | Se | 152 | 4.366 1 1.134 | A 3a .2254 0 1/3
-tellurium          | Te | 152 | 4.457 1 1.330 | A 3a .2636 0 1/3
-iodine             | I  | 64  | 7.180 .656 1.366 | A 8f 0 .1543 .1174
-bromine            | Br | 64  | 6.670 .672 1.307 | A 8f 0 .1350 .1100
-chlorine           | Cl | 64  | 6.145 .715 1.327 | A 8f 0 .1173 .1016
-fluorine           | F  | 205 | 5.500         | A 8c .0745 .0745 .0745
-oxygen             | O  | 205 | 5.400         | A 8c .0647 .0647 .0647
-nitrogen           | N  | 205 | 5.660         | A 8c .0561 .0561 .0561
+diamond (tin)      | Sn       | 227 | 6.489           | A 8a 1/8 1/8 1/8
+boron              | B        | 166 | 4.908 1 2.561   | A 18h .1177 -.1177 .8927; A 18h .1961 -.1961 .0245
+black phosphorus   | P        | 64  | 3.314 3.162 1.321 | A 8f 0 .1017 .0806
+arsenic            | As       | 166 | 3.760 1 2.804   | A 6c 0 0 .2271
+antimony           | Sb       | 166 | 4.307 1 2.616   | A 6c 0 0 .2335
+bismuth            | Bi       | 166 | 4.546 1 2.608   | A 6c 0 0 .2339
+sulphur            | S        | 148 | 10.818 1 .3956  | A 18f .1454 .1882 .1055
+selenium           | Se       | 152 | 4.366 1 1.134   | A 3a .2254 0 1/3
+tellurium          | Te       | 152 | 4.457 1 1.330   | A 3a .2636 0 1/3
+iodine             | I        | 64  | 7.180 .656 1.366 | A 8f 0 .1543 .1174
+bromine            | Br       | 64  | 6.670 .672 1.307 | A 8f 0 .1350 .1100
+chlorine           | Cl       | 64  | 6.145 .715 1.327 | A 8f 0 .1173 .1016
+fluorine           | F        | 205 | 5.500           | A 8c .0745 .0745 .0745
+oxygen             | O        | 205 | 5.400           | A 8c .0647 .0647 .0647
+nitrogen           | N        | 205 | 5.660           | A 8c .0561 .0561 .0561
 """
 
 #: How far the cells that the ions or metals of one decoration ask for may differ, largest over smallest.

@@ -174,7 +174,7 @@ def _labelled_hull(
     workers: int,
     cache: Path,
 ) -> Hull:
-    """The hull of the crystals in `paths`, relaxed by the potential, as far as the samples' chemical systems need it."""
+    """The hull of the crystals in `paths`, relaxed by the potential, in the chemical systems of the samples."""
     from jaxcrystal.evaluate.hull import Hull
 
     try:

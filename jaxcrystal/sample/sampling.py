@@ -22,7 +22,7 @@ from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.saved import SavedModel, load_model
-from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge, p1_cif, reduced_formula
+from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge
 from jaxcrystal.sample.engine import Draw, Ending, Engine
 from jaxcrystal.sample.ledger import Ledger, Request
 from jaxcrystal.sample.methods import Method, Temperature, TopP
@@ -140,8 +140,8 @@ def _attempt(draw: Draw, request: Request, tokenizer: SentencePieceTokenizer) ->
         status=status,
         log_probability=draw.log_probability if math.isfinite(draw.log_probability) else None,
         tokens=len(draw.tokens),
-        formula=None if crystal is None else reduced_formula(crystal),
-        cif=None if crystal is None else p1_cif(crystal),
+        formula=None if crystal is None else crystal.formula,
+        cif=None if crystal is None else crystal.to_cif(),
     )
 
 

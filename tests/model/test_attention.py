@@ -101,7 +101,7 @@ def test_forgotten_entries_are_never_read(llama):
 
 def test_the_prefix_is_stored_once():
     prefix = Cache.empty(CONFIG, batch=1, tail=6).as_prefix(batch=50, tail=4)
-    assert prefix.prefix_keys.shape == (3, 6, 2, 8) and prefix.keys.shape == (3, 50, 4, 2, 8)
+    assert prefix.prefix_keys.shape == (3, 2, 6, 8) and prefix.keys.shape == (3, 50, 2, 4, 8)
     with pytest.raises(ValueError, match="one row"):
         Cache.empty(CONFIG, batch=2, tail=6).as_prefix(batch=3, tail=4)
     with pytest.raises(ValueError, match="no prefix itself"):
