@@ -34,7 +34,7 @@ def test_statuses(text, status):
 )
 def test_formula_is_optimades(symbols, formula):
     structure = Structure(np.eye(3) * 9, symbols.split(), np.random.default_rng(0).random((len(symbols.split()), 3)))
-    assert reduced_formula(Crystal.from_structure(structure)) == formula
+    assert Crystal.from_structure(structure).formula == formula
     assert Composition(formula).reduced_composition == structure.composition.reduced_composition
 
 
