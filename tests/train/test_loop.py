@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL
+from small import SMALL
 
 from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, to_dict
 from jaxcrystal.errors import UserError

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from conftest import crystal_set
 from hypothesis import given
 from hypothesis import strategies as st
+from small import crystal_set
 
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet

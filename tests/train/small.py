@@ -1,0 +1,28 @@
+"""A model and a data set small enough to be trained in a test."""
+
+import numpy as np
+
+from jaxcrystal.config import LlamaConfig
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.dataset import CrystalSet
+
+SMALL = LlamaConfig(
+    vocab_size=448,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=512,
+)
+
+
+def crystal_set(count: int, seed: int = 0) -> CrystalSet:
+    rng = np.random.default_rng(seed)
+    crystals = [
+        Crystal(rng.uniform(3, 12, 3), rng.uniform(80, 100, 3), rng.integers(1, 90, n), rng.random((n, 3)))
+        for n in rng.integers(1, 9, count)
+    ]
+    labels = [{"pretty_formula": "".join(c.symbols), "band_gap": float(rng.random())} for c in crystals]
+    return CrystalSet.from_crystals([f"crystal-{i}" for i in range(count)], crystals, labels)
