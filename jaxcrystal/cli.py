@@ -15,7 +15,7 @@ from jaxcrystal.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 bad input (one line says what), 2 usage, 130 interrupted."""
     args = _parser().parse_args(arguments)
-    # A pipe may close early (`| head`); JAX's and torch's own chatter is no message of ours.
+    # XLA's own chatter is no message of ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         return args.run(args) or 0
@@ -128,8 +128,12 @@ def _train(args: argparse.Namespace) -> None:
     from jaxcrystal.train.loop import train
 
     report = train(load(Recipe, args.config, args.set))
+    if report.loss is None:
+        told = "all done before"
+    else:
+        told = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
     print(
-        f"{report.steps} steps, loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}; "
+        f"{report.steps} steps, {told}; "
         f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
     )
 

@@ -195,7 +195,10 @@ def load(cls: type[T], path: str | Path | None = None, overrides: typing.Sequenc
             if not isinstance(node.get(parent), dict):
                 node[parent] = {}
             node = node[parent]
-        node[last] = yaml.safe_load(value)
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override}: {value!r} is not valid YAML; quote it") from None
     return from_dict(cls, data, str(path or "configuration"))
 
 

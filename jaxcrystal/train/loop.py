@@ -45,8 +45,8 @@ class TrainReport:
 
     out: Path
     steps: int
-    loss: float  #: of the last step that was logged, nats per token
-    validation_loss: float | None  #: the last one taken
+    loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
+    validation_loss: float | None  #: after the last step; None likewise
 
 
 def train(recipe: Recipe) -> TrainReport:
@@ -145,7 +145,7 @@ class _Run:
         step = done = int(state.step)
         self.journal = Journal(Path(self.recipe.out) / "metrics.jsonl", done)
         train_step, eval_step = self._compile(state)
-        loss, validation_loss, window = math.nan, None, []
+        loss, validation_loss, window = None, None, []
         since = time.perf_counter()
         with tqdm(total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True) as bar:
             for step, key, batch, place in self._batches(done, start):
@@ -160,8 +160,9 @@ class _Run:
                     since = time.perf_counter()
                 if step % self.recipe.checkpoint_every == 0 or last:
                     self.checkpoints.save(self.trainer, state, place)
-                shown = {"loss": loss} | ({} if validation_loss is None else {"validation": validation_loss})
-                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+                shown = {"loss": loss, "validation": validation_loss}
+                told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+                bar.set_postfix(told, refresh=False)
                 bar.update()
         return TrainReport(Path(self.recipe.out), step, loss, validation_loss)
 
