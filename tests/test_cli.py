@@ -1,0 +1,208 @@
+"""The command line: every verb explains itself, every option arrives at the function that does the work."""
+
+import argparse
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcrystal import __version__, cli
+from jaxcrystal.errors import UserError
+
+#: The function behind each verb, and the least that must be typed to reach it.
+VERBS = {
+    "prepare": ("jaxcrystal.crystals.prepare.prepare", ["a.csv", "cifs", "--out", "data"]),
+    "convert": ("jaxcrystal.model.saved.convert", ["hf", "--out", "llama"]),
+    "train": ("jaxcrystal.train.loop.train", ["recipe.yaml"]),
+    "sample": ("jaxcrystal.sample.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
+    "evaluate": ("jaxcrystal.evaluate.evaluation.evaluate", ["s.csv", "--out", "report"]),
+    "doctor": ("jaxcrystal.doctor.doctor", []),
+    "demo": ("jaxcrystal.demo.demo", []),
+}
+
+#: What each function receives without options (of its parameters, those worth stating).
+PLAIN = {
+    "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
+    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None},
+    "train": {},
+    "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
+    "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
+    "doctor": {"potential": "chgnet"},
+    "demo": {"out": Path("demo")},
+}
+
+#: verb, option, and what it changes of what the function receives; nothing else may change.
+OPTIONS = [
+    ("prepare", ["--out", "x"], {"out": Path("x")}),
+    ("prepare", ["--no-niggli"], {"niggli": False}),
+    ("prepare", ["--max-atoms", "7"], {"max_atoms": 7}),
+    ("prepare", ["--max-atoms", "0"], {"max_atoms": None}),
+    ("prepare", ["--workers", "31"], {"workers": 31}),
+    ("convert", ["--out", "x"], {"out": Path("x")}),
+    ("convert", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    ("sample", ["--model", "x"], {"model_dir": Path("x")}),
+    ("sample", ["--num", "7"], {"num": 7}),
+    ("sample", ["--out", "x"], {"out": Path("x")}),
+    ("sample", ["--formula", "LiFePO4"], {"conditions": {"pretty_formula": "LiFePO4"}}),
+    ("sample", ["--elements", "Li, O"], {"conditions": {"elements": ["Li", "O"]}}),
+    ("sample", ["--spacegroup", "225"], {"conditions": {"spacegroup.number": 225}}),
+    ("sample", ["--formation-energy", "-1.5"], {"conditions": {"formation_energy_per_atom": -1.5}}),
+    ("sample", ["--band-gap", "0"], {"conditions": {"band_gap": 0.0}}),  # zero is a wish, not the lack of one
+    ("sample", ["--e-above-hull", "0.05"], {"conditions": {"e_above_hull": 0.05}}),
+    ("sample", ["--temperature", "0.7"], {"temperature": 0.7}),
+    ("sample", ["--top-p", "0.5"], {"top_p": 0.5}),
+    ("sample", ["--seed", "3"], {"seed": 3}),
+    ("sample", ["--slots", "5"], {"slots": 5}),
+    ("sample", ["--max-new-tokens", "99"], {"max_new_tokens": 99}),
+    ("evaluate", ["--out", "x"], {"out_dir": Path("x")}),
+    ("evaluate", ["--train", "t"], {"train": "t"}),
+    ("evaluate", ["--reference", "r"], {"reference": "r"}),
+    ("evaluate", ["--protocol", "strict"], {"protocol": "strict"}),
+    ("evaluate", ["--potential", "chgnet"], {"potential": "chgnet"}),
+    ("evaluate", ["--hull", "h", "i"], {"hull": ["h", "i"]}),
+    ("evaluate", ["--references", "e"], {"references": "e"}),
+    ("evaluate", ["--fmax", "0.02"], {"fmax": 0.02}),
+    ("evaluate", ["--max-steps", "5"], {"max_steps": 5}),
+    ("evaluate", ["--limit", "4"], {"limit": 4}),
+    ("evaluate", ["--workers", "31"], {"workers": 31}),
+    ("doctor", ["--potential", "dir"], {"potential": "dir"}),
+    ("demo", ["--out", "x"], {"out": Path("x")}),
+]
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (verbs,) = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return verbs.choices
+
+
+@pytest.fixture
+def received(monkeypatch, tmp_path):
+    """Types a command; returns what the function behind its verb is called with, defaults included."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("steps: 5\n")
+
+    class Reached(Exception):
+        pass
+
+    def type_in(verb, *options):
+        name, least = VERBS[verb]
+        module, _, function = name.rpartition(".")
+        signature = inspect.signature(getattr(__import__(module, fromlist=[function]), function))
+
+        def reach(*args, **kwargs):
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            raise Reached(call.arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(name, reach)
+            with pytest.raises(Reached) as caught:
+                cli.main([verb, *least, *options])
+        return caught.value.args[0]
+
+    return type_in
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_reaches_its_function(received, verb):
+    assert received(verb).items() >= PLAIN[verb].items()
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "change"), OPTIONS, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
+def test_an_option_changes_what_its_name_says_and_nothing_else(received, verb, option, change):
+    before, after = received(verb), received(verb, *option)
+    assert {name: value for name, value in after.items() if value != before[name]} == change
+
+
+def test_set_changes_the_recipe(received):
+    (plain,) = received("train").values()
+    (changed,) = received("train", "--set", "optimizer.learning_rate=0.5", "--set", "out=elsewhere").values()
+    assert (plain.steps, changed.steps) == (5, 5)
+    assert plain.optimizer.learning_rate != changed.optimizer.learning_rate == 0.5
+    assert changed.out == "elsewhere"
+
+
+def test_conditions_add_up(received):
+    wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
+    assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
+
+
+def test_no_option_is_forgotten_above():
+    tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {("train", "--set")}
+    there = {
+        (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
+    }
+    assert there ^ tested == {(verb, option) for verb in VERBS for option in ("--help", "--debug")}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for action in commands()[verb]._actions:
+        name = max(action.option_strings, key=len) if action.option_strings else action.metavar
+        assert name in text
+        assert action.help, f"{verb} {name} is not explained"
+
+
+def test_the_verbs_are_listed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"    {verb} " in text for verb in VERBS) and set(commands()) == set(VERBS)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"jaxcrystal {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "typed", [[], ["dream"], ["train"], ["sample", "--num", "many"], ["convert", "x", "--dtype", "y"]]
+)
+def test_wrong_usage_exits_with_2(typed, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(typed)
+    assert caught.value.code == 2
+    assert "usage: jaxcrystal" in capsys.readouterr().err
+
+
+def test_how_it_ends(monkeypatch, capsys):
+    def ends(outcome, *options):
+        def doctor(potential):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr("jaxcrystal.doctor.doctor", doctor)
+        return cli.main(["doctor", *options]), capsys.readouterr().err
+
+    assert ends(True) == (0, "")
+    assert ends(False) == (1, "")
+    assert ends(UserError("no such file")) == (1, "jaxcrystal doctor: no such file\n")
+    code, message = ends(KeyboardInterrupt())
+    assert code == 130 and message.startswith("jaxcrystal doctor: interrupted") and message.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):  # a defect of ours is not dressed up as the user's
+        ends(ZeroDivisionError())
+    with pytest.raises(UserError):
+        ends(UserError("no such file"), "--debug")
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    script = f"""
+import sys
+from jaxcrystal.cli import main
+for typed in ["--help"], *([verb, "--help"] for verb in {list(VERBS)}):
+    try:
+        main(typed)
+    except SystemExit as end:
+        assert end.code == 0
+heavy = {{"jax", "flax", "numpy", "pandas", "torch", "matgl", "chgnet", "pymatgen", "ase"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,48 @@
+"""The doctor says what it found, line by line; a fault in one place fails its line and hides no other."""
+
+import re
+
+import pytest
+
+from jaxcrystal.cli import main
+from jaxcrystal.crystals.dataset import load
+from jaxcrystal.crystals.writer import Writer
+
+
+def lines(text: str) -> dict[str, tuple[str, str]]:
+    """(ok or FAILED, what was found) by the name of the check."""
+    found = [re.fullmatch(r"(ok|FAILED) +(\w+): (.+)", line) for line in text.splitlines()]
+    assert all(found), text
+    return {match[2]: (match[1], match[3]) for match in found}
+
+
+@pytest.mark.slow
+def test_a_sound_installation(capsys):
+    assert main(["doctor"]) == 0
+    told = lines(capsys.readouterr().out)
+    assert list(told) == ["versions", "devices", "tokens", "potential"]
+    assert {state for state, _ in told.values()} == {"ok"}
+    assert re.search(r"jaxcrystal \S+, Python 3\.\d+\.\d+, jax \d.*, pymatgen \d", told["versions"][1])
+    assert re.fullmatch(r"8 x .+ \(cpu\)", told["devices"][1])
+    assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
+    assert re.match(r"CHGNet \S+ passes its self-check \(worst error 0\.\d{3} eV/atom\)", told["potential"][1])
+
+
+def test_what_is_wrong_fails_its_line(monkeypatch, tmp_path, capsys):
+    """A writer that writes one token of one crystal wrongly, and a directory that is no potential."""
+    write = Writer.write
+
+    def tampered(self, examples, draws, length):
+        rows = write(self, examples, draws, length)
+        return rows.replace(tokens=rows.tokens.at[3, 30].add(1))
+
+    assert main(["doctor", "--potential", str(tmp_path)]) == 1
+    told = lines(capsys.readouterr().out)
+    assert told["potential"][0] == "FAILED" and str(tmp_path / "model.json") in told["potential"][1]
+    assert [told[name][0] for name in ("versions", "devices", "tokens")] == ["ok"] * 3
+
+    monkeypatch.setattr(Writer, "write", tampered)
+    assert main(["doctor", "--potential", str(tmp_path / "none")]) == 1
+    told = lines(capsys.readouterr().out)
+    assert told["tokens"][0] == "FAILED" and load("prototypes:validation").ids[3] in told["tokens"][1]
+    assert told["potential"][0] == "FAILED" and f"{tmp_path / 'none'} is no potential" in told["potential"][1]
