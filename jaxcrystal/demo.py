@@ -15,7 +15,7 @@ from jaxcrystal.sample.sampling import sample
 from jaxcrystal.train.loop import train
 
 RECIPE = "demo.yaml"
-ATTEMPTS = 128
+ATTEMPTS = 112
 
 
 def demo(out: Path) -> Path:

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment test
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"
