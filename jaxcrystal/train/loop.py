@@ -70,7 +70,7 @@ def train(recipe: Recipe) -> TrainReport:
             f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "
             f"{config.max_position_embeddings} (model.max_position_embeddings); take shorter rows or a longer context"
         )
-    steps = recipe.steps or math.ceil((recipe.epochs or 0) * len(feed.epoch(0)))
+    steps = math.ceil((recipe.epochs or 0) * len(feed.epoch(0))) if recipe.steps is None else recipe.steps
     if steps < 1:
         raise UserError("the recipe asks for no steps; set `steps` or `epochs`")
     trainer = Trainer(
