@@ -31,6 +31,12 @@ ATTRIBUTES = (
 )
 
 
+def _at_least_one(config: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{prefix}{name} is {getattr(config, name)}; it must be at least 1")
+
+
 @dataclass(frozen=True)
 class TextFormat:
     """How a crystal is written as text (arXiv 2402.04379, figure 2)."""
@@ -97,6 +103,8 @@ class LlamaConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
 
     def __post_init__(self) -> None:
+        counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
+        _at_least_one(self, "model.", *counts)
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"model.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
@@ -132,6 +140,9 @@ class DataConfig:
     tokens_per_row: int = 1024  #: a row packs as many crystals as fit
     rows_per_batch: int = 8
     validation_rows: int = 64  #: rows on which the validation loss is taken
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "data.", "tokens_per_row", "rows_per_batch", "validation_rows")
 
 
 @dataclass(frozen=True)
@@ -169,6 +180,9 @@ class Recipe:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+
 
 def load(cls: type[T], path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> T:
     """`cls` from a YAML file and `key.sub=value` overrides (values in YAML's notation).
@@ -181,7 +195,7 @@ def load(cls: type[T], path: str | Path | None = None, overrides: typing.Sequenc
             data = yaml.safe_load(Path(path).read_text()) or {}
         except OSError as error:
             raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(data, dict):
             raise UserError(f"{path} must hold `key: value` lines, found {type(data).__name__}")

@@ -23,6 +23,7 @@ from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
 from jaxcrystal.crystals.sources import Row
+from jaxcrystal.errors import UserError
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
@@ -63,6 +64,10 @@ class Checks:
 
     niggli: bool = True  #: store the Niggli-reduced cell
     max_atoms: int | None = 20  #: leave larger cells out
+
+    def __post_init__(self) -> None:
+        if self.max_atoms is not None and self.max_atoms < 1:
+            raise UserError(f"max_atoms is {self.max_atoms}; every cell has at least 1")
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,11 @@ class SampleSet:
 def read(path: str | Path, *, workers: int = 1, limit: int | None = None) -> SampleSet:
     """The first `limit` (default: all) samples of a file or folder.
 
-    Raises UserError that names the path and what was expected, if it does not exist, is empty, or lacks a column.
+    Raises UserError that names the path and what was expected, if it does not exist, is empty, or lacks a column;
+    and for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1")
     path = Path(path)
     if (path / "attempts.parquet").is_file():  # a ledger as a folder: the CIF files alone would hide what failed
         path = path / "attempts.parquet"
