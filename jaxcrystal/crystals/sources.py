@@ -101,7 +101,7 @@ def _csv_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     rows = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)  # else a file that was cut off inside a field passes for whole
             header = next(lines, [])
             if not header:
                 raise UserError(f"{path} is empty: it has no header; give {_KINDS}")
@@ -133,7 +133,7 @@ def _check_columns(path: Path, header: list[str]) -> tuple[str, ...]:
     if "cif" not in header:
         if {"lengths", "species", "frac_coords"} <= set(header):
             raise UserError(f"{path} is already prepared; read it as it is")
-        raise UserError(f"{path} has no column 'cif'; it has {', '.join(header)}")
+        raise UserError(f"{path} has no column 'cif'; it has {', '.join(header)}: name the one with the CIFs so")
     return tuple(name for name in header if name not in COLUMNS)
 
 
