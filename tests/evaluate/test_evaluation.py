@@ -57,7 +57,10 @@ def test_options_change_what_they_say(samples, tmp_path):
 
 def test_options_that_do_not_go_together(samples, tmp_path):
     with pytest.raises(UserError, match="needs a potential"):
-        evaluate(samples, tmp_path / "out", hull="hull.parquet")
+        evaluate(samples, tmp_path / "out", hull=["hull.parquet"])
+    with pytest.raises(UserError, match="one table of formation energies"):
+        tables = ["a.parquet", "b.parquet"]
+        evaluate(samples, tmp_path / "out", potential="chgnet", hull=tables, references="references.json")
     with pytest.raises(UserError, match="need a hull"):
         evaluate(samples, tmp_path / "out", potential="chgnet", references="references.json")
     with pytest.raises(UserError, match="unknown protocol"):
@@ -80,7 +83,7 @@ def test_with_a_potential_and_the_hull_that_it_labels(samples, tmp_path, monkeyp
     ]
     pd.DataFrame({"cif": [str(CifWriter(s)) for s in elements]}).to_csv(phases, index=False)
     out = tmp_path / "out"
-    options = {"potential": "chgnet", "hull": phases, "max_steps": 3, "workers": 1}
+    options = {"potential": "chgnet", "hull": [phases], "max_steps": 3, "workers": 1}
     metrics = evaluate(samples, out, **options)
     table, _ = read_table(out / "structures.parquet")
     # No oxygen among the phases: magnesia has an energy, but nothing can be said of its distance.
