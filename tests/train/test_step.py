@@ -101,10 +101,11 @@ def test_every_setting_of_the_optimizer_shows():
     start = {"w": jnp.ones(4)}
 
     def path(config, steps=10):
+        # Gradients that turn and whose size varies: Adam sees neither moment nor clipping of one that does not.
         optimizer = make_optimizer(config, steps)
         state, w, values = optimizer.init(start), start, []
         for i in range(steps):
-            updates, state = optimizer.update({"w": jnp.arange(4.0) * (i + 1)}, state, w)
+            updates, state = optimizer.update({"w": jnp.sin(jnp.arange(4.0) + i) * (0.2 + i % 3)}, state, w)
             w = optax.apply_updates(w, updates)
             values.append(w["w"])
         return np.array(values)
