@@ -21,10 +21,12 @@ import io
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.chgnet import chgnet_calculator
 from jaxcrystal.evaluate.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check
 
 if TYPE_CHECKING:
@@ -109,16 +111,11 @@ def load_potential(name_or_dir: str | Path = "chgnet") -> Potential:
 def _chgnet() -> Iterator[Potential]:
     with _evaluate_extra():
         import chgnet
-        from chgnet.model import CHGNet, CHGNetCalculator
+        from chgnet.model import CHGNet
     from ase.data import chemical_symbols
 
     with contextlib.redirect_stdout(io.StringIO()):  # CHGNet greets on standard output
         model = CHGNet.load(use_device="cpu", verbose=False)
-
-    def calculator() -> Calculator:
-        with contextlib.redirect_stdout(io.StringIO()):
-            # An isolated atom has no energy that CHGNet learnt: it raises rather than invents one.
-            return CHGNetCalculator(model, use_device="cpu", on_isolated_atoms="error")
 
     weights = sorted((Path(chgnet.__file__).parent / "pretrained" / model.version).glob("*.tar"))
     yield Potential(
@@ -126,9 +123,9 @@ def _chgnet() -> Iterator[Potential]:
         source="chgnet",
         sha256=_sha256(weights),
         elements=frozenset(chemical_symbols[1:95]) - CHGNET_MISSING,
-        check=check(calculator()),
+        check=check(chgnet_calculator(model)),
         note="",
-        make_calculator=calculator,
+        make_calculator=partial(chgnet_calculator, model),
     )
 
 

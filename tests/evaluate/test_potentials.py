@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.formation import ElementReferences
 from jaxcrystal.evaluate.potentials import _sum_at_destination, load_potential, to_atoms
@@ -160,6 +161,26 @@ def test_chgnet_is_offline_and_on_the_corrected_scale(chgnet, capsys):
     assert chgnet.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     chgnet.calculator()
     assert capsys.readouterr().out == ""
+
+
+def test_one_backward_pass_gives_what_chgnets_own_calculator_gives(chgnet):
+    """Distorted crystals, one atom to twenty; energy per atom, forces and stress within float32's rounding."""
+    from chgnet.model import CHGNet, CHGNetCalculator
+
+    theirs = CHGNetCalculator(CHGNet.load(use_device="cpu", verbose=False), use_device="cpu")
+    prototypes = [known.crystal.to_structure() for known in embedded()[::300]]
+    assert min(map(len, prototypes)) <= 2 and max(map(len, prototypes)) >= 14
+    ours = chgnet.calculator()
+    for seed, structure in enumerate(prototypes):
+        atoms = to_atoms(structure)
+        atoms.rattle(0.1, seed=seed)
+        atoms.set_cell(atoms.cell.array * [1.02, 0.99, 1.01], scale_atoms=True)
+        found = {}
+        for name, calculator in (("ours", ours), ("theirs", theirs)):
+            atoms.calc = calculator
+            found[name] = atoms.get_potential_energy() / len(atoms), atoms.get_forces(), atoms.get_stress()
+        for mine, reference, atol in zip(found["ours"], found["theirs"], (5e-6, 5e-4, 1e-5), strict=True):
+            np.testing.assert_allclose(mine, reference, atol=atol, err_msg=structure.formula)
 
 
 def test_a_spec_loads_the_same_potential(chgnet):
