@@ -1,7 +1,7 @@
 """Relaxation of one crystal: atoms and cell follow the potential's forces downhill until the forces are small.
 
-FIRE (Phys. Rev. Lett. 97, 170201) on the coordinates of ase's FrechetCellFilter, which makes the cell's deformation
-three more atoms, so that one threshold holds for forces and stress.
+The way down is `fire.py`'s: the cell's deformation counts as three more atoms, so that one threshold holds for forces
+and stress.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxcrystal.evaluate.fire import Fire
 from jaxcrystal.evaluate.potentials import Potential, to_atoms
 
 if TYPE_CHECKING:
@@ -67,26 +68,24 @@ def relax(structure: Structure, potential: Potential, fmax: float = 0.1, max_ste
 
 
 def _relax(structure: Structure, potential: Potential, fmax: float, max_steps: int) -> Relaxation:
-    from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE
     from pymatgen.core import Structure
 
     atoms = to_atoms(structure)
     start = atoms.copy()
     atoms.calc = potential.calculator()
-    cell = FrechetCellFilter(atoms)
-    optimizer = FIRE(cell, logfile=None)
+    descent = Fire(atoms)
     status, reason, steps, largest = RelaxationStatus.NOT_CONVERGED, f"{max_steps} steps were not enough", 0, math.nan
     # The first turn looks at the crystal as it came; each later one follows a step.
     for steps in range(max_steps + 1):
-        largest = float(np.linalg.norm(cell.get_forces(), axis=1).max())
+        forces = descent.forces()
+        largest = float(np.linalg.norm(forces, axis=1).max())
         if divergence := _divergence(atoms, start, largest):
             return Relaxation(RelaxationStatus.DIVERGED, f"{divergence} after {steps} steps", steps=steps)
         if largest <= fmax:
             status, reason = RelaxationStatus.CONVERGED, ""
             break
         if steps < max_steps:
-            optimizer.step()
+            descent.step(forces)
     return Relaxation(
         status,
         reason,
