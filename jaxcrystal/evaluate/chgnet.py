@@ -7,6 +7,7 @@ times as fast, and the numbers are the same.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ def chgnet_calculator(model: Any) -> Calculator:
             super().calculate(atoms, properties, system_changes)
             structure = AseAtomsAdaptor.get_structure(self.atoms)
             graph = model.graph_converter(structure)
-            batch = BatchedGraph.from_graphs(
-                [graph],
-                bond_basis_expansion=model.bond_basis_expansion,
-                angle_basis_expansion=model.angle_basis_expansion,
-                compute_stress=True,
-            )
+            with warnings.catch_warnings():
+                # It reads volumes off tensors that carry gradients, which nobody differentiates; torch warns.
+                warnings.simplefilter("ignore", UserWarning)
+                batch = BatchedGraph.from_graphs(
+                    [graph],
+                    bond_basis_expansion=model.bond_basis_expansion,
+                    angle_basis_expansion=model.angle_basis_expansion,
+                    compute_stress=True,
+                )
             scale = len(structure) if model.is_intensive else 1
             energy = model._compute(batch)["e"].sum() * scale
             by_position, by_strain = torch.autograd.grad(energy, (batch.atom_positions[0], batch.strains[0]))
