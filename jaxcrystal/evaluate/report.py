@@ -58,7 +58,8 @@ def write(
         "funnel": plots.bars(funnel(table), len(table), "attempts that passed each step and all before it"),
         "gallery": _gallery(table),
         "gallery_note": (
-            "The unique, valid crystals of lowest energy above the hull, as relaxed, in their conventional cells."
+            "The unique, valid crystals of lowest energy above the hull, as relaxed, in their conventional cells. One "
+            "below it beats the mixtures of the phases that the hull was given, not of all that exist."
             if "e_above_hull" in table
             else "The first unique, valid crystals, in their conventional cells."
         ),
