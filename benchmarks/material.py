@@ -22,7 +22,7 @@ from jaxcrystal.crystals.crystal import COORD_BITS, ELEMENTS, Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.sources import read
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
-from jaxcrystal.crystals.writer import EMPTY, Draws, Examples
+from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, Rows
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -123,3 +123,14 @@ def encode(texts: list[str], fast: Any | None, tokenizer: SentencePieceTokenizer
     if fast is None:
         return [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     return fast(texts, return_attention_mask=False)["input_ids"]
+
+
+def assert_same_tokens(rows: list[Rows], expected: list[list[int]]) -> int:
+    """Every text of every row, token by token; returns how many tokens there are."""
+    found = []
+    for batch in rows:
+        for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
+            ends = np.flatnonzero(np.diff(segments[segments > 0])) + 1
+            found += [part.tolist() for part in np.split(tokens[segments > 0], ends) if len(part)]
+    assert found == expected, "the device and the host do not make the same tokens"
+    return sum(map(len, found))

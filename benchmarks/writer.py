@@ -22,13 +22,12 @@ from typing import Any
 import jax
 import machine
 import material
-import numpy as np
 import sentencepiece
 from material import Task
 
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Rows, TokenTables, Writer
+from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.train.packing import Feed
 
 DEVICE = "device: draw and write packed rows"
@@ -65,7 +64,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     texts = [task.text(fmt) for task in tasks]
     fast = material.transformers_tokenizer(tokenizer)
     rows = [jax.device_get(write(key, feed.batch(batch))) for batch in table]
-    tokens = assert_same_tokens(rows, material.encode(texts, fast, tokenizer))
+    tokens = material.assert_same_tokens(rows, material.encode(texts, fast, tokenizer))
 
     def device() -> None:
         written = [write(key, feed.batch(batch)) for batch in table]
@@ -132,17 +131,6 @@ def host_sides(
         material.encode(made, fast, tokenizer)
 
     return sides | {TRANSFORMERS_TEXT: from_structures}
-
-
-def assert_same_tokens(rows: list[Rows], expected: list[list[int]]) -> int:
-    """Every text of every row, token by token; returns how many tokens there are."""
-    found = []
-    for batch in rows:
-        for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
-            ends = np.flatnonzero(np.diff(segments[segments > 0])) + 1
-            found += [part.tolist() for part in np.split(tokens[segments > 0], ends) if len(part)]
-    assert found == expected, "the device and the host do not make the same tokens"
-    return sum(map(len, found))
 
 
 def alternate(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
