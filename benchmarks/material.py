@@ -1,4 +1,4 @@
-"""What both sides of a benchmark are given: crystals, a tokenizer, and the same texts.
+"""What both sides of a benchmark are given: crystals, a tokenizer, the same texts, and how the peer takes them.
 
 The device draws and writes a batch in one program. The host is told what was drawn, and makes the same texts from it:
 from our arrays, or as crystal-text-llm does, from a pymatgen Structure.
@@ -106,15 +106,43 @@ class Task:
         return prompts.generation_prompt(self.attributes, fmt.paper_compat) + body
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How the peer goes through the crystals of one step."""
+
+    micro: int = 0  #: crystals at a time; 0 takes all of a step at once
+    packed: int = 0  #: tokens of a packed row; 0 pads instead, and `micro` then counts rows
+    checkpointing: bool = False  #: recompute activations in the backward pass
+    autocast: bool = False  #: bfloat16 by torch.autocast, as transformers' Trainer has it; else in the weights' dtype
+
+    @classmethod
+    def parse(cls, words: str) -> Setting:
+        """From `micro=8,checkpointing`; raises ValueError for what is no setting."""
+        values = {}
+        for word in filter(None, words.split(",")):
+            name, _, value = word.partition("=")
+            if name not in cls.__dataclass_fields__:
+                raise ValueError(f"unknown setting {name!r} of the peer; known: {', '.join(cls.__dataclass_fields__)}")
+            values[name] = int(value) if value else True
+        return cls(**values)
+
+    def __str__(self) -> str:
+        how = f"packed rows of {self.packed}" if self.packed else "padded to the longest"
+        unit = "row" if self.packed else "crystal"
+        parts = f"{self.micro} {unit}{'s' * (self.micro > 1)} at a time" if self.micro else f"all {unit}s at once"
+        extra = [name for name in ("checkpointing", "autocast") if getattr(self, name)]
+        return ", ".join([how, parts, *extra])
+
+
 def transformers_tokenizer(tokenizer: SentencePieceTokenizer) -> Any | None:
     """transformers' tokenizer of the same SentencePiece file, which adds beginning and end of sequence.
 
     None for `compact`, which is no BPE model: transformers has no class for it.
     """
-    from transformers import LlamaTokenizerFast
-
     if tokenizer.path.name != "tokenizer.model":
         return None
+    from transformers import LlamaTokenizerFast
+
     return LlamaTokenizerFast.from_pretrained(str(tokenizer.path.parent), add_bos_token=True, add_eos_token=True)
 
 

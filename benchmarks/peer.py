@@ -12,7 +12,6 @@ import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import machine
@@ -20,39 +19,11 @@ import material
 import peft
 import torch
 import transformers
-from material import Task
+from material import Setting, Task
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.train.packing import pack
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the peer goes through the crystals of one step."""
-
-    micro: int = 0  #: crystals at a time; 0 takes all of a step at once
-    packed: int = 0  #: tokens of a packed row; 0 pads instead, and `micro` then counts rows
-    checkpointing: bool = False  #: recompute activations in the backward pass
-    autocast: bool = False  #: bfloat16 by torch.autocast, as transformers' Trainer has it; else in the weights' dtype
-
-    @classmethod
-    def parse(cls, words: str) -> Setting:
-        """From `micro=8,checkpointing`; raises ValueError for what is no setting."""
-        values = {}
-        for word in filter(None, words.split(",")):
-            name, _, value = word.partition("=")
-            if name not in cls.__dataclass_fields__:
-                raise ValueError(f"unknown setting {name!r} of the peer; known: {', '.join(cls.__dataclass_fields__)}")
-            values[name] = int(value) if value else True
-        return cls(**values)
-
-    def __str__(self) -> str:
-        how = f"packed rows of {self.packed}" if self.packed else "padded to the longest"
-        unit = "row" if self.packed else "crystal"
-        parts = f"{self.micro} {unit}{'s' * (self.micro > 1)} at a time" if self.micro else f"all {unit}s at once"
-        extra = [name for name in ("checkpointing", "autocast") if getattr(self, name)]
-        return ", ".join([how, parts, *extra])
 
 
 class Peer:

@@ -23,7 +23,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import jax
 import machine
 import material
 import numpy as np
-from material import Task
+from material import Setting, Task
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load, to_dict
 from jaxcrystal.crystals.dataset import CrystalSet, store
@@ -101,6 +101,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
 def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
     """What our side runs; the peer takes its shape, adapters and optimizer from it."""
     shape = SHAPES[chosen.shape]
+    if chosen.shape == "70b" and not chosen.weights:
+        raise UserError("--shape 70b is more than one GPU holds as floats; add --weights nf4 (`model.weights`)")
     settings = {f"model.{name}": value for name, value in shape.model.items()} | {
         "model.dtype": shape.dtype,
         "model.max_position_embeddings": 4096,
@@ -131,6 +133,7 @@ class Engine:
     name: str
     kind: str  #: `ours` or `peer`
     make: tuple[Any, ...]  #: arguments of `serve`
+    setting: Setting | None = None  #: of a peer
     turns: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -159,25 +162,31 @@ def serve(connection: Connection, kind: str, dtype: str, *make: Any) -> None:
 
 
 @contextmanager
-def living(engine: Engine, warm_up: list[int]) -> Iterator[Connection | None]:
-    """A process of this engine, warmed up; none where it fails, for example for want of memory."""
+def living(engine: Engine, warm_up: list[int]) -> Iterator[Connection]:
+    """A process of this engine, warmed up. Where it fails, for example for want of memory, the engine has an error."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, engine.kind, *engine.make), daemon=True)
     process.start()
     theirs.close()
-    alive = ask(engine, connection) is None and not engine.error and ask(engine, connection, warm_up)
-    yield connection if alive else None
-    if alive and not engine.error:
+    try:
+        ask(engine, connection)
+        ask(engine, connection, warm_up)
+        yield connection
         engine.facts |= ask(engine, connection, None) or {}
-    process.terminate() if engine.error else process.join()
+    finally:
+        if engine.error or sys.exc_info()[0]:
+            process.terminate()
+        process.join()
 
 
 _NOTHING = object()
 
 
 def ask(engine: Engine, connection: Connection, message: Any = _NOTHING) -> Any:
-    """What the engine answers; an error is noted and answers None."""
+    """What the engine answers; an error is noted, and from then on the answer is None."""
+    if engine.error:
+        return None
     try:
         if message is not _NOTHING:
             connection.send(message)
@@ -195,20 +204,20 @@ def measure(engines: Sequence[Engine], rounds: int, batches: int, steps: int, on
     plan = [[(r * steps + i) % batches for i in range(steps)] for r in range(rounds)]
     # Shapes of the peer's tensors differ from batch to batch: it is warm when it has seen each of them.
     warm_up = sorted({batch for turn in plan for batch in turn})
-    if one_at_a_time:
-        for half in (plan[: (rounds + 1) // 2], plan[(rounds + 1) // 2 :]):
-            for engine in engines:
-                if half and not engine.error:
-                    with living(engine, warm_up) as connection:
-                        turns = [ask(engine, connection, turn) for turn in half if connection]
-                    engine.turns += filter(None, turns)
+    if not one_at_a_time:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for all of them
+        with ExitStack() as stack:
+            connections = [stack.enter_context(living(engine, warm_up)) for engine in engines]
+            for r, turn in enumerate(plan):
+                for i in np.roll(np.arange(len(engines)), -r):
+                    engines[i].turns += filter(None, [ask(engines[i], connections[i], turn)])
         return
-    with ExitStack() as stack:
-        connections = [stack.enter_context(living(engine, warm_up)) for engine in engines]
-        for r, turn in enumerate(plan):
-            for i in np.roll(np.arange(len(engines)), -r):
-                if connections[i] and not engines[i].error and (told := ask(engines[i], connections[i], turn)):
-                    engines[i].turns.append(told)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    for half in filter(None, (plan[: (rounds + 1) // 2], plan[(rounds + 1) // 2 :])):
+        for engine in engines:
+            if not engine.error:
+                with living(engine, warm_up) as connection:
+                    engine.turns += filter(None, [ask(engine, connection, turn) for turn in half])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -232,7 +241,6 @@ def main(arguments: list[str] | None = None) -> int:
 def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSet) -> tuple[list[Engine], int, float]:
     """Ours first, then the peers; how many different batches there are, and the mean length of their texts."""
     from ours import make_feed
-    from peer import Setting
 
     feed, tokenizer = make_feed(recipe), load_tokenizer(recipe.tokenizer)
     table, wanted = feed.epoch(0), chosen.rounds * chosen.steps
@@ -251,9 +259,12 @@ def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSe
     dtype = recipe.model.dtype
     engines = [Engine(OURS, "ours", (dtype, recipe, wanted + len(table)))]
     for words in () if chosen.no_peer else chosen.peer or SHAPES[chosen.shape].peers:
-        setting = Setting.parse(words)
+        try:
+            setting = Setting.parse(words)
+        except ValueError as error:
+            raise UserError(f"--peer {words}: {error}") from None
         make = (dtype, setting, recipe.model, recipe.lora, recipe.optimizer, recipe.tokenizer, tasks)
-        engines.append(Engine(f"HF + PEFT, {setting}", "peer", make))
+        engines.append(Engine(f"HF + PEFT, {setting}", "peer", make, setting))
     return engines, len(table), tokens / sum(map(len, tasks))
 
 
@@ -273,14 +284,15 @@ def summary(chosen: argparse.Namespace, recipe: Recipe, engines: Sequence[Engine
     peak = max((t["roofline_flops"] for t in told if "roofline_flops" in t), default=None)
     for t in told:
         t["mfu"] = t["rate"] * per_token / peak if t["rate"] and peak else None
-    padding_peers = [t for t in told if t["kind"] == "peer" and t["rate"] and "packed" not in t["name"]]
-    best = max(padding_peers, key=lambda t: t["rate"], default=None)
-    ours = told[0]["rate"]
+    ours, peers = told[0]["rate"], [t for t in told[1:] if t["rate"]]
+    best = max((t for t in peers if not t["setting"]["packed"]), key=lambda t: t["rate"], default=None)
+    whole = next((t for t in peers if t["setting"] == asdict(Setting())), None)
     return {
         "benchmark": "train_step",
         "claim": "useful tokens/s of our step / of HF + PEFT in its best setting that pads",
         "ratio": ours / best["rate"] if ours and best else None,
         "ratio_against": best and best["name"],
+        "ratio_same_batch": ours / whole["rate"] if ours and whole else None,  #: the whole step as one padded batch
         "ratios": {t["name"]: ours / t["rate"] for t in told[1:] if ours and t["rate"]},
         "engines": told,
         "useful_tokens": [list(turns) for turns in seen],
@@ -291,7 +303,7 @@ def summary(chosen: argparse.Namespace, recipe: Recipe, engines: Sequence[Engine
         "flops_per_token": per_token,
         "roofline_flops": peak,  #: the better of both sides' own matrix products, timed in this run
         "mfu_formula": FORMULA,
-        "recipe": to_dict(recipe),
+        "recipe": to_dict(replace(recipe, data=replace(recipe.data, train=Path(chosen.data).name))),
         "steps_per_turn": chosen.steps,
         "one_at_a_time": chosen.one_at_a_time,
         "data": Path(chosen.data).name,
@@ -306,6 +318,7 @@ def tell(engine: Engine) -> dict[str, Any]:
     return {
         "name": engine.name,
         "kind": engine.kind,
+        "setting": engine.setting and asdict(engine.setting),
         "rate": statistics.median(engine.rates) if engine.turns else None,  #: useful tokens/s
         "rates": engine.rates,
         "padding": 1 - useful / computed if computed else None,
