@@ -103,7 +103,7 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
     shape = SHAPES[chosen.shape]
     if chosen.shape == "70b" and not chosen.weights:
         raise UserError("--shape 70b is more than one GPU holds as floats; add --weights nf4 (`model.weights`)")
-    settings = {f"model.{name}": value for name, value in shape.model.items()} | {
+    keys = {f"model.{name}": value for name, value in shape.model.items()} | {
         "model.dtype": shape.dtype,
         "model.max_position_embeddings": 4096,
         "lora.rank": 8,
@@ -116,8 +116,8 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
         "tokenizer": chosen.tokenizer,
     }
     if chosen.weights:
-        settings["model.weights"] = chosen.weights
-    recipe = load(Recipe, None, [f"{key}={value}" for key, value in settings.items()] + chosen.set)
+        keys["model.weights"] = chosen.weights
+    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + chosen.set)
     if (needed := load_tokenizer(recipe.tokenizer).vocab_size) > recipe.model.vocab_size:
         raise UserError(
             f"--shape {chosen.shape} has {recipe.model.vocab_size} pieces, {recipe.tokenizer} {needed}; "
@@ -224,6 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options(arguments)
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the engines
     measured = machine.facts(uses_accelerator=True)
+    settings(chosen)  # a wrong one is told before anything is done
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "crystals.parquet"
         crystals = material.crystals(chosen.data, chosen.crystals)
@@ -236,6 +237,15 @@ def main(arguments: list[str] | None = None) -> int:
     if any(engine.turns for engine in engines):
         print(f"written to {machine.write(f'train_step_{chosen.shape}', result, chosen.out)}")
     return 1 if engines[0].error else 0
+
+
+def settings(chosen: argparse.Namespace) -> list[Setting]:
+    """The peers to be measured. Raises UserError for one that does not exist."""
+    words = () if chosen.no_peer else chosen.peer or SHAPES[chosen.shape].peers
+    try:
+        return [Setting.parse(setting) for setting in words]
+    except ValueError as error:
+        raise UserError(f"--peer: {error}") from None
 
 
 def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSet) -> tuple[list[Engine], int, float]:
@@ -258,11 +268,7 @@ def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSe
         tokens += material.assert_same_tokens([rows], material.encode(texts, fast, tokenizer))
     dtype = recipe.model.dtype
     engines = [Engine(OURS, "ours", (dtype, recipe, wanted + len(table)))]
-    for words in () if chosen.no_peer else chosen.peer or SHAPES[chosen.shape].peers:
-        try:
-            setting = Setting.parse(words)
-        except ValueError as error:
-            raise UserError(f"--peer {words}: {error}") from None
+    for setting in settings(chosen):
         make = (dtype, setting, recipe.model, recipe.lora, recipe.optimizer, recipe.tokenizer, tasks)
         engines.append(Engine(f"HF + PEFT, {setting}", "peer", make, setting))
     return engines, len(table), tokens / sum(map(len, tasks))

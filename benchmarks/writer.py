@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         table = table[:-1]  # the last batch is not full
     write = jax.jit(lambda key, examples: writer.write(examples, writer.draw(key, examples), feed.row_length))
 
-    tasks = [task for batch in map(feed.batch, table) for task in Task.of(crystals, batch, writer.draw(key, batch))]
+    draw = jax.jit(writer.draw)
+    tasks = [task for batch in map(feed.batch, table) for task in Task.of(crystals, batch, draw(key, batch))]
     texts = [task.text(fmt) for task in tasks]
     fast = material.transformers_tokenizer(tokenizer)
     rows = [jax.device_get(write(key, feed.batch(batch))) for batch in table]
