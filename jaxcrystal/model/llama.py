@@ -152,14 +152,14 @@ class Attention(nn.Module):
         config = self.config
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
-            y = Linear(count * config.head_dim, ("embed", axis), self.lora, name=name)(x, deterministic)
+            y = Linear(count * config.head_dim, ("embed", axis), self.lora, config.weights, name=name)(x, deterministic)
             return y.reshape(*x.shape[:2], count, config.head_dim)
 
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
         y = attend(queries, keys, values, mask, past).reshape(*x.shape[:2], -1)
-        y = Linear(config.hidden_size, ("heads", "embed"), self.lora, name="o_proj")(y, deterministic)
+        y = Linear(config.hidden_size, ("heads", "embed"), self.lora, config.weights, name="o_proj")(y, deterministic)
         return y, (keys, values)
 
 
@@ -171,10 +171,10 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
-        width = self.config.intermediate_size
-        gate = Linear(width, ("embed", "mlp"), self.lora, name="gate_proj")(x, deterministic)
-        up = Linear(width, ("embed", "mlp"), self.lora, name="up_proj")(x, deterministic)
-        down = Linear(self.config.hidden_size, ("mlp", "embed"), self.lora, name="down_proj")
+        width, weights = self.config.intermediate_size, self.config.weights
+        gate = Linear(width, ("embed", "mlp"), self.lora, weights, name="gate_proj")(x, deterministic)
+        up = Linear(width, ("embed", "mlp"), self.lora, weights, name="up_proj")(x, deterministic)
+        down = Linear(self.config.hidden_size, ("mlp", "embed"), self.lora, weights, name="down_proj")
         return down(nn.silu(gate) * up, deterministic)
 
 
