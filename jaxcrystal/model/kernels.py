@@ -12,8 +12,8 @@
 
 NF4 is QLoRA's data type (arXiv 2305.14314, section 3 and appendix E). The paper quantizes the scales a second time, to
 0.13 bits a weight instead of 0.5; in bfloat16 they take 0.25, and are more exact. Halves of a block share bytes, not
-neighbours, so that unpacking moves whole tiles; a byte never leaves its block, so that blocks may be divided over a mesh.
-A stored kernel is constant: it has no gradient, but the gradient of x flows through it.
+neighbours, so that unpacking moves whole tiles; bytes never leave their block, so that blocks may be divided over a
+mesh. A stored kernel is constant: it has no gradient, but the gradient of x flows through it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxcrystal.config import NF4_BLOCK, Weights
+from jaxcrystal.mesh import ShardingRules
 
 #: An array, or the codes (named after their format) and their `scale`.
 Kernel = Array | Mapping[str, Array]
 
 #: Quantiles of the normal distribution, of its negative and positive half apart so that 0 is one of them.
 LEVELS = np.array(
-    [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    + [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0],
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ],
     np.float32,
 )
 
@@ -90,34 +93,44 @@ def decode(kernel: Kernel, dtype: DTypeLike) -> Float[Array, "*n in out"]:
         case {"nf4": packed, "scale": scale}:
             *n, half, out = packed.shape
             codes = _unpack(packed.reshape(*n, -1, NF4_BLOCK // 2, out))
-            blocks = _level(codes) * scale[..., None, :].astype(jnp.float32)
+            # Scaled before they are chosen: whole arrays of one level each would be hoisted out of the scan of layers.
+            values = [level * scale[..., None, :].astype(jnp.float32) for level in LEVELS]
+            blocks = _choose(codes, values)
             return blocks.astype(dtype).reshape(*n, 2 * half, out)
     return kernel.astype(dtype)
 
 
-def _level(codes: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
-    """LEVELS[codes] as a tree of selections, which a vector unit does faster than it looks up a table."""
-    values: list[Any] = list(LEVELS)
+def _choose(codes: UInt8[Array, "*n"], values: list[Float[Array, "*#n"]]) -> Float[Array, "*n"]:
+    """Of 16 values the one that each code numbers: a tree of selections, which a vector unit does fast."""
     for bit in range(4):
         odd = (codes >> bit) & 1 == 1
         values = [jnp.where(odd, b, a) for a, b in zip(values[::2], values[1::2], strict=True)]
     return values[0]
 
 
-def multiply(x: Float[Array, "*n in"], kernel: Kernel, dtype: DTypeLike | None = None) -> Float[Array, "*n out"]:
-    """x times the kernel, the product in x's dtype, the result in `dtype` (default: x's)."""
+def multiply(
+    x: Float[Array, "*n in"],
+    kernel: Kernel,
+    axes: tuple[str, str],
+    rules: ShardingRules = ShardingRules(),  # noqa: B008
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "*n out"]:
+    """x times the kernel whose axes bear these logical names: the product in x's dtype, the result in `dtype` (x's)."""
     dtype = dtype or x.dtype
     if not is_codes(kernel):
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
-    # What backward reads is kept as codes and decoded again: decoded kernels of all layers are a whole float model.
-    return jax.checkpoint(_multiply_decoded, static_argnums=2)(x, kernel, dtype)
 
+    def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
+        # Gathered as codes over what divides the batch: left alone, the compiler decodes first and gathers more bytes.
+        names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
+        kernel = {name: rules.constrain(array, *names[-array.ndim :]) for name, array in kernel.items()}
+        if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
+            y = jnp.matmul(x, kernel["int8"].astype(x.dtype), preferred_element_type=dtype)
+            return (y * kernel["scale"]).astype(dtype)
+        return jnp.matmul(x, decode(kernel, x.dtype), preferred_element_type=dtype)
 
-def _multiply_decoded(x: Float[Array, "*n in"], kernel: Kernel, dtype: DTypeLike) -> Float[Array, "*n out"]:
-    if "int8" in kernel:  # codes are exact in bfloat16; their scale is one for each output
-        y = jnp.matmul(x, kernel["int8"].astype(x.dtype), preferred_element_type=dtype)
-        return (y * kernel["scale"]).astype(dtype)
-    return jnp.matmul(x, decode(kernel, x.dtype), preferred_element_type=dtype)
+    # For backward, codes are kept and decoded again: the decoded kernels of all layers would be a whole float model.
+    return jax.checkpoint(product)(x, kernel)
 
 
 def init(weights: Weights, axes: tuple[str, str]) -> Callable[..., Any]:

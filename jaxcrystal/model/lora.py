@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from jaxcrystal.config import LoraConfig, Weights
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import kernels
 
 #: The kernels that may be adapted, by the names that PEFT's `target_modules` uses.
@@ -51,12 +52,13 @@ class Linear(nn.Module):
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
     weights: Weights = "float"  #: how the kernel is stored
+    rules: ShardingRules = ShardingRules()
     dtype: DTypeLike | None = None  #: of the result; by default that of x
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
         kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
-        y = kernels.multiply(x, kernel, self.dtype)
+        y = kernels.multiply(x, kernel, self.axes, self.rules, self.dtype)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.

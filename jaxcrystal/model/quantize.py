@@ -6,7 +6,6 @@ Embeddings, norms and the head stay as they are. One parameter at a time, so tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
