@@ -61,7 +61,7 @@ def encode(kernel: Float[Array, "*n in out"], weights: Weights) -> Kernel:
         return kernel
     kernel = kernel.astype(jnp.float32)
     if weights == "int8":
-        scale = jnp.abs(kernel).max(axis=-2) / 127
+        scale = jnp.abs(kernel).max(axis=-2) * (1 / 127)
         return {"int8": jnp.round(_relative(kernel, scale)).astype(jnp.int8), "scale": scale}
     *n, width, out = kernel.shape
     blocks = kernel.reshape(*n, width // NF4_BLOCK, NF4_BLOCK, out)
@@ -72,8 +72,11 @@ def encode(kernel: Float[Array, "*n in out"], weights: Weights) -> Kernel:
 
 
 def _relative(blocks: Float[Array, "*n in out"], scale: Float[Array, "*n out"]) -> Float[Array, "*n in out"]:
-    """Weights over their scale; 0 where all weights of a scale are 0."""
-    return blocks / jnp.where(scale == 0, 1, scale)[..., None, :]
+    """Weights over their scale; 0 where all weights of a scale are 0.
+
+    Products with inverses, as the compiler makes of divisions: said here, codes are the same compiled or not.
+    """
+    return blocks * jnp.where(scale == 0, 0, 1 / scale)[..., None, :]
 
 
 def _pack(codes: UInt8[Array, "*n block out"]) -> UInt8[Array, "*n block/2 out"]:
