@@ -99,6 +99,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    vocab_multiple: int = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
 
@@ -112,6 +113,11 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of embedding and head, which is also the width of the logits."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclass(frozen=True)

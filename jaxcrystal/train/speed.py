@@ -46,7 +46,7 @@ class Multiplied:
         """Counts the weights of `variables`, of which the collection `trained` is trained."""
         sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in variables.items()}
         if not config.tie_word_embeddings:
-            sizes["params"] -= config.vocab_size * config.hidden_size  # looked up
+            sizes["params"] -= config.padded_vocab_size * config.hidden_size  # looked up
         return cls(config, sum(sizes.values()), sizes[trained])
 
     def flops_per_token(self, context: float) -> float:

@@ -14,7 +14,7 @@ from jaxcrystal.config import MeshConfig, RopeScaling
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model import checkpoint_map
-from jaxcrystal.model.checkpoint_map import load_hf, read_config, to_hf
+from jaxcrystal.model.checkpoint_map import load_hf, to_hf
 
 ONE = MeshConfig(1, 1, 1)
 
