@@ -130,7 +130,7 @@ def read_meta(directory: Path, vocab_size: int, dtype: str) -> LlamaConfig:
         )
     stated = theirs.get("vocab_size", -1)
     if stated not in (-1, vocab_size):
-        raise UserError(f"{path}: vocab_size is {stated}, but output.weight has {vocab_size} rows")
+        raise UserError(f"{path}: vocab_size is {stated}, but output.weight has {vocab_size} rows; is a file missing?")
     width = int(2 * (4 * theirs["dim"]) / 3)
     width = int(theirs.get("ffn_dim_multiplier", 1) * width)
     multiple = theirs.get("multiple_of", 256)

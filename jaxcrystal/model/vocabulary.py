@@ -31,9 +31,10 @@ class LongerVocabulary:
             return self._tensors.read(name, index)
         old = self._old[name][0]
         start, stop, _ = index[0].indices(self.shapes[name][0])
-        known = self._tensors.read(name, (slice(min(start, old), min(stop, old)), *index[1:]))
         if stop <= old:
-            return known
+            return self._tensors.read(name, index)
+        first = min(start, old - 1)  # at least one row: it tells the dtype
+        known = self._tensors.read(name, (slice(first, old), *index[1:]))[min(start, old) - first :]
         part = np.zeros((stop - start, *known.shape[1:]), known.dtype)
         part[: len(known)] = known
         if self._mean and start <= old:
