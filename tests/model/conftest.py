@@ -1,8 +1,10 @@
 """Tiny LLaMA checkpoints with random weights, written by transformers, the independent reference."""
 
 import io
+import resource
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,19 @@ def checkpoint(tmp_path: Path, pieces: bytes) -> Callable[..., tuple[transformer
         return model, directory
 
     return make
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """While it holds, no file may grow beyond so many bytes; root is refused too."""
+
+    @contextmanager
+    def full(limit: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import resource
 import shutil
 import tracemalloc
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -144,7 +142,6 @@ def test_the_host_holds_less_than_one_layer(checkpoint, tmp_path):
             params = dict(open_checkpoint(directory).load(make_mesh(MeshConfig(1, 2, 1))))
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-        print(stem, peak, layer)
         assert params["layers/mlp/up_proj/kernel"].nbytes == 7 * 768 * 2048 * 4
         assert 768 * 2048 * 4 < peak < layer
         (directory / stem).unlink()
@@ -206,7 +203,7 @@ def test_directories_that_are_not_ours(checkpoint, tmp_path, tokenizer):
         convert(source, foreign / "thesis.tex" / "run")
 
 
-def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path):
+def test_a_conversion_that_fails_leaves_nothing(checkpoint, full_disk, tmp_path):
     _, source = checkpoint()
     out = tmp_path / "models" / "out"
     out.parent.mkdir()
@@ -220,18 +217,7 @@ def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path):
     assert not list(out.parent.iterdir())
 
 
-@contextmanager
-def full_disk(limit):
-    """No file may grow beyond so many bytes; root is refused too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_up_leaves_nothing(checkpoint, tmp_path):
+def test_a_disk_that_fills_up_leaves_nothing(checkpoint, full_disk, tmp_path):
     _, source = checkpoint()
     out = tmp_path / "models" / "out"
     with full_disk(10_000), pytest.raises(UserError, match=r"cannot write the directory .*models/out") as error:
