@@ -154,6 +154,8 @@ def _add_export(verb: Callable) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
     from jaxcrystal.model.export import export
 
     report = export(
@@ -163,6 +165,7 @@ def _export(args: argparse.Namespace) -> None:
         shard_size=args.shard_size,
         base_name=args.base_name,
         pad_token=args.pad_token,
+        mesh=make_mesh(MeshConfig()),
     )
     files = f"{report.files} file" + "s" * (report.files != 1)
     print(f"{report.out}: {report.tensors} tensors, {report.bytes / 1e6:.1f} MB in {files}")

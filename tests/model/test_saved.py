@@ -6,6 +6,7 @@ import shutil
 import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -109,6 +110,25 @@ def test_the_vocabulary_gets_pad_and_rows_that_are_never_drawn(tied, checkpoint,
     before = load_tokenizer(source / "tokenizer.model")
     assert tokenizer.encode("a [PAD] b") == before.encode("a [PAD] b") and before.pad_id == 0
     assert tokenizer.decode([tokenizer.pad_id]) == ""
+
+
+def test_rows_of_padding_are_neither_trained_nor_drawn():
+    config = dataclasses.replace(TINY, vocab_size=60, vocab_multiple=64, num_hidden_layers=1)
+    params = initialize(Llama(config), jax.random.key(0), make_mesh(ONE))["params"]
+    tokens = np.arange(20).reshape(2, 10)
+    positions = np.broadcast_to(np.arange(10), tokens.shape)
+
+    @jax.jit
+    def loss(params):
+        logits, _ = Llama(config).apply({"params": params}, tokens, positions)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1).mean(), logits
+
+    gradient, logits = jax.grad(loss, has_aux=True)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    head = gradient["lm_head"]["kernel"]
+    assert head.shape == (32, 64) and np.abs(head[:, :60]).min() > 0 and not head[:, 60:].any()
+    drawn = jax.random.categorical(jax.random.key(0), logits[0, 0], shape=(20_000,))
+    assert set(np.unique(drawn)) == set(range(60))
 
 
 def test_what_already_has_padding_keeps_its_rows(checkpoint, pieces, tmp_path):
