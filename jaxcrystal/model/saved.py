@@ -242,6 +242,8 @@ def convert(
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     with written_whole(out) as partial:
         if (source / "adapter_config.json").exists():
+            if dtype is not None:
+                raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")
             return _convert_adapters(source, base, partial, mesh)
         if base is not None:
             raise UserError(f"{source} holds no adapter_config.json: without adapters there is no use for a base")

@@ -242,6 +242,8 @@ def test_adapters_and_bases_that_do_not_belong_together(checkpoint, tmp_path):
     adapted(base).save_pretrained(tmp_path / "peft")
     with pytest.raises(UserError, match=r"peft holds adapters; name the model directory .*--base DIR"):
         convert(tmp_path / "peft", tmp_path / "ours")
+    with pytest.raises(UserError, match=r"adapters, which are float32 .*leave dtype out"):
+        convert(tmp_path / "peft", tmp_path / "ours", dtype="bfloat16", base=tmp_path / "base")
     with pytest.raises(UserError, match=r"holds no adapter_config.json: .*no use for a base"):
         convert(source, tmp_path / "ours", base=tmp_path / "base")
     convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
