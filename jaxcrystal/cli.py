@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prepare(verb)
     _add_convert(verb)
+    _add_export(verb)
     _add_train(verb)
     _add_sample(verb)
     _add_evaluate(verb)
@@ -86,17 +87,33 @@ def _add_convert(verb: Callable) -> None:
     command = verb(
         "convert",
         _convert,
-        "turn a Hugging Face LLaMA directory into a model directory",
-        "SOURCE holds config.json, safetensors (one file or sharded by index) and tokenizer.model.",
+        "turn LLaMA weights, or PEFT's adapters, into a model directory",
+        "SOURCE is a directory of Hugging Face (config.json; safetensors or .bin, in one file or more), of Meta "
+        "(params.json, consolidated.*.pth) or of PEFT (adapter_config.json); the first two with tokenizer.model. A "
+        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all.",
     )
-    command.add_argument("source", type=Path, metavar="SOURCE", help="the Hugging Face directory")
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
+    command.add_argument("--base", type=Path, metavar="DIR", help="for adapters: the model directory they belong to")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
     command.add_argument(
         "--weights",
         choices=["float", "int8", "nf4"],
         default="float",
         help="how the layers' kernels are stored; int8 and nf4 take a half and a quarter, and are a frozen base",
+    )
+    command.add_argument(
+        "--no-pad-token",
+        dest="pad_token",
+        action="store_false",
+        help="keep the vocabulary: no piece [PAD], no row for it; <unk> fills rows of a batch instead, without loss",
+    )
+    command.add_argument(
+        "--vocab-multiple",
+        type=int,
+        default=128,
+        metavar="N",
+        help="store rows of the vocabulary up to a multiple of N, so that a mesh can divide them; they get no logit",
     )
 
 
@@ -105,11 +122,60 @@ def _convert(args: argparse.Namespace) -> None:
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.model.saved import convert
 
-    config = convert(args.source, args.out, make_mesh(MeshConfig()), args.dtype, args.weights)
-    print(
-        f"{args.out}: {config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces; "
-        f"fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`"
+    config = convert(
+        args.source,
+        args.out,
+        make_mesh(MeshConfig()),
+        args.dtype,
+        args.weights,
+        base=args.base,
+        pad_token=args.pad_token,
+        vocab_multiple=args.vocab_multiple,
     )
+    shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces"
+    if args.base is None:
+        print(f"{args.out}: {shape}; fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`")
+    else:
+        print(
+            f"{args.out}: adapters for {shape}; sample with `jaxcrystal sample --model {args.out} --num 100 --out FILE`"
+        )
+
+
+def _add_export(verb: Callable) -> None:
+    command = verb(
+        "export",
+        _export,
+        "write a model for transformers or PEFT to load",
+        "`hf` is a whole model, its adapters merged; `peft` is the adapters alone, for the base that they belong to.",
+    )
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument("--format", required=True, choices=["hf", "peft"], help="what to write")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
+    command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")
+    command.add_argument(
+        "--base-name", metavar="NAME", help="peft: what to load below the adapters (default: the base's path)"
+    )
+    command.add_argument(
+        "--no-pad-token", dest="pad_token", action="store_false", help="hf: leave [PAD] and its row behind"
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.model.export import export
+
+    report = export(
+        args.model,
+        args.out,
+        args.format,
+        shard_size=args.shard_size,
+        base_name=args.base_name,
+        pad_token=args.pad_token,
+        mesh=make_mesh(MeshConfig()),
+    )
+    files = f"{report.files} file" + "s" * (report.files != 1)
+    print(f"{report.out}: {report.tensors} tensors, {report.bytes / 1e6:.1f} MB in {files}")
 
 
 def _add_train(verb: Callable) -> None:

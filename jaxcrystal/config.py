@@ -103,6 +103,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    vocab_multiple: int = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
@@ -126,6 +127,11 @@ class LlamaConfig:
                         f"model.weights is 'nf4', which scales {NF4_BLOCK} inputs at once, but model.{name} is {size}, "
                         f"no multiple of that; take 'int8' or another size"
                     )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of embedding and head, which is also the width of the logits."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxcrystal.errors import UserError
 VERBS = {
     "prepare": ("jaxcrystal.crystals.prepare.prepare", ["a.csv", "cifs", "--out", "data"]),
     "convert": ("jaxcrystal.model.saved.convert", ["hf", "--out", "llama"]),
+    "export": ("jaxcrystal.model.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
     "train": ("jaxcrystal.train.loop.train", ["recipe.yaml"]),
     "sample": ("jaxcrystal.sample.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
     "evaluate": ("jaxcrystal.evaluate.evaluation.evaluate", ["s.csv", "--out", "report"]),
@@ -25,7 +26,8 @@ VERBS = {
 #: What each function receives without options (of its parameters, those worth stating).
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
-    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None},
+    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None, "base": None, "pad_token": True},
+    "export": {"model_dir": Path("run"), "out": Path("x"), "format": "hf", "shard_size": "5GB", "pad_token": True},
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
     "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
@@ -42,6 +44,15 @@ OPTIONS = [
     ("prepare", ["--workers", "31"], {"workers": 31}),
     ("convert", ["--out", "x"], {"out": Path("x")}),
     ("convert", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    ("convert", ["--base", "x"], {"base": Path("x")}),
+    ("convert", ["--no-pad-token"], {"pad_token": False}),
+    ("convert", ["--vocab-multiple", "64"], {"vocab_multiple": 64}),
+    ("export", ["--model", "y"], {"model_dir": Path("y")}),
+    ("export", ["--format", "peft"], {"format": "peft"}),
+    ("export", ["--out", "y"], {"out": Path("y")}),
+    ("export", ["--shard-size", "1MB"], {"shard_size": "1MB"}),
+    ("export", ["--base-name", "meta-llama/Llama-2-7b-hf"], {"base_name": "meta-llama/Llama-2-7b-hf"}),
+    ("export", ["--no-pad-token"], {"pad_token": False}),
     ("sample", ["--model", "x"], {"model_dir": Path("x")}),
     ("sample", ["--num", "7"], {"num": 7}),
     ("sample", ["--out", "x"], {"out": Path("x")}),

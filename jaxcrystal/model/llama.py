@@ -35,7 +35,7 @@ class Llama(nn.Module):
         config = self.config
         if self.lora is not None:
             check_targets(self.lora)
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.rules)
+        self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size, self.rules)
         self.layers = nn.scan(
             Layer,
             variable_axes={"params": 0, "lora": 0},
@@ -47,7 +47,7 @@ class Llama(nn.Module):
         )(config, self.lora, self.rules)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+            self.lm_head = Linear(config.padded_vocab_size, ("embed", "vocab"), dtype=jnp.float32)
 
     def __call__(
         self,
@@ -83,8 +83,10 @@ class Llama(nn.Module):
         return self.norm(x), None if cache is None else cache.append(*written)
 
     def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
-        """The head: its own kernel, or the embedding's transpose where they are tied."""
+        """The head: its own kernel, or the embedding's transpose where they are tied. Rows of padding give -inf."""
         logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        if logits.shape[-1] > self.config.vocab_size:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, -jnp.inf)
         return self.rules.constrain(logits, "batch", None, "vocab")
 
 

@@ -177,7 +177,7 @@ class Engine:
         cache = cache.replace(lengths=length[None]).as_prefix(self.slots, self._limit)
         slots = Slots(
             cache=cache,
-            logits=jnp.zeros((self.slots, config.vocab_size)),
+            logits=jnp.zeros((self.slots, config.padded_vocab_size)),
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
             next=jnp.int32(0),

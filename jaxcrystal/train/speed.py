@@ -47,7 +47,7 @@ class Multiplied:
         """Counts the weights of `variables`, of which the collection `trained` is trained."""
         sizes = {name: count_weights(tree) for name, tree in variables.items()}
         if not config.tie_word_embeddings:
-            sizes["params"] -= config.vocab_size * config.hidden_size  # looked up
+            sizes["params"] -= config.padded_vocab_size * config.hidden_size  # looked up
         return cls(config, sum(sizes.values()), sizes[trained])
 
     def flops_per_token(self, context: float) -> float:
