@@ -22,7 +22,17 @@ import numpy as np
 BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "fsuc" for bits in (2, 4, 8, 16, 32, 64, 128)}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 #: Instructions that move no data: names for what others wrote, or wrappers of what is counted inside them.
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "partition-id"}
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "partition-id",
+}
 FREE |= {"replica-id", "after-all", "opt-barrier", "async-start", "async-update", "async-done", "iota"}
 
 
@@ -155,7 +165,9 @@ class Program:
             inner = times
             if instruction.opcode == "while":
                 inner *= self.trip_count(name, instruction) or 1
-            called = re.findall(r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)", instruction.attributes)
+            called = re.findall(
+                r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)", instruction.attributes
+            )
             if branches := re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes):
                 called += re.findall(r"[\w.\-]+", branches[1])
             if instruction.opcode in ("fusion", "while", "call", "conditional", "async-start"):
@@ -263,11 +275,13 @@ class Program:
             results = instruction.shapes
             shapes = results[len(operands) :] if instruction.opcode.endswith("-start") else results
         if kind == "collective-permute":
-            pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", instruction.attributes)
-            group = tuple(map(int, pair.groups()))
+            pairs = re.findall(r"\{(\d+),(\d+)\}", _braces(instruction.attributes, "source_target_pairs", "}}") + "}")
+            group = next((tuple(map(int, pair)) for pair in pairs if pair[0] != pair[1]), (0,))
         else:
             group = first_group(_groups(instruction.attributes))
-        shown = " ".join(f"{count} × {shape}" if count > 1 else shape for shape, count in Counter(map(str, shapes)).items())
+        shown = " ".join(
+            f"{count} × {shape}" if count > 1 else shape for shape, count in Counter(map(str, shapes)).items()
+        )
         return Collective(kind, shown, sum(s.bytes for s in shapes), group)
 
     def _traffic(self, computation: str, instruction: Instruction) -> float:
@@ -276,7 +290,9 @@ class Program:
         if opcode in FREE or opcode.endswith("-done") or opcode.endswith("-update"):
             return 0
         instructions = self.computations[computation]
-        reads = [sum(_hbm(s) for s in instructions[name].shapes) for name in instruction.operands if name in instructions]
+        reads = [
+            sum(_hbm(s) for s in instructions[name].shapes) for name in instruction.operands if name in instructions
+        ]
         writes = sum(_hbm(s) for s in instruction.shapes)
         if opcode == "fusion":
             return self._fusion_traffic(instruction, reads)
@@ -331,30 +347,34 @@ def first_group(text: str) -> tuple[int, ...]:
 
     {{0,1},{2,3}}      lists
     [2,2]<=[4]         what a transposed iota gives: [2,2]<=[2,2]T(1,0)
-    mesh['a'=2,'b'=2] {'b'}    axes of a mesh
+    mesh['a'=2,'b'=2] {'b'}    axes of a mesh; with `, device_ids=([2,2]T(1,0))` its partitions are transposed so
     """
     if found := re.match(r"\{\{([\d,]*)\}", text):
         return tuple(int(i) for i in found[1].split(",") if i)
     if found := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         groups, dims, order = ([int(i) for i in part.split(",")] if part else None for part in found.groups())
         return tuple(np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(groups)[0].tolist())
-    if found := re.match(r"mesh\[([^\]]*)\] ?(?:\(?device_ids=[^{]*)?\{([^}]*)\}", text):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        chosen = re.findall(r"'([^']+)'", found[2])
-        numbers = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
-        if set(chosen) <= sizes.keys() and "device_ids" not in text and ":" not in found[2]:
-            return tuple(numbers[tuple(slice(None) if a in chosen else 0 for a in sizes)].ravel().tolist())
+    order = r"(?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))?"
+    if found := re.fullmatch(rf"mesh\[([^\]]*)\]{order} \{{((?:'\w+',?)*)\}}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        chosen = re.findall(r"\w+", found[4])
+        numbers = np.arange(math.prod(sizes.values()))
+        if found[2]:
+            dims, axes = ([int(i) for i in part.split(",")] for part in (found[2], found[3]))
+            numbers = numbers.reshape(dims).transpose(axes)
+        numbers = numbers.reshape(*sizes.values())
+        return tuple(numbers[tuple(slice(None) if a in chosen else 0 for a in sizes)].ravel().tolist())
     raise ValueError(f"replica_groups={text}: a notation that is not known here")
 
 
 def _groups(attributes: str) -> str:
     """The value of `replica_groups`."""
-    found = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes)
+    found = re.search(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)", attributes)
     return found[1] if found else ""
 
 
-def _braces(attributes: str, name: str) -> str:
-    found = re.search(rf"{name}=\{{([^}}]*)\}}", attributes)
+def _braces(attributes: str, name: str, end: str = "}") -> str:
+    found = re.search(rf"{name}=\{{(.*?){end}", attributes)
     return found[1] if found else ""
 
 
