@@ -14,12 +14,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "fsuc" for bits in (2, 4, 8, 16, 32, 64, 128)}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 #: Instructions that move no data: names for what others wrote, or wrappers of what is counted inside them.
 FREE = {
@@ -47,7 +46,8 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Without the padding of tiles."""
-        bits = BITS.get(self.dtype) or int(re.match(r"f(\d+)", self.dtype)[1] if self.dtype[0] == "f" else 0)
+        digits = re.match(r"[a-z]+(\d+)", self.dtype)
+        bits = int(digits[1]) if digits else 8 * (self.dtype == "pred")  # a `token` is nothing
         return math.prod(self.dims) * bits // 8
 
     def __str__(self) -> str:
@@ -106,10 +106,9 @@ class Program:
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
-    trips: dict[str, int] = field(default_factory=dict)  #: by name of a `while`: what the text alone does not say
 
     @classmethod
-    def parse(cls, text: str, trips: dict[str, int] | None = None) -> Program:
+    def parse(cls, text: str) -> Program:
         """From `compiled.as_text()`. Raises ValueError for a text that is no HLO module."""
         computations: dict[str, dict[str, Instruction]] = {}
         entry, current = None, None
@@ -125,7 +124,7 @@ class Program:
                 current[instruction.name] = instruction
         if entry is None:
             raise ValueError("the text holds no ENTRY computation; is it that of a compiled program?")
-        return cls(computations, entry, trips or {})
+        return cls(computations, entry)
 
     @cached_property
     def _asynchronous(self) -> set[str]:
@@ -176,15 +175,10 @@ class Program:
 
     def trip_count(self, computation: str, loop: Instruction) -> int | None:
         """How often the body of a `while` runs; None where that depends on the data."""
-        if loop.name in self.trips:
-            return self.trips[loop.name]
         if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(stated[1])
         condition, body = (self.computations[loop.attribute(part)] for part in ("condition", "body"))
         test = next(i for i in condition.values() if i.root)
-        if test.opcode == "fusion":  # CPU: the comparison alone
-            test = next(i for i in self.computations[test.attribute("calls")].values() if i.root)
-            return None
         if test.opcode != "compare" or test.attribute("direction") not in ("LT", "LE"):
             return None
         left, right = (condition[name] for name in test.operands)
