@@ -30,6 +30,7 @@ PEAK = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # v5p too, by its compiler; v5e is "TPU v5 lite", above
     "TPU v6": 918e12,
 }
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import OptimizerConfig
@@ -84,18 +84,33 @@ class Trainer:
 
     def start(self, variables: dict[str, Any]) -> TrainState:
         """The state before the first step; the optimizer's moments live where the variables do."""
+        wanted = self.abstract_start(variables)
+        optimizer = jax.jit(self.optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, wanted.optimizer))(
+            variables[self.collection]
+        )
+        step = jax.device_put(jnp.int32(0), wanted.step.sharding)
+        return TrainState(step, variables[self.collection], wanted.frozen, optimizer)
+
+    def abstract_start(self, variables: dict[str, Any]) -> TrainState:
+        """`start`, computing nothing: shapes and places of the step and the optimizer, beside the variables given.
+
+        Enough to compile for, as `variables` may be abstract too (jax.ShapeDtypeStruct with a sharding).
+        """
         frozen = {name: value for name, value in variables.items() if name != self.collection}
         trained = variables[self.collection]
         whole = replicated(self.mesh)
-        placed = optax.tree_utils.tree_map_params(
+
+        def placed(x: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        optimizer = optax.tree_utils.tree_map_params(
             self.optimizer,
-            lambda _, weight: weight.sharding,
+            lambda moment, weight: placed(moment, weight.sharding),
             jax.eval_shape(self.optimizer.init, trained),
             trained,
-            transform_non_params=lambda _: whole,
+            transform_non_params=lambda x: placed(x, whole),
         )
-        optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trained)
-        return TrainState(jax.device_put(jnp.int32(0), whole), trained, frozen, optimizer)
+        return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), trained, frozen, optimizer)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The model's variables, as `Llama.apply` takes them."""
