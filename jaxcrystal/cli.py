@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,13 +194,26 @@ def _add_train(verb: Callable) -> None:
         metavar="KEY=VALUE",
         help="override one key of the recipe, for example optimizer.learning_rate=1e-3; may be repeated",
     )
+    hosts = command.add_argument_group(
+        "many hosts", "needed only outside Slurm, TPU pods and GKE, which are recognised"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--processes", type=int, metavar="N", help="number of processes of the job")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
     from jaxcrystal.config import Recipe, load
+    from jaxcrystal.mesh import start_hosts
+
+    recipe = load(Recipe, args.config, args.set)
+    start_hosts(args.coordinator, args.processes, args.process_id)
     from jaxcrystal.train.loop import train
 
-    report = train(load(Recipe, args.config, args.set))
+    report = train(recipe)
+    if report.stopped is not None:
+        print(f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on")
+        return 130 if report.stopped is signal.SIGINT else 0
     if report.loss is None:
         told = "all done before"
     else:
@@ -208,6 +222,7 @@ def _train(args: argparse.Namespace) -> None:
         f"{report.steps} steps, {told}; "
         f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
     )
+    return 0
 
 
 def _add_sample(verb: Callable) -> None:

@@ -11,16 +11,59 @@ means, so that the whole strategy changes by changing that one mapping.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcrystal.config import MeshConfig
 from jaxcrystal.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+
+#: What is set where a scheduler has started several processes of one job: then JAX finds out the rest by itself.
+SCHEDULERS = {
+    "Slurm": lambda env: int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in env,
+    "TPU pod": lambda env: "," in env.get("TPU_WORKER_HOSTNAMES", ""),
+    "GKE": lambda env: "JOBSET_NAME" in env and "JOB_COMPLETION_INDEX" in env,
+}
+
+
+def start_hosts(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins this process to the others of its job; before anything else is asked of JAX.
+
+    Under Slurm, on a TPU pod and in a GKE JobSet no argument is needed; elsewhere all three, `coordinator` being
+    HOST:PORT of process 0. Where neither is so, this process is alone and nothing happens.
+    Raises UserError if only some of the arguments are given, or if the others do not come.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process-id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"of --coordinator, --processes and --process-id all are needed; missing: {', '.join(missing)}")
+    found = [name for name, detected in SCHEDULERS.items() if detected(os.environ)]
+    if missing and not found:
+        return
+    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        where = " ".join(found) or f"process {process_id} of {processes} at {coordinator}"
+        raise UserError(f"cannot join the processes of this job ({where}): {' '.join(str(error).split())}") from error
+
+
+def is_first_host() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def wait_for_hosts(name: str) -> None:
+    """Returns when all processes have come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:  # noqa: B008

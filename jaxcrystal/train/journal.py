@@ -8,11 +8,15 @@ from typing import Any
 
 
 class Journal:
-    """Appends to a run's `metrics.jsonl`. Lines beyond the step at which a run goes on are taken out first."""
+    """Appends to a run's `metrics.jsonl`, unless it is `silent`.
 
-    def __init__(self, path: Path, step: int) -> None:
+    Lines beyond the step at which a run goes on are taken out first.
+    """
+
+    def __init__(self, path: Path, step: int, silent: bool = False) -> None:
         self._path = path
-        if path.exists():
+        self._silent = silent  # of several processes, one writes
+        if path.exists() and not silent:
             complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in complete if json.loads(line)["step"] <= step]
             unfinished = path.with_suffix(".unfinished")
@@ -21,5 +25,7 @@ class Journal:
 
     def tell(self, event: str, step: int, **values: Any) -> None:
         """One line, on disk when this returns."""
+        if self._silent:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")

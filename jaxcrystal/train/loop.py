@@ -10,34 +10,40 @@ A second start of the same recipe goes on where the last checkpoint was taken.
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jaxcrystal.config import LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import Examples, TokenTables, Writer
+from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.mesh import batch_sharding, is_first_host, make_mesh, wait_for_hosts
 from jaxcrystal.model import saved
 from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.train import speed
 from jaxcrystal.train.checkpoint import Checkpoints, Place
+from jaxcrystal.train.interrupt import Interrupt
 from jaxcrystal.train.journal import Journal
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.step import StepMetrics, Trainer, TrainState, make_optimizer
 
 #: Keys that may differ between a run and its continuation: they change what is told and kept, not what is computed.
 FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints", "mesh"}
+
+#: Which crystals stand in each row of a batch, as `Feed.epoch` has it.
+Table = Int[np.ndarray, "rows slots"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class TrainReport:
     steps: int
     loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
     validation_loss: float | None  #: after the last step; None likewise
+    stopped: signal.Signals | None = None  #: what asked the run to stop before its end; it is saved and can go on
 
 
 def train(recipe: Recipe) -> TrainReport:
@@ -78,15 +85,17 @@ def train(recipe: Recipe) -> TrainReport:
         Llama(config, recipe.lora), writer, make_optimizer(recipe.optimizer, steps), mesh, recipe.data.tokens_per_row
     )
     _check_same(out, recipe)
-    try:
-        saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
-        (out / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
+    if is_first_host():
+        try:
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+            (out / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
+    wait_for_hosts("described")
     checkpoints = Checkpoints(out, recipe.keep_checkpoints)
     try:
-        state, place = checkpoints.restore(trainer, trainer.start(variables))
-        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place)
+        state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
     finally:
         checkpoints.close()
 
@@ -145,40 +154,55 @@ class _Run:
     ) -> None:
         self.recipe, self.trainer, self.feed, self.validation = recipe, trainer, feed, validation
         self.checkpoints, self.steps = checkpoints, steps
+        self.rows = batch_sharding(trainer.mesh)
 
-    def go(self, state: TrainState, start: Place) -> TrainReport:
-        """From `state`, whose next batch is at `start`, to the last step."""
+    def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
+        """From `state`, whose next batch is at `start`, to the last step, or until it is asked to stop."""
         step = done = int(state.step)
-        self.journal = Journal(Path(self.recipe.out) / "metrics.jsonl", done)
+        out = Path(self.recipe.out)
+        self.journal = Journal(out / "metrics.jsonl", done, silent=not is_first_host())
+        for remark in remarks:
+            tqdm.write(remark)
+            self.journal.tell("damaged", done, remark=remark)
         train_step, eval_step = self._compile(state)
         loss, validation_loss, window = None, None, []
         since = time.perf_counter()
-        with tqdm(total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True) as bar:
-            for step, key, batch, place in self._batches(done, start):
-                state, metrics = train_step(state, batch, key)
-                window.append(metrics)
+        bar = tqdm(
+            total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not is_first_host()
+        )
+        with bar, Interrupt() as interrupt:
+            for step, key, crystals, place in self._batches(done, start):
+                state, metrics = train_step(state, self.feed.batch(crystals, self.rows), key)
+                window.append((crystals, metrics))
+                stop = interrupt.after(step)
                 last = step == self.steps
-                if step % self.recipe.log_every == 0 or last:
+                validate = step % self.recipe.validate_every == 0 or last
+                save = step % self.recipe.checkpoint_every == 0 or last or stop
+                if step % self.recipe.log_every == 0 or save or validate:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
-                if step % self.recipe.validate_every == 0 or last:
+                if validate:
                     validation_loss = self._validate(step, eval_step, state)
                     since = time.perf_counter()
-                if step % self.recipe.checkpoint_every == 0 or last:
-                    self.checkpoints.save(self.trainer, state, place)
+                if save:
+                    self.checkpoints.save(self.trainer, state, place, validation_loss if validate else None)
                 shown = {"loss": loss, "validation": validation_loss}
                 told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
                 bar.set_postfix(told, refresh=False)
                 bar.update()
-        return TrainReport(Path(self.recipe.out), step, loss, validation_loss)
+                if stop:
+                    self.journal.tell("stopped", step, signal=interrupt.signal.name)
+                    break
+        stopped = interrupt.signal if step < self.steps else None
+        return TrainReport(out, step, loss, validation_loss, stopped)
 
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Both steps; tells the journal how long the first took, and what speed will be measured against."""
         started = time.perf_counter()
-        train_step = self.trainer.compile_train(state, self._place(self.feed.nothing()))
+        train_step = self.trainer.compile_train(state, self.feed.nothing(self.rows))
         seconds = time.perf_counter() - started
-        eval_step = self.trainer.compile_eval(state, self._place(self.validation.nothing()))
-        device = self.trainer.mesh.devices.flat[0]
+        eval_step = self.trainer.compile_eval(state, self.validation.nothing(self.rows))
+        device = jax.local_devices()[0]
         peak, origin = speed.peak_flops(device)
         self.peak = peak * self.trainer.mesh.size
         variables = self.trainer.variables(state)
@@ -199,30 +223,28 @@ class _Run:
         )
         return train_step, eval_step
 
-    def _batches(self, step: int, place: Place) -> Iterator[tuple[int, PRNGKeyArray, Examples, Place]]:
-        """Number of the step, key, batch, and where the next batch is; from `place` until all steps are done."""
+    def _batches(self, step: int, place: Place) -> Iterator[tuple[int, PRNGKeyArray, Table, Place]]:
+        """Number of the step, key, crystals of the batch, where the next one is; from `place` until all are done."""
         epoch, batch = place.epoch, place.batch
         while step < self.steps:
             key, table = self.feed.key(epoch), self.feed.epoch(epoch)
             while batch < len(table) and step < self.steps:
                 step, batch = step + 1, batch + 1
                 after = Place(epoch, batch) if batch < len(table) else Place(epoch + 1, 0)
-                yield step, key, self._place(self.feed.batch(table[batch - 1])), after
+                yield step, key, table[batch - 1], after
             epoch, batch = epoch + 1, 0
 
-    def _place(self, examples: Examples) -> Examples:
-        return jax.device_put(examples, batch_sharding(self.trainer.mesh))
+    def _log(self, step: int, place: Place, window: list[tuple[Table, StepMetrics]], since: float) -> float:
+        """Tells of the steps since the last log; returns the last loss.
 
-    def _log(self, step: int, place: Place, window: list[StepMetrics], since: float) -> float:
-        """Tells of the steps since the last log; returns the last loss. Raises UserError if that is no number."""
-        told = jax.device_get(window)
+        Raises UserError if a loss or gradient is no number, before such weights can be saved.
+        """
+        told = jax.device_get([metrics for _, metrics in window])
         seconds = time.perf_counter() - since
+        for number, ((crystals, _), metrics) in enumerate(zip(window, told, strict=True), step - len(told) + 1):
+            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+                self._give_up(number, metrics, self.feed.names(crystals))
         loss = float(told[-1].loss)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step} (epoch {place.epoch}, before batch {place.batch}); the checkpoint "
-                f"before it is kept in {self.recipe.out}. A lower optimizer.learning_rate may help"
-            )
         written, crystals = sum(int(m.written) for m in told), sum(int(m.crystals) for m in told)
         flops = written * self.multiplied.flops_per_token(context=written / crystals)
         self.journal.tell(
@@ -240,11 +262,21 @@ class _Run:
         )
         return loss
 
+    def _give_up(self, step: int, metrics: StepMetrics, names: list[str]) -> None:
+        loss, norm = float(metrics.loss), float(metrics.grad_norm)
+        self.journal.tell("no_number", step, loss=repr(loss), grad_norm=repr(norm), crystals=names)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise UserError(
+            f"at step {step} the loss is {loss} and the gradient's norm {norm}, on the crystals {shown} (all of "
+            f"them in metrics.jsonl); the checkpoint before it is kept in {self.recipe.out}. A lower "
+            "optimizer.learning_rate may help"
+        )
+
     def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState) -> float:
         """Mean loss over the first rows of the validation set, always the same rows and draws."""
         batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
         key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        told = jax.device_get([eval_step(state, self._place(self.validation.batch(b)), key) for b in table])
+        told = jax.device_get([eval_step(state, self.validation.batch(b, self.rows), key) for b in table])
         tokens = sum(int(m.tokens) for m in told)
         loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
         self.journal.tell("validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in told))

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxcrystal.crystals.dataset import CrystalSet
@@ -52,6 +53,7 @@ class Feed:
     """A data set as batches of packed rows; epoch `n` of a seed is the same everywhere and whenever it is asked for."""
 
     examples: Examples  #: numpy arrays of the whole set
+    ids: Sequence[str]  #: what the set calls its crystals
     writer: Writer
     row_length: int
     rows_per_batch: int
@@ -84,7 +86,7 @@ class Feed:
                 f"crystal {crystals.ids[worst]} can take {longest[worst]} tokens, a row holds {row_length}; "
                 f"set data.tokens_per_row to {longest[worst]} or more, or prepare with fewer --max-atoms"
             )
-        return cls(examples, writer, row_length, rows_per_batch, row_length // int(shortest.min()), seed)
+        return cls(examples, crystals.ids, writer, row_length, rows_per_batch, row_length // int(shortest.min()), seed)
 
     def key(self, epoch: int) -> PRNGKeyArray:
         """The key of all draws of an epoch; with a crystal's index it decides how that crystal is written."""
@@ -101,13 +103,23 @@ class Feed:
             row[: len(crystals)] = crystals
         return table.reshape(batches, self.rows_per_batch, self.slots)
 
-    def batch(self, crystals: Int[np.ndarray, "rows slots"]) -> Examples:
-        """The arrays of the crystals of one batch, gathered on the host."""
-        return jax.tree.map(lambda x: x[crystals], self.examples).replace(index=crystals)
+    def batch(self, crystals: Int[np.ndarray, "rows slots"], sharding: NamedSharding) -> Examples:
+        """The arrays of the crystals of one batch; each host gathers the rows of its own devices, no others."""
 
-    def nothing(self) -> Examples:
+        def gather(x: np.ndarray) -> Array:
+            shape = crystals.shape + x.shape[1:]
+            return jax.make_array_from_callback(shape, sharding, lambda index: x[crystals[index[0]]])
+
+        index = jax.make_array_from_callback(crystals.shape, sharding, lambda index: crystals[index])
+        return jax.tree.map(gather, self.examples).replace(index=index)
+
+    def nothing(self, sharding: NamedSharding) -> Examples:
         """A batch of empty rows, to compile for."""
-        return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32))
+        return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32), sharding)
+
+    def names(self, crystals: Int[np.ndarray, "rows slots"]) -> list[str]:
+        """The ids of the crystals of one batch, row by row."""
+        return [self.ids[i] for i in crystals.ravel() if i >= 0]
 
     @cached_property
     def _lengths(self) -> Callable[[PRNGKeyArray, Examples], Int[Array, "crystals"]]:
