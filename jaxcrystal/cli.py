@@ -92,6 +92,12 @@ def _add_convert(verb: Callable) -> None:
     command.add_argument("source", type=Path, metavar="SOURCE", help="the Hugging Face directory")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
+    command.add_argument(
+        "--weights",
+        choices=["float", "int8", "nf4"],
+        default="float",
+        help="how the layers' kernels are stored; int8 and nf4 take a half and a quarter, and are a frozen base",
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -99,7 +105,7 @@ def _convert(args: argparse.Namespace) -> None:
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.model.saved import convert
 
-    config = convert(args.source, args.out, make_mesh(MeshConfig()), args.dtype)
+    config = convert(args.source, args.out, make_mesh(MeshConfig()), args.dtype, args.weights)
     print(
         f"{args.out}: {config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces; "
         f"fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`"

@@ -20,6 +20,10 @@ from jaxcrystal.errors import UserError
 
 T = TypeVar("T")
 
+#: How the kernels of a model's layers are stored (`jaxcrystal.model.kernels`).
+Weights = Literal["float", "int8", "nf4"]
+NF4_BLOCK = 64  #: inputs that share one scale in nf4
+
 #: The labels a prompt can state, in the order in which tables hold them (names as CDVAE publishes them).
 ATTRIBUTES = (
     "pretty_formula",
@@ -101,6 +105,7 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
+    weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
@@ -112,6 +117,15 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+        if self.weights == "nf4":
+            heads = ("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+            sizes = [heads, *((name, getattr(self, name)) for name in ("hidden_size", "intermediate_size"))]
+            for name, size in sizes:
+                if size % NF4_BLOCK:
+                    raise UserError(
+                        f"model.weights is 'nf4', which scales {NF4_BLOCK} inputs at once, but model.{name} is {size}, "
+                        f"no multiple of that; take 'int8' or another size"
+                    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from jaxcrystal.config import LlamaConfig, from_dict
+from jaxcrystal.config import LlamaConfig, Weights, from_dict
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.model.quantize import quantizer
 
 #: parameter path (a regex) -> name of the tensor, and whether it is transposed
 TABLE = (
@@ -67,13 +68,16 @@ def to_hf(params: dict[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray
             yield name, np.ascontiguousarray(tensor.T if row.transposed else tensor)
 
 
-def load_hf(directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None) -> tuple[LlamaConfig, dict[str, Any]]:
+def load_hf(
+    directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None, weights: Weights = "float"
+) -> tuple[LlamaConfig, dict[str, Any]]:
     """The config and the parameters of a Hugging Face directory with `config.json` and safetensors.
 
     Each device's part of each parameter is read from the files on its own, so that the host holds no more than one
     part at a time. `dtype` of the parameters is by default that of the config (float16, which TPUs lack, becomes
-    bfloat16). Raises UserError: for a config that is not such a LLaMA's; once, for all tensors that are missing,
-    unexpected or of another shape, by name; for a file that cannot be read.
+    bfloat16). The layers' kernels are stored as `weights` says, each as soon as it is loaded. Raises UserError: for a
+    config that is not such a LLaMA's; once, for all tensors that are missing, unexpected or of another shape, by name;
+    for a file that cannot be read.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -95,7 +99,9 @@ def load_hf(directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None) -
 
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=dtype)
 
-    params = {path: load(wanted[path], sources[path]) for path in wanted}
+    config = replace(config, weights=weights)
+    store = quantizer(config, mesh)
+    params = {path: store(path, load(wanted[path], sources[path])) for path in wanted}
     return config, unflatten_dict(params, sep="/")
 
 

@@ -8,6 +8,7 @@ norms, softmax and logits are float32, parameters stay in the dtype in which the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -126,10 +127,12 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
-        h, written = Attention(self.config, self.lora, name="self_attn")(h, rotation, mask, past, deterministic)
+        h, written = Attention(self.config, self.lora, self.rules, name="self_attn")(
+            h, rotation, mask, past, deterministic
+        )
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
-        x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
+        x = x + FeedForward(self.config, self.lora, self.rules, name="mlp")(h, deterministic)
         # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
         return self.rules.constrain(x, "batch", None, None), None if past is None else written
 
@@ -139,6 +142,7 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
+    rules: ShardingRules
 
     @nn.compact
     def __call__(
@@ -150,16 +154,17 @@ class Attention(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
         config = self.config
+        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
-            y = Linear(count * config.head_dim, ("embed", axis), self.lora, name=name)(x, deterministic)
+            y = linear(count * config.head_dim, ("embed", axis), name=name)(x, deterministic)
             return y.reshape(*x.shape[:2], count, config.head_dim)
 
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
         y = attend(queries, keys, values, mask, past).reshape(*x.shape[:2], -1)
-        y = Linear(config.hidden_size, ("heads", "embed"), self.lora, name="o_proj")(y, deterministic)
+        y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)
 
 
@@ -168,13 +173,15 @@ class FeedForward(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
+    rules: ShardingRules
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
-        width = self.config.intermediate_size
-        gate = Linear(width, ("embed", "mlp"), self.lora, name="gate_proj")(x, deterministic)
-        up = Linear(width, ("embed", "mlp"), self.lora, name="up_proj")(x, deterministic)
-        down = Linear(self.config.hidden_size, ("mlp", "embed"), self.lora, name="down_proj")
+        config = self.config
+        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
+        gate = linear(config.intermediate_size, ("embed", "mlp"), name="gate_proj")(x, deterministic)
+        up = linear(config.intermediate_size, ("embed", "mlp"), name="up_proj")(x, deterministic)
+        down = linear(config.hidden_size, ("mlp", "embed"), name="down_proj")
         return down(nn.silu(gate) * up, deterministic)
 
 

@@ -26,8 +26,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxcrystal.config import LoraConfig
+from jaxcrystal.config import LoraConfig, Weights
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model import kernels
 
 #: The kernels that may be adapted, by the names that PEFT's `target_modules` uses.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -49,13 +51,14 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
+    weights: Weights = "float"  #: how the kernel is stored
+    rules: ShardingRules = ShardingRules()
     dtype: DTypeLike | None = None  #: of the result; by default that of x
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
-        normal = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
-        kernel = self.param("kernel", normal, (x.shape[-1], self.features))
-        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.dtype or x.dtype)
+        kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
+        y = kernels.multiply(x, kernel, self.axes, self.rules, self.dtype)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
@@ -71,8 +74,16 @@ class Linear(nn.Module):
 
 
 def merge(params: dict[str, Any], adapters: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
-    """Parameters of a model without adapters that computes the same: W + (alpha / rank) a b, in W's own dtype."""
+    """Parameters of a model without adapters that computes the same: W + (alpha / rank) a b, in W's own dtype.
+
+    Raises UserError for a quantized W: its codes are too coarse for what the adapters add.
+    """
     if "a" in adapters:
+        if kernels.is_codes(params["kernel"]):
+            raise UserError(
+                f"adapters cannot be merged into {next(iter(params['kernel']))} weights; "
+                "`dequantize` the parameters first, or take the float model that they were converted from"
+            )
         delta = (adapters["a"] @ adapters["b"]) * (config.alpha / config.rank)
         return {"kernel": (params["kernel"] + delta).astype(params["kernel"].dtype)}
     return {name: merge(value, adapters[name], config) if name in adapters else value for name, value in params.items()}

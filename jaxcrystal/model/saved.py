@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat, from_dict, to_dict
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.checkpoint_map import load_hf
@@ -189,11 +189,16 @@ def _check_fit(path: Path, saved: dict[str, Any], wanted: dict[str, jax.ShapeDty
 
 
 def convert(
-    source: str | Path, out: str | Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None
+    source: str | Path,
+    out: str | Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    weights: Weights = "float",
 ) -> LlamaConfig:
     """A Hugging Face LLaMA directory as the model directory `out`, all at once or not at all.
 
-    `dtype` of the parameters is by default the source's. Raises UserError if `out` is not empty, and as `load_hf`.
+    `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says. Raises
+    UserError if `out` is not empty, and as `load_hf`.
     """
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -206,7 +211,7 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             partial = Path(scratch) / "model"
-            config, params = load_hf(source, mesh, dtype)
+            config, params = load_hf(source, mesh, dtype, weights)
             describe(partial, config, None, TextFormat(), tokenizer)
             with ocp.CheckpointManager((partial / CHECKPOINTS).resolve()) as manager:
                 manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": params})))

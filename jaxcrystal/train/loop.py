@@ -28,6 +28,7 @@ from jaxcrystal.crystals.writer import Examples, TokenTables, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model import saved
+from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.train import speed
 from jaxcrystal.train.checkpoint import Checkpoints, Place
@@ -99,6 +100,11 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
     base = saved.load_model(recipe.base, mesh)
     if base.lora is not None:
         raise UserError(f"base {recipe.base} is a run with adapters of its own; give the model that it was trained on")
+    if recipe.model.weights not in ("float", base.config.weights):
+        raise UserError(
+            f"model.weights is {recipe.model.weights!r}, but base {recipe.base} holds {base.config.weights} weights; "
+            f"make a base with `jaxcrystal convert --weights {recipe.model.weights}`"
+        )
     config = replace(base.config, dtype=recipe.model.dtype, scan_layers=recipe.model.scan_layers)
     variables = base.variables
     if recipe.lora is not None:
@@ -185,7 +191,7 @@ class _Run:
             compile_seconds=seconds,
             mesh=dict(self.trainer.mesh.shape),
             device=device.device_kind,
-            weights={name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in variables.items()},
+            weights={name: count_weights(tree) for name, tree in variables.items()},
             trained=self.trainer.collection,
             mfu_formula=speed.FORMULA,
             peak_flops=self.peak,

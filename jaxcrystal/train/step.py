@@ -20,6 +20,7 @@ from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import OptimizerConfig
 from jaxcrystal.crystals.writer import Examples, Writer
+from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.train.loss import next_token_loss
@@ -68,6 +69,13 @@ class Trainer:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     row_length: int
+
+    def __post_init__(self) -> None:
+        if self.collection == "params" and self.model.config.weights != "float":
+            raise UserError(
+                f"{self.model.config.weights} weights are frozen, only adapters on them can be trained: set lora.rank, "
+                "or train a float model"
+            )
 
     @property
     def collection(self) -> str:
