@@ -22,6 +22,7 @@ from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, Recipe
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama
+from jaxcrystal.train import speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,6 +218,13 @@ def test_the_roofline_by_hand():
     assert (bound.seconds, bound.resource) == (3, "hbm")
     assert chips.mesh_axes(mesh, along_one.group) == "tensor 4"
     assert chips.mesh_axes(mesh, along_two.group) == "fsdp 4 x tensor 4"
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"), [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e")]
+)
+def test_a_device_by_its_compilers_name_has_the_peak_of_its_chip(kind, chip):
+    assert speed.peak_flops(SimpleNamespace(device_kind=kind))[0] == chips.CHIPS[chip].peak
 
 
 REFUSAL = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.

@@ -15,6 +15,7 @@ ALLOWED = {
     "model": BASE | {"mesh", "crystals", "model"},
     "train": BASE | {"mesh", "crystals", "model", "train"},
     "sample": BASE | {"mesh", "crystals", "model", "sample"},
+    "aot": BASE | {"mesh", "crystals", "model", "train", "sample", "aot"},
     "evaluate": BASE | {"evaluate", "crystals.crystal", "crystals.text"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.

@@ -1,0 +1,92 @@
+"""Adapters trained on a quantized base: the same on every mesh, the same as on the base decoded, and within memory."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import SMALL, crystal_set
+
+from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.model.quantize import dequantize
+from jaxcrystal.train.packing import Feed
+from jaxcrystal.train.speed import Multiplied
+from jaxcrystal.train.step import Trainer, make_optimizer
+
+LENGTH, STEPS = 384, 5
+CONFIG = replace(SMALL, hidden_size=128, intermediate_size=128, num_attention_heads=4, head_dim=32)
+LORA = LoraConfig(rank=4, dropout=0.0, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
+ONE = MeshConfig(1, 1, 1)
+
+
+def trainer_of(model, mesh, writer) -> Trainer:
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-2, warmup_steps=1), STEPS)
+    return Trainer(model, writer, optimizer, mesh, LENGTH)
+
+
+def run(config, variables, mesh, tokenizer, writer):
+    """Losses of a few steps, and the state after them."""
+    trainer = trainer_of(Llama(config, LORA), mesh, writer)
+    feed = Feed.of(crystal_set(60), tokenizer, writer, LENGTH, rows_per_batch=8, seed=0)
+    table = feed.epoch(0)
+    place = lambda i: jax.device_put(feed.batch(table[i % len(table)]), batch_sharding(mesh))  # noqa: E731
+    state, losses = trainer.start(variables), []
+    step = trainer.compile_train(state, place(0))
+    for i in range(STEPS):
+        state, metrics = step(state, place(i), feed.key(0))
+        losses.append(float(metrics.loss))
+    return losses, jax.device_get(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_every_mesh_and_the_decoded_base_give_the_same_losses(weights, tokenizer, writer):
+    config = replace(CONFIG, weights=weights)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    many, after = run(config, initialize(Llama(config, LORA), jax.random.key(7), mesh), mesh, tokenizer, writer)
+    one_device = make_mesh(ONE)
+    variables = initialize(Llama(config, LORA), jax.random.key(7), one_device)
+    before, decoded = jax.device_get(variables), dequantize(variables["params"])
+    adapters = jax.tree.map(jnp.copy, variables["lora"])  # a step consumes its state
+    one, after_one = run(config, variables, one_device, tokenizer, writer)
+    floats, after_floats = run(CONFIG, {"params": decoded, "lora": adapters}, one_device, tokenizer, writer)
+    np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(floats, one, rtol=0, atol=1e-5)
+    assert one[-1] < one[0] - 0.05  # it learns
+    for other in (after, after_floats):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after_one.trained, other.trained)
+    for state in (after_one, after):
+        jax.tree.map(np.testing.assert_array_equal, state.frozen, {"params": before["params"]})
+
+
+def test_the_base_takes_a_half_and_a_quarter_of_bfloat16(tokenizer, writer):
+    """By the compiled step's own account of its arguments."""
+    mesh = make_mesh(ONE)
+    feed = Feed.of(crystal_set(4), tokenizer, writer, LENGTH, rows_per_batch=1, seed=0)
+    taken, multiplied = {}, set()
+    for weights in ("float", "int8", "nf4"):
+        config = replace(CONFIG, weights=weights, hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+        model = Llama(config, LoraConfig(rank=1))
+        variables = initialize(model, jax.random.key(0), mesh)
+        half = lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 and x.ndim > 2 else x  # noqa: E731
+        variables["params"] = jax.tree.map(half, variables["params"])
+        trainer = trainer_of(model, mesh, writer)
+        state = trainer.start(variables)
+        step = trainer.compile_train(state, feed.nothing())
+        taken[weights] = step.memory_analysis().argument_size_in_bytes
+        multiplied.add(Multiplied.of(config, variables, "lora"))
+    assert 0.50 < taken["int8"] / taken["float"] < 0.57
+    assert 0.265 < taken["nf4"] / taken["float"] < 0.35
+    assert len({(m.weights, m.trained) for m in multiplied}) == 1  # FLOPs do not depend on how weights are stored
+
+
+def test_codes_are_not_trained(writer):
+    config = replace(CONFIG, weights="int8")
+    with pytest.raises(
+        UserError, match=r"int8 weights are frozen, only adapters on them can be trained: set lora.rank"
+    ):
+        trainer_of(Llama(config), make_mesh(ONE), writer)
