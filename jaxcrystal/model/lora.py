@@ -23,7 +23,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxcrystal.config import LoraConfig
@@ -49,13 +48,12 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
-    dtype: DTypeLike | None = None  #: of the result; by default that of x
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
         normal = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
         kernel = self.param("kernel", normal, (x.shape[-1], self.features))
-        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.dtype or x.dtype)
+        y = x @ kernel.astype(x.dtype)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
