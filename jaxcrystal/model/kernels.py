@@ -116,21 +116,18 @@ def multiply(
     kernel: Kernel,
     axes: tuple[str, str],
     rules: ShardingRules = ShardingRules(),  # noqa: B008
-    dtype: DTypeLike | None = None,
 ) -> Float[Array, "*n out"]:
-    """x times the kernel whose axes bear these logical names: the product in x's dtype, the result in `dtype` (x's)."""
-    dtype = dtype or x.dtype
+    """x times the kernel whose axes bear these logical names, in x's dtype."""
     if not is_codes(kernel):
-        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+        return x @ kernel.astype(x.dtype)
 
     def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
         # Gathered as codes over what divides the batch: left alone, the compiler decodes first and gathers more bytes.
         names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
         kernel = {name: rules.constrain(array, *names[-array.ndim :]) for name, array in kernel.items()}
         if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
-            y = jnp.matmul(x, kernel["int8"].astype(x.dtype), preferred_element_type=dtype)
-            return (y * kernel["scale"]).astype(dtype)
-        return jnp.matmul(x, decode(kernel, x.dtype), preferred_element_type=dtype)
+            return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
+        return x @ decode(kernel, x.dtype)
 
     # For backward, codes are kept and decoded again: the decoded kernels of all layers would be a whole float model.
     return jax.checkpoint(product)(x, kernel)
