@@ -91,35 +91,37 @@ class Checkpoints:
 
         Raises UserError if the checkpoint does not fit the model, the optimizer or the frozen weights of this run.
         """
-        remarks: list[str] = []
-        self._frozen = frozen = fingerprint(start.frozen)
+        self._frozen = fingerprint(start.frozen)
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, place, identity = self._read(step, trainer, start)
             except Damaged as error:
-                aside = self._set_aside(step)
-                remarks.append(f"checkpoint {self._path / str(step)} is damaged ({error}); it is now {aside.name}")
+                damaged[step] = str(error)
                 continue
-            if identity["frozen"] != frozen:
+            if identity["frozen"] != self._frozen:
                 raise UserError(
                     f"{self._path / str(step)} belongs to a base of other weights (fingerprint {identity['frozen']}, "
-                    f"now {frozen}); put the former base back, or set another `out`"
+                    f"now {self._frozen}); put the former base back, or set another `out`"
                 )
-            return state, place, remarks
-        return start, Place(), remarks
+            return state, place, [self._set_aside(step, reason) for step, reason in damaged.items()]
+        if damaged:
+            told = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise UserError(
+                f"no checkpoint in {self._path} is whole ({told}); remove {self._path.parent} to start over"
+            )
+        return start, Place(), []
 
     def _read(self, step: int, trainer: Trainer, start: TrainState) -> tuple[TrainState, Place, dict[str, str]]:
         weights = {trainer.collection: start.trained}
         training = {"optimizer": start.optimizer, "step": start.step}
+        handler = ocp.StandardCheckpointHandler()
         try:
-            found = {
-                name: self._manager.item_metadata(step)[name].tree if self._manager.item_metadata(step)[name] else None
-                for name in ("weights", "training")
-            }
+            found = {item: handler.metadata(self._path / str(step) / item).tree for item in ("weights", "training")}
         except Exception as error:
             raise Damaged(_reason(error)) from None
-        if None in found.values():
-            raise Damaged("a part of it is missing")
+        finally:
+            handler.close()
         self._check_fit(step, found, {"weights": weights, "training": training})
 
         def like(tree: object) -> object:
@@ -162,14 +164,15 @@ class Checkpoints:
                 "another `out`, or the model that it was made with"
             )
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int, reason: str) -> str:
+        """Moves a damaged step out of the way; returns what is to be said of it."""
         aside = self._path.parent / f"damaged-checkpoint-{step}"
         if is_first_host():
             shutil.rmtree(aside, ignore_errors=True)
             (self._path / str(step)).rename(aside)
         wait_for_hosts(f"set aside {step}")
         self._manager.reload()
-        return aside
+        return f"checkpoint {step} is damaged ({reason}); it is now {aside}, and an earlier one is taken"
 
     def close(self) -> None:
         """Waits until all is written. Raises UserError if the disk does not take it."""

@@ -1,5 +1,8 @@
 """A model and a data set small enough to be trained in a test."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from jaxcrystal.config import LlamaConfig
@@ -26,3 +29,11 @@ def crystal_set(count: int, seed: int = 0) -> CrystalSet:
     ]
     labels = [{"pretty_formula": "".join(c.symbols), "band_gap": float(rng.random())} for c in crystals]
     return CrystalSet.from_crystals([f"crystal-{i}" for i in range(count)], crystals, labels)
+
+
+def losses(out: str | Path) -> list[float]:
+    """The loss of every step, as a run's journal has them so far."""
+    journal = Path(out) / "metrics.jsonl"
+    text = journal.read_text() if journal.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [loss for line in lines if line["event"] == "train" for loss in line["losses"]]
