@@ -25,7 +25,7 @@ VERBS = {
 #: What each function receives without options (of its parameters, those worth stating).
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
-    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None},
+    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None, "weights": "float"},
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
     "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
@@ -42,6 +42,7 @@ OPTIONS = [
     ("prepare", ["--workers", "31"], {"workers": 31}),
     ("convert", ["--out", "x"], {"out": Path("x")}),
     ("convert", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    ("convert", ["--weights", "nf4"], {"weights": "nf4"}),
     ("sample", ["--model", "x"], {"model_dir": Path("x")}),
     ("sample", ["--num", "7"], {"num": 7}),
     ("sample", ["--out", "x"], {"out": Path("x")}),
