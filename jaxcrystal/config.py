@@ -106,6 +106,8 @@ class LlamaConfig:
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, where it can run
+    remat: Literal["none", "dots", "full"] = "none"  #: what backward computes again: nothing, all but products, all
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
@@ -152,11 +154,14 @@ class DataConfig:
     train: str = "prototypes:train"  #: a file written by `jaxcrystal prepare`, or a side of the embedded set
     validation: str = "prototypes:validation"
     tokens_per_row: int = 1024  #: a row packs as many crystals as fit
-    rows_per_batch: int = 8
+    rows_per_batch: int = 8  #: of one optimizer step
+    accumulate: int = 1  #: micro-batches that a step's rows are divided into, one after the other: less memory
+    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
     validation_rows: int = 64  #: rows on which the validation loss is taken
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "data.", "tokens_per_row", "rows_per_batch", "validation_rows")
+        names = ("tokens_per_row", "rows_per_batch", "accumulate", "loss_block", "validation_rows")
+        _at_least_one(self, "data.", *names)
 
 
 @dataclass(frozen=True)

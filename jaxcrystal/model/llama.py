@@ -15,13 +15,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model.attention import Cache, Past, attend, visible
+from jaxcrystal.model import flash
+from jaxcrystal.model.attention import Cache, Past, View, attend
 from jaxcrystal.model.lora import Linear, check_targets
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
+
+#: What each layer keeps from forward to backward beside its input, by `config.remat`; "none" keeps everything.
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Llama(nn.Module):
@@ -36,8 +43,14 @@ class Llama(nn.Module):
         if self.lora is not None:
             check_targets(self.lora)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.rules)
+        layer = Layer
+        if config.remat in REMAT:
+            deterministic = 5  # the argument's place: a Python bool, which a checkpoint would trace
+            layer = nn.remat(
+                Layer, policy=REMAT[config.remat], static_argnums=deterministic, prevent_cse=not config.scan_layers
+            )
         self.layers = nn.scan(
-            Layer,
+            layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
@@ -47,7 +60,7 @@ class Llama(nn.Module):
         )(config, self.lora, self.rules)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+            self.lm_head = Head(config.hidden_size, config.vocab_size)
 
     def __call__(
         self,
@@ -78,14 +91,29 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens).astype(self.config.dtype)
         x = self.rules.constrain(x, "batch", None, None)
         rotation = rotary(self.config, positions)
-        mask = visible(tokens.shape[1], segments, cache)
-        x, written = self.layers(x, rotation, mask, None if cache is None else cache.layers, deterministic)
+        implementation = "xla"
+        if cache is None and not self.is_initializing():
+            implementation, _ = flash.choose(self.config, *tokens.shape, self.rules)
+        view = View.of(implementation, tokens.shape[1], segments, cache)
+        x, written = self.layers(x, rotation, view, None if cache is None else cache.layers, deterministic)
         return self.norm(x), None if cache is None else cache.append(*written)
 
     def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
-        """The head: its own kernel, or the embedding's transpose where they are tied."""
-        logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
-        return self.rules.constrain(logits, "batch", None, "vocab")
+        """The scalar product with each column of the head."""
+        return project(hidden, self.head(), self.rules)
+
+    def head(self) -> Float[Array, "embed vocab"]:
+        """The head's own kernel, or the embedding's transpose where they are tied; gathered over fsdp."""
+        kernel = self.embed_tokens.embedding.T if self.config.tie_word_embeddings else self.lm_head()
+        return self.rules.constrain(kernel, None, "vocab")
+
+
+def project(
+    hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], rules: ShardingRules
+) -> Float32[Array, "batch time vocab"]:
+    """Logits, from products in the dtype of `hidden` that are summed in float32."""
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return rules.constrain(logits, "batch", None, "vocab")
 
 
 class Embedding(nn.Module):
@@ -103,10 +131,17 @@ class Embedding(nn.Module):
         # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
         return self.rules.constrain(self.embedding, "vocab", None)[tokens]
 
-    def attend(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
-        """The scalar product with each row."""
-        table = self.embedding.astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+class Head(nn.Module):
+    """One column for each piece of the vocabulary, where these are not the embedding's rows."""
+
+    width: int
+    vocab: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "embed vocab"]:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+        return self.param("kernel", init, (self.width, self.vocab))
 
 
 class Layer(nn.Module):
@@ -121,14 +156,14 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
-        mask: Bool[Array, "#batch time attended"],
+        view: View,
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
         h, written = Attention(self.config, self.lora, self.rules, name="self_attn")(
-            h, rotation, mask, past, deterministic
+            h, rotation, view, past, deterministic
         )
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
@@ -149,7 +184,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
-        mask: Bool[Array, "#batch time attended"],
+        view: View,
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
@@ -163,7 +198,7 @@ class Attention(nn.Module):
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
-        y = attend(queries, keys, values, mask, past).reshape(*x.shape[:2], -1)
+        y = attend(queries, keys, values, view, self.rules, past).reshape(*x.shape[:2], -1)
         y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)
 

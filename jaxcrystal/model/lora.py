@@ -23,7 +23,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxcrystal.config import LoraConfig, Weights
@@ -53,12 +52,11 @@ class Linear(nn.Module):
     lora: LoraConfig | None = None
     weights: Weights = "float"  #: how the kernel is stored
     rules: ShardingRules = ShardingRules()
-    dtype: DTypeLike | None = None  #: of the result; by default that of x
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
         kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
-        y = kernels.multiply(x, kernel, self.axes, self.rules, self.dtype)
+        y = kernels.multiply(x, kernel, self.axes, self.rules)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.

@@ -54,11 +54,11 @@ def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = Path(recipe.out)
     mesh = make_mesh(recipe.mesh)
-    rows_divided = mesh.shape["data"] * mesh.shape["fsdp"]
-    if recipe.data.rows_per_batch % rows_divided:
+    rows_divided, micro = mesh.shape["data"] * mesh.shape["fsdp"], recipe.data.accumulate
+    if recipe.data.rows_per_batch % (rows_divided * micro):
         raise UserError(
-            f"data.rows_per_batch is {recipe.data.rows_per_batch}; mesh axes data x fsdp divide it by {rows_divided}, "
-            "so it must be a multiple of that"
+            f"data.rows_per_batch is {recipe.data.rows_per_batch}; mesh axes data x fsdp divide it by {rows_divided} "
+            f"and data.accumulate by {micro}, so it must be a multiple of {rows_divided * micro}"
         )
     tokenizer, config, variables = _start(recipe, mesh)
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
@@ -75,7 +75,13 @@ def train(recipe: Recipe) -> TrainReport:
     if steps < 1:
         raise UserError("the recipe asks for no steps; set `steps` or `epochs`")
     trainer = Trainer(
-        Llama(config, recipe.lora), writer, make_optimizer(recipe.optimizer, steps), mesh, recipe.data.tokens_per_row
+        Llama(config, recipe.lora),
+        writer,
+        make_optimizer(recipe.optimizer, steps),
+        mesh,
+        recipe.data.tokens_per_row,
+        recipe.data.loss_block,
+        recipe.data.accumulate,
     )
     _check_same(out, recipe)
     try:
@@ -105,11 +111,17 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
             f"model.weights is {recipe.model.weights!r}, but base {recipe.base} holds {base.config.weights} weights; "
             f"make a base with `jaxcrystal convert --weights {recipe.model.weights}`"
         )
-    config = replace(base.config, dtype=recipe.model.dtype, scan_layers=recipe.model.scan_layers)
+    config = computed_as(base.config, recipe.model)
     variables = base.variables
     if recipe.lora is not None:
         variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
     return load_tokenizer(base.tokenizer_path), config, variables
+
+
+def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
+    """The shape of a base, computed in the way that a recipe's `model` asks for."""
+    ours = ("dtype", "scan_layers", "attention", "remat")
+    return replace(base, **{name: getattr(model, name) for name in ours})
 
 
 def _check_same(out: Path, recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """One step of training, as one compiled program: draw, write, forward, backward, update.
 
-    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ AdamW ──▶ state
+    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ sum over micro-batches ──▶ AdamW ──▶ state
 
 What is trained is one collection of the model's variables: `lora` on a frozen `params`, or `params` themselves.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.train.loss import next_token_loss
+
+T = TypeVar("T")
 
 
 @struct.dataclass
@@ -45,6 +47,10 @@ class StepMetrics:
     written: Int[Array, ""]  #: tokens that are not padding
     crystals: Int[Array, ""]
     grad_norm: Float32[Array, ""]  #: before clipping
+
+    def mean(self) -> StepMetrics:
+        """With the mean over tokens in the place of a loss that is still their sum."""
+        return self.replace(loss=self.loss / jnp.maximum(self.tokens, 1))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -69,6 +75,8 @@ class Trainer:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     row_length: int
+    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
+    accumulate: int = 1  #: micro-batches of a batch
 
     def __post_init__(self) -> None:
         if self.collection == "params" and self.model.config.weights != "float":
@@ -134,34 +142,58 @@ class Trainer:
         with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
             return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
 
-    def _loss(
+    def _sums(
         self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
     ) -> tuple[Float32[Array, ""], StepMetrics]:
+        """The loss of some rows as a sum over its tokens, alone and among their counts."""
         rows = self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
-        logits, _ = self.model.apply(
+        hidden, _ = self.model.apply(
             variables,
             rows.tokens,
             rows.positions,
             rows.segments,
             deterministic=dropout is None,
             rngs={} if dropout is None else {"dropout": dropout},
+            method="hidden",
         )
-        total, tokens = next_token_loss(logits, rows)
-        loss = total / jnp.maximum(tokens, 1)
+        head = self.model.apply(variables, method="head")
+        total, tokens = next_token_loss(hidden, head, rows, self.loss_block, self.model.rules)
         written, crystals = (rows.segments > 0).sum(), (examples.index >= 0).sum()
-        return loss, StepMetrics(loss, tokens, written, crystals, grad_norm=jnp.float32(0))
+        return total, StepMetrics(total, tokens, written, crystals, grad_norm=jnp.float32(0))
+
+    def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
+        """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""
+        n = self.accumulate
+
+        def divide(x: Array) -> Array:
+            x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+            return self.model.rules.constrain(x, None, "batch")
+
+        def add(total: T, numbered: tuple[Examples, Int[Array, ""]]) -> tuple[T, None]:
+            return jax.tree.map(jnp.add, total, compute(*numbered)), None
+
+        parts = jax.tree.map(divide, examples), jnp.arange(n)
+        first = jax.tree.map(lambda x: x[0], parts)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *first))
+        return jax.lax.scan(add, nothing, parts)[0]
 
     def _train_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
         dropout = jax.random.fold_in(jax.random.fold_in(key, 0xD809), state.step)
 
-        def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
-            return self._loss({**state.frozen, self.collection: trained}, examples, key, dropout)
+        def gradient(rows: Examples, number: Int[Array, ""]) -> tuple[dict[str, Any], StepMetrics]:
+            def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
+                variables = {**state.frozen, self.collection: trained}
+                return self._sums(variables, rows, key, jax.random.fold_in(dropout, number))
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.trained)
+            return jax.grad(loss, has_aux=True)(state.trained)
+
+        grads, metrics = self._accumulated(gradient, examples)
+        grads = jax.tree.map(lambda x: x / jnp.maximum(metrics.tokens, 1), grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         state = state.replace(step=state.step + 1, trained=trained, optimizer=optimizer)
-        return state, metrics.replace(grad_norm=optax.global_norm(grads))
+        return state, metrics.mean().replace(grad_norm=optax.global_norm(grads))
 
     def _eval_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> StepMetrics:
-        return self._loss(self.variables(state), examples, key, None)[1]
+        variables = self.variables(state)
+        return self._accumulated(lambda rows, _: self._sums(variables, rows, key, None)[1], examples).mean()
