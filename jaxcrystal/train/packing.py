@@ -112,8 +112,12 @@ class Feed:
             row[: len(crystals)] = crystals
         return table.reshape(batches, self.rows_per_batch, self.slots)
 
-    def batch(self, crystals: Int[np.ndarray, "rows slots"], sharding: NamedSharding) -> Examples:
-        """The arrays of the crystals of one batch; each host gathers the rows of its own devices, no others."""
+    def batch(self, crystals: Int[np.ndarray, "rows slots"]) -> Examples:
+        """The arrays of the crystals of one batch, gathered on the host."""
+        return jax.tree.map(lambda x: x[crystals], self.examples).replace(index=crystals)
+
+    def placed(self, crystals: Int[np.ndarray, "rows slots"], sharding: NamedSharding) -> Examples:
+        """`batch` on the devices; each host gathers the rows of its own devices, no others."""
 
         def gather(x: np.ndarray) -> Array:
             shape = crystals.shape + x.shape[1:]
@@ -122,9 +126,9 @@ class Feed:
         index = jax.make_array_from_callback(crystals.shape, sharding, lambda index: crystals[index])
         return jax.tree.map(gather, self.examples).replace(index=index)
 
-    def nothing(self, sharding: NamedSharding) -> Examples:
+    def nothing(self) -> Examples:
         """A batch of empty rows, to compile for."""
-        return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32), sharding)
+        return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32))
 
     def names(self, crystals: Int[np.ndarray, "rows slots"]) -> list[str]:
         """The ids of the crystals of one batch, row by row."""
