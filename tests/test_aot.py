@@ -169,7 +169,7 @@ ENTRY %main (a: bf16[12,8,64], b: bf16[8,64], c: bf16[4,16,32]) -> f32[4,16,16] 
   %loop = (s32[], bf16[12,8,64]{2,1,0}, s32[], bf16[8,64]{1,0:S(1)}) while(%carry), condition=%condition, body=%body
   ROOT %out = f32[4,16,16]{2,1,0:T(8,128)} fusion(%c, %c), kind=kOutput, calls=%scores
 }
-"""  # noqa: E501
+"""
 
 
 def test_the_dialect_of_tpu_is_read():
