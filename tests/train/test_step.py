@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import SMALL, crystal_set
+from small import SMALL, Numbers, RandomRows, crystal_set
 
 from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
@@ -83,6 +83,83 @@ def test_a_packed_row_has_the_loss_of_its_crystals_alone(tokenizer, writer):
     alone = [loss(feed.batch(np.array([[i]]))) for i in range(30)]
     assert sum(int(n) for _, n in packed) == sum(int(n) for _, n in alone)
     assert sum(float(x) for x, _ in packed) == pytest.approx(sum(float(x) for x, _ in alone), rel=1e-5)
+
+
+def random_run(config=SMALL, lora=None, mesh=(1, 1, 1), index=range(16), steps=2, length=128, **options):
+    """Metrics of a few steps on random rows, what was trained afterwards, the compiled step and the first state."""
+    mesh = make_mesh(MeshConfig(*mesh))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1), 4)
+    model = Llama(config, lora)
+    trainer = Trainer(model, RandomRows(), optimizer, mesh, length, **options)
+    variables = initialize(model, jax.random.key(7), mesh)
+    if lora is not None:  # b is not zero, so that dropout shows in the first loss
+        variables["lora"] = jax.tree.map(lambda x: x + 0.05, variables["lora"])
+    state = first = trainer.start(variables)
+    examples = jax.device_put(Numbers(jnp.array(index)[:, None]), batch_sharding(mesh))
+    step, told = trainer.compile_train(state, examples), []
+    for _ in range(steps):
+        state, metrics = step(state, examples, jax.random.key(0))
+        told.append(jax.device_get(metrics))
+    return told, jax.device_get(state.trained), step, first
+
+
+def test_remat_takes_less_memory_and_computes_the_same():
+    """On 8 layers, dropout included: what is computed again is drawn again."""
+    deep = replace(SMALL, num_hidden_layers=8)
+    runs = {
+        remat: random_run(replace(deep, remat=remat), LoraConfig(rank=4, dropout=0.3))
+        for remat in ("none", "dots", "full")
+    }
+    temporary = {remat: step.memory_analysis().temp_size_in_bytes for remat, (_, _, step, _) in runs.items()}
+    assert temporary["full"] < 0.9 * temporary["dots"] < 0.8 * temporary["none"]
+    told, trained, _, _ = runs["none"]
+    for other, after, _, _ in (runs["dots"], runs["full"]):
+        np.testing.assert_allclose([m.loss for m in other], [m.loss for m in told], rtol=1e-6)
+        np.testing.assert_allclose([m.grad_norm for m in other], [m.grad_norm for m in told], rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), after, trained)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.0)], ids=["full", "lora"])
+@pytest.mark.parametrize(("mesh", "parts"), [((1, 1, 1), 4), ((2, 2, 2), 4), ((1, 8, 1), 2)], ids=str)
+def test_micro_batches_add_up_to_the_batch(mesh, parts, lora):
+    """Rows count from 20 to 126 tokens, so that a mean of means would be another number."""
+    whole, trained, step, _ = random_run(lora=lora)
+    told, after, in_parts, _ = random_run(lora=lora, mesh=mesh, accumulate=parts)
+    for ours, theirs in zip(told, whole, strict=True):
+        assert (ours.tokens, ours.written, ours.crystals) == (theirs.tokens, theirs.written, theirs.crystals)
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-6 if mesh == (1, 1, 1) else 1e-5)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), after, trained)
+    if mesh == (1, 1, 1):
+        used, whole_used = (s.memory_analysis().temp_size_in_bytes for s in (in_parts, step))
+        assert used < whole_used / 2
+
+
+def test_micro_batches_draw_dropout_of_their_own():
+    """Two micro-batches that hold the same rows: each alone, and together with the other."""
+    twice = [0, 0, 1, 1, 2, 2, 3, 3]  # row i of micro-batch m is row 2 i + m
+    for dropout, same in ((0.0, True), (0.5, False)):
+        lora = LoraConfig(rank=4, dropout=dropout)
+        (alone,), *_ = random_run(lora=lora, index=range(4), steps=1)
+        (both,), *_ = random_run(lora=lora, index=twice, steps=1, accumulate=2)
+        assert both.tokens == 2 * alone.tokens
+        assert (abs(both.loss - alone.loss) < 1e-6) == same
+
+
+def test_a_step_consumes_its_state():
+    _, _, step, first = random_run(accumulate=2)
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))
+    held = sum(x.nbytes for x in jax.tree.leaves((first.trained, first.optimizer)))
+    assert step.memory_analysis().alias_size_in_bytes >= held
+
+
+def test_the_block_of_the_loss_bounds_the_logits():
+    wide = replace(SMALL, vocab_size=16000, hidden_size=8, num_hidden_layers=1)
+    (small, *_), (large, *_) = runs = [random_run(wide, steps=1, loss_block=block) for block in (16, 128)]
+    assert small[0].loss == pytest.approx(large[0].loss, abs=1e-5)
+    logits = 16 * 128 * 16000 * 4
+    used, whole = (step.memory_analysis().temp_size_in_bytes for _, _, step, _ in runs)
+    assert used < logits / 2 < logits < whole
 
 
 def test_every_setting_of_the_optimizer_shows():
