@@ -203,17 +203,21 @@ def _add_train(verb: Callable) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from jaxcrystal import hosts
     from jaxcrystal.config import Recipe, load
-    from jaxcrystal.mesh import start_hosts
 
     recipe = load(Recipe, args.config, args.set)
-    start_hosts(args.coordinator, args.processes, args.process_id)
+    hosts.start(args.coordinator, args.processes, args.process_id)
     from jaxcrystal.train.loop import train
 
     report = train(recipe)
     if report.stopped is not None:
-        print(f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on")
+        told = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
+        if hosts.is_first():
+            print(told)
         return 130 if report.stopped is signal.SIGINT else 0
+    if not hosts.is_first():
+        return 0
     if report.loss is None:
         told = "all done before"
     else:

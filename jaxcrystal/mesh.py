@@ -11,59 +11,16 @@ means, so that the whole strategy changes by changing that one mapping.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxcrystal.config import MeshConfig
+from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-
-#: What is set where a scheduler has started several processes of one job: then JAX finds out the rest by itself.
-SCHEDULERS = {
-    "Slurm": lambda env: int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in env,
-    "TPU pod": lambda env: "," in env.get("TPU_WORKER_HOSTNAMES", ""),
-    "GKE": lambda env: "JOBSET_NAME" in env and "JOB_COMPLETION_INDEX" in env,
-}
-
-
-def start_hosts(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins this process to the others of its job; before anything else is asked of JAX.
-
-    Under Slurm, on a TPU pod and in a GKE JobSet no argument is needed; elsewhere all three, `coordinator` being
-    HOST:PORT of process 0. Where neither is so, this process is alone and nothing happens.
-    Raises UserError if only some of the arguments are given, or if the others do not come.
-    """
-    given = {"--coordinator": coordinator, "--processes": processes, "--process-id": process_id}
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise UserError(f"of --coordinator, --processes and --process-id all are needed; missing: {', '.join(missing)}")
-    found = [name for name, detected in SCHEDULERS.items() if detected(os.environ)]
-    if missing and not found:
-        return
-    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(coordinator, processes, process_id)
-    except (ValueError, RuntimeError) as error:
-        where = " ".join(found) or f"process {process_id} of {processes} at {coordinator}"
-        raise UserError(f"cannot join the processes of this job ({where}): {' '.join(str(error).split())}") from error
-
-
-def is_first_host() -> bool:
-    """Whether this process is the one that writes files and talks."""
-    return jax.process_index() == 0
-
-
-def wait_for_hosts(name: str) -> None:
-    """Returns when all processes have come to the point of this name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:  # noqa: B008
@@ -84,6 +41,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     needed = math.prod(sizes)
     if needed > len(devices):
         raise UserError(f"mesh {asked} needs {needed} devices, there are {len(devices)}; change mesh.* in the recipe")
+    if needed < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise UserError(
+            f"mesh {asked} needs {needed} devices, all hosts together have {len(devices)}: a run on many hosts uses "
+            "all of them; change mesh.* in the recipe"
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
@@ -118,13 +80,30 @@ class ShardingRules:
     def sharding(self, mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], tensor: str) -> NamedSharding:
         """How the array called `tensor` lies on `mesh`. Raises UserError on collision or where sizes do not divide."""
         for name, size in zip(names, shape, strict=True):
-            parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
-            if size % parts:
-                raise UserError(
-                    f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
-                    f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
-                )
+            self.check_divides(mesh, name, size, tensor)
         return NamedSharding(mesh, self.spec(names, tensor))
+
+    def check_divides(self, mesh: Mesh, name: str | None, size: int, tensor: str) -> None:
+        """Raises UserError where the axis `name` of `tensor`, of this size, cannot be divided over `mesh`."""
+        parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
+        if size % parts:
+            raise UserError(
+                f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
+                f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
+            )
+
+    def check_activations(self, mesh: Mesh, model: LlamaConfig, rows: int, accumulate: int = 1) -> None:
+        """Raises UserError where `mesh` does not fit what no parameter's shape shows: whole heads, a batch's rows.
+
+        A kernel knows only heads times their width, which may be divisible where the heads are not. (The vocabulary is
+        an axis of the embedding, and checked with it.)
+        """
+        if rows % accumulate:
+            raise UserError(f"data.rows_per_batch is {rows}; it must be a multiple of data.accumulate, {accumulate}")
+        batch = "tokens of a batch (data.rows_per_batch" + (" / data.accumulate)" if accumulate > 1 else ")")
+        self.check_divides(mesh, "heads", model.num_attention_heads, "queries (model.num_attention_heads)")
+        self.check_divides(mesh, "kv_heads", model.num_key_value_heads, "keys and values (model.num_key_value_heads)")
+        self.check_divides(mesh, "batch", rows // accumulate, batch)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""

@@ -10,10 +10,11 @@ BASE = {"jaxcrystal", "config", "errors"}
 ALLOWED = {
     "config": {"errors"},
     "errors": set(),
+    "hosts": BASE,
     "mesh": BASE,
     "crystals": BASE | {"mesh", "crystals"},
     "model": BASE | {"mesh", "crystals", "model"},
-    "train": BASE | {"mesh", "crystals", "model", "train"},
+    "train": BASE | {"hosts", "mesh", "crystals", "model", "train"},
     "sample": BASE | {"mesh", "crystals", "model", "sample"},
     "aot": BASE | {"mesh", "crystals", "model", "train", "sample", "aot"},
     "evaluate": BASE | {"evaluate", "crystals.crystal", "crystals.text"},

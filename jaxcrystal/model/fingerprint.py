@@ -22,9 +22,14 @@ from jaxtyping import Array, UInt32
 def fingerprint(tree: dict[str, Any]) -> str:
     """16 hexadecimal digits that name the values, dtypes and shapes of the arrays in a nested dictionary."""
     arrays = flatten_dict(tree, sep="/")
-    sums = jax.device_get(jax.jit(lambda arrays: {name: _sum(x) for name, x in arrays.items()})(arrays))
+    sums = jax.device_get(_sums(arrays))
     lines = [f"{name} {arrays[name].dtype} {arrays[name].shape} {int(sums[name])}" for name in sorted(arrays)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    return {name: _sum(x) for name, x in arrays.items()}
 
 
 def _sum(x: Array) -> UInt32[Array, ""]:

@@ -2,8 +2,9 @@
 
     OUT/checkpoints/STEP/weights     {"params": ...} or {"lora": ...}: the same item that `model.saved` reads
     OUT/checkpoints/STEP/training    optimizer and step
-    OUT/checkpoints/STEP/place       as JSON: where in the data the next step begins, fingerprints of what was saved and
-                                     of the frozen weights below it
+    OUT/checkpoints/STEP/place       as JSON: where in the data the next step begins, the run's identity, fingerprints
+                                     of what was saved and of the frozen weights below it
+    OUT/checkpoints/STEP/metrics     as JSON: the validation loss at this step
 
 Orbax writes a step beside its place and moves it there when it is complete: a kill leaves no half checkpoint. What was
 damaged later does not have its fingerprint any more, and the checkpoint before it is taken.
@@ -15,7 +16,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -23,10 +26,11 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint import checkpoint_managers as managers
 
+from jaxcrystal import hosts
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import is_first_host, wait_for_hosts
 from jaxcrystal.model.fingerprint import fingerprint
 from jaxcrystal.model.saved import CHECKPOINTS
+from jaxcrystal.train.identity import Identity
 from jaxcrystal.train.step import Trainer, TrainState
 
 
@@ -43,66 +47,69 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run's directory, written while training goes on.
+    """The checkpoints of one run's directory, written while training goes on; leaving it waits until all is written.
 
     Of all, the last `keep` stay, and the one of the lowest validation loss.
     """
 
-    def __init__(self, out: Path, keep: int) -> None:
-        best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics["validation_loss"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+    def __init__(self, out: Path, keep: int, identity: Identity) -> None:
+        best = managers.BestN(get_metric_fn=_validation_loss, reverse=True, n=1)
         options = ocp.CheckpointManagerOptions(
+            best_fn=_validation_loss,  # without it Orbax writes no metrics down; what is kept is decided by the policy
             preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what a kill or a full disk left of a checkpoint
         )
+        self._identity = identity
         self._path = (out / CHECKPOINTS).resolve()
         self._frozen = ""  # fingerprint of the frozen weights, which is the same for all steps
         with self._writing():
             self._manager = ocp.CheckpointManager(self._path, options=options)
 
-    def save(self, trainer: Trainer, state: TrainState, place: Place, validation_loss: float | None = None) -> None:
+    def save(self, trainer: Trainer, state: TrainState, place: Place, validation_loss: float) -> None:
         """Starts writing this state; a step that is already there is left as it is.
 
-        `validation_loss` is the loss at this very step, if it was taken. Raises UserError if the disk does not take it.
+        Raises UserError if the disk does not take it, or did not take the one before.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         saved = _arrays(trainer, state)
-        identity = {"saved": fingerprint(saved), "frozen": self._frozen or fingerprint(state.frozen)}
+        proof = {"saved": fingerprint(saved), "frozen": self._frozen or fingerprint(state.frozen)}
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     weights=ocp.args.StandardSave(saved["weights"]),
                     training=ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step}),
-                    place=ocp.args.JsonSave(asdict(place) | identity),
+                    place=ocp.args.JsonSave(asdict(place) | proof | {"run": self._identity.to_json()}),
                 ),
-                metrics=None if validation_loss is None else {"validation_loss": validation_loss},
+                metrics={"validation_loss": validation_loss},
             )
+
+    def best_loss(self) -> float:
+        """The lowest validation loss of all that are there; infinite if there is none."""
+        return min((_validation_loss(self._manager.metrics(step)) for step in self._manager.all_steps()), default=inf)
 
     def restore(self, trainer: Trainer, start: TrainState) -> tuple[TrainState, Place, list[str]]:
         """The latest whole state, laid out as `start` is (whatever mesh it was saved from); where it goes on; and what
         is to be said of damaged checkpoints, which are moved aside. `start` itself if none is saved.
 
-        Raises UserError if the checkpoint does not fit the model, the optimizer or the frozen weights of this run.
+        Raises UserError if the checkpoint is of another recipe, data, model, optimizer or frozen weights than this run.
         """
         self._frozen = fingerprint(start.frozen)
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state, place, identity = self._read(step, trainer, start)
+                state, place, proof = self._read(step, trainer, start)
             except Damaged as error:
                 damaged[step] = str(error)
                 continue
-            if identity["frozen"] != self._frozen:
+            if proof["frozen"] != self._frozen:
                 raise UserError(
-                    f"{self._path / str(step)} belongs to a base of other weights (fingerprint {identity['frozen']}, "
-                    f"now {self._frozen}); put the former base back, or set another `out`"
+                    f"{self._path / str(step)} belongs to a base of other weights than {self._identity.recipe['base']} "
+                    f"has now (fingerprint {proof['frozen']}, now {self._frozen}); put the former base back, or set "
+                    "another `out`"
                 )
             return state, place, [self._set_aside(step, reason) for step, reason in damaged.items()]
         if damaged:
@@ -117,37 +124,39 @@ class Checkpoints:
         training = {"optimizer": start.optimizer, "step": start.step}
         handler = ocp.StandardCheckpointHandler()
         try:
-            found = {item: handler.metadata(self._path / str(step) / item).tree for item in ("weights", "training")}
-        except Exception as error:
-            raise Damaged(_reason(error)) from None
+            with _damage():
+                place = self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
+                proof = {name: place[name] for name in ("saved", "frozen")}
+                run, place = place["run"], Place(place["epoch"], place["batch"])
+                found = {item: handler.metadata(self._path / str(step) / item).tree for item in ("weights", "training")}
         finally:
             handler.close()
+        if differing := self._identity.differing(run):
+            raise UserError(
+                f"{self._path / str(step)} is of another run ({'; '.join(differing)}); set another `out`, or put back "
+                "what it was made with"
+            )
         self._check_fit(step, found, {"weights": weights, "training": training})
 
         def like(tree: object) -> object:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
-        try:
+        with _damage():
             saved = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     weights=ocp.args.StandardRestore(like(weights)),
                     training=ocp.args.StandardRestore(like(training)),
-                    place=ocp.args.JsonRestore(),
                 ),
             )
-            place = Place(saved.place["epoch"], saved.place["batch"])
-            identity = {name: saved.place[name] for name in ("saved", "frozen")}
-        except Exception as error:  # of a damaged file, Orbax, TensorStore and json raise what they like
-            raise Damaged(_reason(error)) from None
         state = start.replace(
             step=saved.training["step"],
             trained=saved.weights[trainer.collection],
             optimizer=saved.training["optimizer"],
         )
-        if fingerprint(_arrays(trainer, state)) != identity["saved"]:
+        if fingerprint(_arrays(trainer, state)) != proof["saved"]:
             raise Damaged("its numbers are not those that were saved")
-        return state, place, identity
+        return state, place, proof
 
     def _check_fit(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         """Raises UserError for arrays of another name or shape than this run has."""
@@ -167,18 +176,23 @@ class Checkpoints:
     def _set_aside(self, step: int, reason: str) -> str:
         """Moves a damaged step out of the way; returns what is to be said of it."""
         aside = self._path.parent / f"damaged-checkpoint-{step}"
-        if is_first_host():
+        if hosts.is_first():
             shutil.rmtree(aside, ignore_errors=True)
             (self._path / str(step)).rename(aside)
-        wait_for_hosts(f"set aside {step}")
+        hosts.wait(f"set aside {step}")
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}); it is now {aside}, and an earlier one is taken"
 
-    def close(self) -> None:
-        """Waits until all is written. Raises UserError if the disk does not take it."""
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             with self._writing():
                 self._manager.wait_until_finished()
+        except UserError:
+            if error is None:  # otherwise this came after what is already being told
+                raise
         finally:
             self._manager.close()
 
@@ -191,6 +205,20 @@ class Checkpoints:
                 f"cannot write checkpoints to {self._path}: {_reason(error)}; the checkpoints before are whole: "
                 "make room and start again"
             ) from error
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Whatever is raised within means a damaged file: of one, Orbax, TensorStore and json raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(_reason(error)) from None
+
+
+def _validation_loss(metrics: dict[str, float] | None) -> float:
+    """Of a checkpoint; infinite where its metrics are damaged."""
+    return inf if metrics is None else metrics.get("validation_loss", inf)
 
 
 def _arrays(trainer: Trainer, state: TrainState) -> dict[str, Any]:

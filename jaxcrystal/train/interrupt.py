@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 class Interrupt:
     """Within `with Interrupt() as interrupt`, the first signal only sets `interrupt.signal`; a second one acts as ever.
 
-    Where several processes run, JAX listens for SIGTERM itself and makes them agree on the step after which to stop.
+    Where several processes run, JAX listens for SIGTERM itself and makes them agree on the step after which to stop;
+    Ctrl-C is passed on to it.
     """
 
     def __init__(self) -> None:
@@ -33,9 +34,13 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         signal.signal(number, self._before[self.signal])
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step; of several processes, all get the same answer."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = signal.SIGTERM
+        if jax.process_count() > 1:
+            if not multihost_utils.reached_preemption_sync_point(step):
+                return False
+            self.signal = self.signal or signal.SIGTERM
         return self.signal is not None

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jaxcrystal.errors import UserError
 
 
 class Journal:
@@ -20,12 +24,20 @@ class Journal:
             complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in complete if json.loads(line)["step"] <= step]
             unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text("".join(kept))
-            unfinished.replace(path)
+            with self._writing():
+                unfinished.write_text("".join(kept))
+                unfinished.replace(path)
 
     def tell(self, event: str, step: int, **values: Any) -> None:
-        """One line, on disk when this returns."""
+        """One line, handed to the system when this returns. Raises UserError if the disk does not take it."""
         if self._silent:
             return
-        with self._path.open("a") as file:
+        with self._writing(), self._path.open("a") as file:
             file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; make room and start again") from error

@@ -23,24 +23,23 @@ import yaml
 from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
+from jaxcrystal import hosts
 from jaxcrystal.config import LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import batch_sharding, is_first_host, make_mesh, wait_for_hosts
+from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
 from jaxcrystal.model import saved
 from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.train import speed
 from jaxcrystal.train.checkpoint import Checkpoints, Place
+from jaxcrystal.train.identity import Identity, differing
 from jaxcrystal.train.interrupt import Interrupt
 from jaxcrystal.train.journal import Journal
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.step import StepMetrics, Trainer, TrainState, make_optimizer
-
-#: Keys that may differ between a run and its continuation: they change what is told and kept, not what is computed.
-FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints", "mesh"}
 
 #: Which crystals stand in each row of a batch, as `Feed.epoch` has it.
 Table = Int[np.ndarray, "rows slots"]
@@ -61,18 +60,15 @@ def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = Path(recipe.out)
     mesh = make_mesh(recipe.mesh)
-    rows_divided, micro = mesh.shape["data"] * mesh.shape["fsdp"], recipe.data.accumulate
-    if recipe.data.rows_per_batch % (rows_divided * micro):
-        raise UserError(
-            f"data.rows_per_batch is {recipe.data.rows_per_batch}; mesh axes data x fsdp divide it by {rows_divided} "
-            f"and data.accumulate by {micro}, so it must be a multiple of {rows_divided * micro}"
-        )
+    shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
+    ShardingRules().check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
     tokenizer, config, variables = _start(recipe, mesh)
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
-    feed, validation = (
-        Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
-        for path, seed in ((recipe.data.train, recipe.seed), (recipe.data.validation, 0))
-    )
+    with hosts.together():
+        feed, validation = (
+            Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
+            for path, seed in ((recipe.data.train, recipe.seed), (recipe.data.validation, 0))
+        )
     if recipe.data.tokens_per_row > config.max_position_embeddings:
         raise UserError(
             f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "
@@ -90,20 +86,12 @@ def train(recipe: Recipe) -> TrainReport:
         recipe.data.loss_block,
         recipe.data.accumulate,
     )
-    _check_same(out, recipe)
-    if is_first_host():
-        try:
-            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
-            (out / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
-        except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
-    wait_for_hosts("described")
-    checkpoints = Checkpoints(out, recipe.keep_checkpoints)
-    try:
+    with hosts.together():
+        if hosts.is_first():
+            _describe(out, recipe, config, tokenizer)
+    with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
-    finally:
-        checkpoints.close()
 
 
 def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any]]:
@@ -128,29 +116,22 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
     return load_tokenizer(base.tokenizer_path), config, variables
 
 
-def _check_same(out: Path, recipe: Recipe) -> None:
-    """Raises UserError if the directory holds a run of another recipe."""
+def _describe(out: Path, recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceTokenizer) -> None:
+    """Writes what the run's directory says of it. Raises UserError if it holds a run of another recipe."""
     path = out / "recipe.yaml"
-    if not path.exists():
-        return
-    theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
-    if differing := _differing(to_dict(theirs), to_dict(recipe)):
-        raise UserError(
-            f"{out} holds a run of another recipe ({'; '.join(differing)}); set another `out`, or remove {out}"
-        )
-
-
-def _differing(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in ours.items():
-        if key in FREE:
-            continue
-        other = theirs.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += _differing(other, value, f"{prefix}{key}.")
-        elif other != value:
-            found.append(f"{prefix}{key} is {other} there, {value} here")
-    return found
+    if path.exists():
+        theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
+        if found := differing(theirs, to_dict(recipe)):
+            raise UserError(
+                f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}"
+            )
+    saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
 
 
 class _Run:
@@ -167,32 +148,33 @@ class _Run:
         """From `state`, whose next batch is at `start`, to the last step, or until it is asked to stop."""
         step = done = int(state.step)
         out = Path(self.recipe.out)
-        self.journal = Journal(out / "metrics.jsonl", done, silent=not is_first_host())
-        for remark in remarks:
+        self.journal = Journal(out / "metrics.jsonl", done, silent=not hosts.is_first())
+        for remark in remarks if hosts.is_first() else ():
             tqdm.write(remark)
             self.journal.tell("damaged", done, remark=remark)
         train_step, eval_step = self._compile(state)
-        loss, validation_loss, window = None, None, []
+        loss, validation_loss, window, best = None, None, [], self.checkpoints.best_loss()
         since = time.perf_counter()
         bar = tqdm(
-            total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not is_first_host()
+            total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not hosts.is_first()
         )
         with bar, Interrupt() as interrupt:
             for step, key, crystals, place in self._batches(done, start):
                 state, metrics = train_step(state, self.feed.batch(crystals, self.rows), key)
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
-                last = step == self.steps
-                validate = step % self.recipe.validate_every == 0 or last
-                save = step % self.recipe.checkpoint_every == 0 or last or stop
-                if step % self.recipe.log_every == 0 or save or validate:
+                save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
+                # What is saved is validated first: the last update's loss is not known, and may be no number.
+                validate = step % self.recipe.validate_every == 0 or save
+                if step % self.recipe.log_every == 0 or validate:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
                 if validate:
-                    validation_loss = self._validate(step, eval_step, state)
+                    validation_loss = self._validate(step, eval_step, state, crystals)
+                    if save or validation_loss < best:
+                        self.checkpoints.save(self.trainer, state, place, validation_loss)
+                    best = min(best, validation_loss)
                     since = time.perf_counter()
-                if save:
-                    self.checkpoints.save(self.trainer, state, place, validation_loss if validate else None)
                 shown = {"loss": loss, "validation": validation_loss}
                 told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
                 bar.set_postfix(told, refresh=False)
@@ -250,7 +232,8 @@ class _Run:
         seconds = time.perf_counter() - since
         for number, ((crystals, _), metrics) in enumerate(zip(window, told, strict=True), step - len(told) + 1):
             if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
-                self._give_up(number, metrics, self.feed.names(crystals))
+                values = {"loss": float(metrics.loss), "norm of the gradient": float(metrics.grad_norm)}
+                self._give_up(f"at step {number}", number, values, crystals)
         loss = float(told[-1].loss)
         written, crystals = sum(int(m.written) for m in told), sum(int(m.crystals) for m in told)
         flops = written * self.multiplied.flops_per_token(context=written / crystals)
@@ -269,22 +252,28 @@ class _Run:
         )
         return loss
 
-    def _give_up(self, step: int, metrics: StepMetrics, names: list[str]) -> None:
-        loss, norm = float(metrics.loss), float(metrics.grad_norm)
-        self.journal.tell("no_number", step, loss=repr(loss), grad_norm=repr(norm), crystals=names)
+    def _give_up(self, when: str, step: int, values: dict[str, float], crystals: Table) -> None:
+        """Ends a run whose numbers are none, naming the crystals of the batch of `step`."""
+        names = self.feed.names(crystals)
+        self.journal.tell("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
+        what = " and ".join(f"the {name} is {value}" for name, value in values.items())
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise UserError(
-            f"at step {step} the loss is {loss} and the gradient's norm {norm}, on the crystals {shown} (all of "
-            f"them in metrics.jsonl); the checkpoint before it is kept in {self.recipe.out}. A lower "
-            "optimizer.learning_rate may help"
+            f"{when} {what}, on the crystals {shown} (all of them in metrics.jsonl); the checkpoint before it is kept "
+            f"in {self.recipe.out}. A lower optimizer.learning_rate may help"
         )
 
-    def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState) -> float:
-        """Mean loss over the first rows of the validation set, always the same rows and draws."""
+    def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState, last: Table) -> float:
+        """Mean loss over the first rows of the validation set, always the same rows and draws.
+
+        Raises UserError if it is no number, naming `last`, the crystals of the step before.
+        """
         batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
         key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
         told = jax.device_get([eval_step(state, self.validation.batch(b, self.rows), key) for b in table])
         tokens = sum(int(m.tokens) for m in told)
         loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
+        if not math.isfinite(loss):
+            self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
         self.journal.tell("validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in told))
         return loss

@@ -225,4 +225,4 @@ def test_no_single_bit_escapes(word, bit):
 
 def test_keeping_is_told_what_it_keeps(tmp_path):
     with pytest.raises(UserError, match="cannot write checkpoints to /proc"):
-        Checkpoints(Path("/proc/nowhere"), 2)
+        Checkpoints(Path("/proc/nowhere"), 2, None)
