@@ -40,7 +40,13 @@ class Ours:
         self.mesh = make_mesh(MeshConfig(1, 1, 1))
         model = Llama(recipe.model, recipe.lora)
         self.trainer = Trainer(
-            model, self.feed.writer, make_optimizer(recipe.optimizer, steps), self.mesh, self.feed.row_length
+            model,
+            self.feed.writer,
+            make_optimizer(recipe.optimizer, steps),
+            self.mesh,
+            self.feed.row_length,
+            recipe.data.loss_block,
+            recipe.data.accumulate,
         )
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:

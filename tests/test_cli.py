@@ -26,7 +26,14 @@ VERBS = {
 #: What each function receives without options (of its parameters, those worth stating).
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
-    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None, "base": None, "pad_token": True},
+    "convert": {
+        "source": Path("hf"),
+        "out": Path("llama"),
+        "dtype": None,
+        "weights": "float",
+        "base": None,
+        "pad_token": True,
+    },
     "export": {"model_dir": Path("run"), "out": Path("x"), "format": "hf", "shard_size": "5GB", "pad_token": True},
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
@@ -53,6 +60,7 @@ OPTIONS = [
     ("export", ["--shard-size", "1MB"], {"shard_size": "1MB"}),
     ("export", ["--base-name", "meta-llama/Llama-2-7b-hf"], {"base_name": "meta-llama/Llama-2-7b-hf"}),
     ("export", ["--no-pad-token"], {"pad_token": False}),
+    ("convert", ["--weights", "nf4"], {"weights": "nf4"}),
     ("sample", ["--model", "x"], {"model_dir": Path("x")}),
     ("sample", ["--num", "7"], {"num": 7}),
     ("sample", ["--out", "x"], {"out": Path("x")}),

@@ -23,6 +23,7 @@ from jaxcrystal.model import saved
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.sample.engine import Engine
 from jaxcrystal.sample.methods import Temperature, TopP
+from jaxcrystal.train.loop import computed_as
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.step import Trainer, make_optimizer
 
@@ -42,9 +43,7 @@ def shape(recipe: Recipe) -> tuple[LlamaConfig, SentencePieceTokenizer, str]:
     directory = Path(recipe.base)
     if not (directory / saved.MODEL_FILE).exists():
         return recipe.model, load_tokenizer("compact"), f"the recipe's model; {directory} is not here"
-    config = replace(
-        saved.read_description(directory).model, dtype=recipe.model.dtype, scan_layers=recipe.model.scan_layers
-    )
+    config = computed_as(saved.read_description(directory).model, recipe.model)
     return config, load_tokenizer(directory / saved.TOKENIZER_FILE), str(directory)
 
 
@@ -55,7 +54,15 @@ def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceT
     crystals = dataset.load(data.train) if Path(data.train).exists() else stand_in()
     feed = Feed.of(crystals, tokenizer, writer, data.tokens_per_row, data.rows_per_batch, recipe.seed)
     model = Llama(config, recipe.lora)
-    trainer = Trainer(model, writer, make_optimizer(recipe.optimizer, STEPS), mesh, data.tokens_per_row)
+    trainer = Trainer(
+        model,
+        writer,
+        make_optimizer(recipe.optimizer, STEPS),
+        mesh,
+        data.tokens_per_row,
+        data.loss_block,
+        data.accumulate,
+    )
     rows = batch_sharding(mesh)
     examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), feed.nothing())
     return trainer.compile_train(trainer.abstract_start(variables(model, mesh)), examples)

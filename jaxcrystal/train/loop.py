@@ -108,12 +108,17 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
             f"model.weights is {recipe.model.weights!r}, but base {recipe.base} holds {base.config.weights} weights; "
             f"make a base with `jaxcrystal convert --weights {recipe.model.weights}`"
         )
-    ours = ("dtype", "scan_layers", "attention", "remat")  # how the base's shape is computed
-    config = replace(base.config, **{name: getattr(recipe.model, name) for name in ours})
+    config = computed_as(base.config, recipe.model)
     variables = base.variables
     if recipe.lora is not None:
         variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
     return load_tokenizer(base.tokenizer_path), config, variables
+
+
+def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
+    """The shape of a base, computed in the way that a recipe's `model` asks for."""
+    ours = ("dtype", "scan_layers", "attention", "remat")
+    return replace(base, **{name: getattr(model, name) for name in ours})
 
 
 def _describe(out: Path, recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceTokenizer) -> None:
@@ -160,7 +165,7 @@ class _Run:
         )
         with bar, Interrupt() as interrupt:
             for step, key, crystals, place in self._batches(done, start):
-                state, metrics = train_step(state, self.feed.batch(crystals, self.rows), key)
+                state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
                 save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
@@ -188,9 +193,9 @@ class _Run:
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Both steps; tells the journal how long the first took, and what speed will be measured against."""
         started = time.perf_counter()
-        train_step = self.trainer.compile_train(state, self.feed.nothing(self.rows))
+        train_step = self.trainer.compile_train(state, self.feed.placed(self.feed.nothing().index, self.rows))
         seconds = time.perf_counter() - started
-        eval_step = self.trainer.compile_eval(state, self.validation.nothing(self.rows))
+        eval_step = self.trainer.compile_eval(state, self.validation.placed(self.validation.nothing().index, self.rows))
         device = jax.local_devices()[0]
         peak, origin = speed.peak_flops(device)
         self.peak = peak * self.trainer.mesh.size
@@ -270,7 +275,7 @@ class _Run:
         """
         batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
         key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        told = jax.device_get([eval_step(state, self.validation.batch(b, self.rows), key) for b in table])
+        told = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
         tokens = sum(int(m.tokens) for m in told)
         loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
         if not math.isfinite(loss):

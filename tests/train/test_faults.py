@@ -176,7 +176,7 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(recipe, monkeypatc
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(UserError, match="No space left on device.*make room and start again"):
+    with pytest.raises(UserError, match=r"No space left on device.*make room and start again"):
         train(recipe)
     monkeypatch.undo()
     assert steps_saved(recipe.out) == [4]

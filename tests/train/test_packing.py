@@ -23,6 +23,23 @@ def test_every_crystal_once_and_no_row_too_long(lengths, random):
     assert all(sum(lengths[crystal] for crystal in row) <= 100 for row in rows)
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=400), st.integers(1, 5))
+def test_a_row_has_no_more_crystals_than_slots(lengths, slots):
+    rows = pack(lengths, range(len(lengths)), 100, slots)
+    assert sorted(crystal for row in rows for crystal in row) == list(range(len(lengths)))
+    assert all(len(row) <= slots and sum(lengths[crystal] for crystal in row) <= 100 for row in rows)
+
+
+def test_slots_are_for_crystals_of_common_size(tokenizer, writer):
+    """One tiny crystal must not make every row reserve room for a row full of its kind: slots cost time, even empty."""
+    feed = Feed.of(crystal_set(60), tokenizer, writer, 1024, rows_per_batch=4, seed=0)
+    table = feed.epoch(0)
+    assert feed.slots < 1024 // int(writer.bounds(feed.examples)[0].min())
+    written = np.asarray(feed._lengths(feed.key(0), feed.examples)).sum()
+    rows = (table >= 0).any(-1).sum()
+    assert sorted(table[table >= 0].tolist()) == list(range(60)) and written / ((rows - 1) * 1024) > 0.9
+
+
 @pytest.mark.parametrize("row_length", [256, 512])
 @pytest.mark.parametrize("infill", [0.0, 0.34, 1.0])
 def test_an_epoch_is_written_whole(tokenizer, infill, row_length):

@@ -1,18 +1,22 @@
 """Adapters trained on a quantized base: the same on every mesh, the same as on the base decoded, and within memory."""
 
+import json
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from small import SMALL, crystal_set
 
-from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
+from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.model.quantize import dequantize
+from jaxcrystal.model.saved import describe, load_model
+from jaxcrystal.train.loop import train
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.speed import Multiplied
 from jaxcrystal.train.step import Trainer, make_optimizer
@@ -90,3 +94,29 @@ def test_codes_are_not_trained(writer):
         UserError, match=r"int8 weights are frozen, only adapters on them can be trained: set lora.rank"
     ):
         trainer_of(Llama(config), make_mesh(ONE), writer)
+
+
+def test_a_recipe_trains_on_a_quantized_base_and_on_no_other(files, tokenizer, tmp_path):
+    config, mesh = replace(CONFIG, weights="nf4", vocab_size=tokenizer.vocab_size), make_mesh(ONE)
+    base = tmp_path / "base"
+    describe(base, config, None, TextFormat(), tokenizer.path)
+    variables = initialize(Llama(config), jax.random.key(0), mesh)
+    with ocp.CheckpointManager(base / "checkpoints") as manager:
+        manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(variables)))
+    recipe = Recipe(
+        base=str(base), out=str(tmp_path / "run"), lora=LoraConfig(rank=2, targets=("q_proj",)), steps=2,
+        data=DataConfig(**files, tokens_per_row=384, rows_per_batch=2, validation_rows=2), mesh=ONE,
+    )  # fmt: skip
+    report = train(recipe)
+    model = load_model(report.out)
+    assert model.config.weights == "nf4" and model.adapters["layers"]["self_attn"]["q_proj"]["b"].any()
+    jax.tree.map(np.testing.assert_array_equal, model.params, variables["params"])
+    start = json.loads((report.out / "metrics.jsonl").read_text().splitlines()[0])
+    floats = jax.eval_shape(lambda: dequantize(variables["params"]))
+    assert start["weights"]["params"] == sum(x.size for x in jax.tree.leaves(floats))
+    with pytest.raises(UserError, match="nf4 weights are frozen"):
+        train(replace(recipe, lora=None, out=str(tmp_path / "other")))
+    with pytest.raises(
+        UserError, match=r"base .*base holds nf4 weights; make a base with `jaxcrystal convert --weights"
+    ):
+        train(replace(recipe, model=replace(recipe.model, weights="int8"), out=str(tmp_path / "other")))
