@@ -25,7 +25,7 @@ import numpy as np
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.model.quantize import quantize
+from jaxcrystal.model.quantize import dequantize, quantize
 
 MODELS = {
     "width 64, depth 2": LlamaConfig(448, 64, 192, 2, 4, 4, 16),
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def error(config: LlamaConfig, stored: str, seed: int, tokens: int) -> dict[str, float]:
-    """Of one model: the logits' error relative to their spread and largest, and what becomes of the next token."""
+    """Of one model: a kernel's error, the logits' relative to their spread and largest, and that of the next token."""
     mesh = make_mesh(MeshConfig(1, 1, 1))
     params = initialize(Llama(config), jax.random.key(seed), mesh)["params"]
     params = jax.tree.map(lambda x: x * (0.02 * x.shape[-2] ** 0.5) ** -1 if x.ndim == 3 else x, params)
@@ -79,14 +79,19 @@ def error(config: LlamaConfig, stored: str, seed: int, tokens: int) -> dict[str,
         return np.asarray(compiled(config)({"params": params}, rows, positions)[0], np.float64)
 
     expected = logits(config, params)
+    kernel = np.asarray(params["layers"]["mlp"]["up_proj"]["kernel"])
     if stored == "bfloat16":
-        found = logits(replace(config, dtype="bfloat16"), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+        config = replace(config, dtype="bfloat16")
+        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     else:
-        quantized = replace(config, weights=stored)
-        found = logits(quantized, quantize(params, quantized, mesh))
+        config = replace(config, weights=stored)
+        params = quantize(params, config, mesh)
+    found = logits(config, params)
+    lost = np.asarray(dequantize(params)["layers"]["mlp"]["up_proj"]["kernel"], np.float32) - kernel
     difference = found - expected
     log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (expected, found))
     return {
+        "weights, rms / rms": float(np.sqrt((lost**2).mean() / (kernel**2).mean())),
         "rms / spread": float(np.sqrt((difference**2).mean()) / expected.std()),
         "largest / largest": float(np.abs(difference).max() / np.abs(expected).max()),
         "KL, nats": float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
