@@ -145,13 +145,23 @@ def test_set_changes_the_recipe(received):
     assert changed.out == "elsewhere"
 
 
+def test_hosts_are_found_before_training(received, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jaxcrystal.hosts.start", lambda *arguments: calls.append(arguments))
+    received("train")
+    received("train", "--coordinator", "node1:8476", "--processes", "4", "--process-id", "3")
+    assert calls == [(None, None, None), ("node1:8476", 4, 3)]
+
+
 def test_conditions_add_up(received):
     wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
 
 
 def test_no_option_is_forgotten_above():
-    tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {("train", "--set")}
+    tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
+        ("train", option) for option in ("--set", "--coordinator", "--processes", "--process-id")
+    }
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

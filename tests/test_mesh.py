@@ -1,11 +1,13 @@
 """Meshes that can and cannot be formed, and rules that can and cannot lay an array on one."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxcrystal.config import MeshConfig
+from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh, replicated
 
@@ -43,6 +45,12 @@ def test_a_mesh_that_cannot_be_formed(config, message):
         make_mesh(config)
 
 
+def test_many_hosts_leave_no_device_out():
+    devices = [SimpleNamespace(process_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match="needs 4 devices, all hosts together have 8: a run on many hosts uses all of"):
+        make_mesh(MeshConfig(1, 4, 1), devices)
+
+
 def test_rules_name_mesh_axes():
     rules = ShardingRules(mlp=("fsdp", "tensor"))
     assert rules.spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
@@ -56,6 +64,24 @@ def test_sizes_that_do_not_divide():
     ShardingRules().sharding(mesh, ("batch", None), (8, 3), "tokens")
     with pytest.raises(UserError, match=r"tokens: its axis 'batch' of size 6 .* data x fsdp of size 4"):
         ShardingRules().sharding(mesh, ("batch", None), (6, 3), "tokens")
+
+
+@pytest.mark.parametrize(
+    "model, rows, accumulate, message",
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 2}, 8, 1, r"num_attention_heads\): its axis 'heads' of size 6"),
+        ({"num_key_value_heads": 2}, 8, 1, r"num_key_value_heads\): its axis 'kv_heads' of size 2 .* tensor of size 4"),
+        ({}, 7, 1, r"data.rows_per_batch\): its axis 'batch' of size 7 .* data x fsdp of size 2"),
+        ({}, 6, 2, r"rows_per_batch / data.accumulate\): its axis 'batch' of size 3 .* data x fsdp of size 2"),
+        ({}, 8, 3, r"data.rows_per_batch is 8; it must be a multiple of data.accumulate, 3"),
+    ],
+)  # fmt: skip
+def test_activations_that_do_not_divide(model, rows, accumulate, message):
+    """A key's kernel has heads x head_dim columns, which four devices could divide: two heads they cannot."""
+    mesh, shape = make_mesh(MeshConfig(2, 1, 4)), {"num_attention_heads": 8, "num_key_value_heads": 4}
+    ShardingRules().check_activations(mesh, LlamaConfig(**shape), 8, 2)
+    with pytest.raises(UserError, match=message):
+        ShardingRules().check_activations(mesh, LlamaConfig(**shape | model), rows, accumulate)
 
 
 def test_batches_and_copies():

@@ -19,6 +19,8 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.model.saved import load_model
 from jaxcrystal.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture
 def recipe(files, tmp_path) -> Recipe:
@@ -134,7 +136,10 @@ def test_epochs_count_passes(recipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mesh": MeshConfig(8, 1, 1)}, "rows_per_batch is 4; mesh axes data x fsdp divide it by 8"),
+        (
+            {"mesh": MeshConfig(8, 1, 1)},
+            r"rows_per_batch\\): its axis 'batch' of size 4 cannot be divided over the mesh axis data x fsdp of size 8",
+        ),
         ({"mesh": MeshConfig(3, 3, 1)}, "needs 9 devices, there are 8"),
         ({"epochs": None, "steps": None}, "set `steps` or `epochs`"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at"),
