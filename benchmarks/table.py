@@ -19,7 +19,8 @@ BEGIN, END = "<!-- results: written by table.py -->\n", "<!-- end of results -->
 def rendered(directory: Path = RESULTS) -> str:
     """Every result of a directory, the newest of each benchmark and machine, in order of the files' names."""
     results = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    lines = [line for result in results for line in _section(result)]
+    # What precision costs has a page of its own, docs/precision.md.
+    lines = [line for result in results if result["benchmark"] != "quantized_logits" for line in _section(result)]
     return "\n".join([*lines, ""] if lines else ["None yet.", ""])
 
 

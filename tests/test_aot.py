@@ -145,6 +145,10 @@ TPU = """HloModule step, is_scheduled=true
   %y = bf16[8,8]{1,0:T(8,128)(2,1)S(1)} convolution(%x, %taken), dim_labels=bf_oi->bf, metadata={op_name="layers/(x)"}
   %sent = (bf16[8,8]{1,0:S(1)}, bf16[8,8]{1,0:S(1)}, u32[], u32[]) collective-permute-start(%y), channel_id=9, source_target_pairs={{0,0},{1,2},{2,1}}
   %got = bf16[8,8]{1,0:T(8,128)(2,1)S(1)} collective-permute-done(%sent)
+  %flash.3 = bf16[8,8]{1,0:S(1)} custom-call(%got), custom_call_target="tpu_custom_call", frontend_attributes={about={
+"block":"8"
+}}, metadata={op_name="layers/attention"}
+  %told = bf16[8,8]{1,0:S(1)} custom-call(%got), custom_call_target="tpu_custom_call", backend_config={"flops":"1000"}
   ROOT %result = (s32[], bf16[12,8,64]{2,1,0}, s32[], bf16[8,64]{1,0:S(1)}) tuple(%next, %stack, %two, %x)
 }
 
@@ -178,7 +182,8 @@ def test_the_dialect_of_tpu_is_read():
     assert program.trip_count("main", loop) == 6  # 1, 3, 5, 7, 9, 11
     work = program.work()
     # A batched product: of the 4 x 4 pairs that the window visits, those on the diagonal are real.
-    assert work.flops == 6 * (2 * 8 * 8 * 64) + 2 * 4 * 16 * 16 * 32
+    assert work.flops == 6 * (2 * 8 * 8 * 64 + 1000) + 2 * 4 * 16 * 16 * 32
+    assert work.kernels == ("flash",)
     assert work.collectives == {
         Collective("all-gather", "bf16[64,64]", 64 * 64 * 2, tuple(range(8))): 1,  # not once for each fusion
         Collective("collective-permute", "bf16[8,8]", 8 * 8 * 2, (1, 2)): 6,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jaxcrystal.aot import chips, programs
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"aot_compile: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"aot_compile: cannot write {args.json}: {error.strerror}", file=sys.stderr)
+        print(f"aot_compile: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     return 0 if all(report.fits for report in reports) else 3
 
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--step", choices=("train", "decode", "both"), default="both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
+    parser.add_argument("--hlo", type=Path, metavar="DIR", help="write the compiled programs' text to DIR/STEP.txt")
     decode = parser.add_argument_group("decoding")
     decode.add_argument(
         "--decode-tensor",
@@ -68,6 +69,13 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
         f"{config.hidden_size}, vocabulary {config.vocab_size} ({origin})",
         flush=True,
     )
+
+    def keep(step: str) -> Callable[[str], int] | None:
+        if args.hlo is None:
+            return None
+        args.hlo.mkdir(parents=True, exist_ok=True)
+        return (args.hlo / f"{step}.txt").write_text
+
     if args.step in ("train", "both"):
         mesh = make_mesh(recipe.mesh, devices)
         _tell(mesh, f"{recipe.data.rows_per_batch} rows of {recipe.data.tokens_per_row} tokens")
@@ -77,6 +85,7 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
             mesh,
             recipe.data.rows_per_batch * recipe.data.tokens_per_row,
             lambda: programs.compile_train(recipe, config, tokenizer, mesh),
+            keep("train"),
         )
     if args.step in ("decode", "both"):
         tensor = args.decode_tensor or _decode_tensor(recipe, config, chip, len(devices))
@@ -89,6 +98,7 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
             mesh,
             slots,
             lambda: programs.compile_decode(recipe, config, mesh, slots, args.prompt_tokens, args.max_new_tokens),
+            keep("decode"),
         )
 
 

@@ -97,7 +97,7 @@ class Work:
     hbm_bytes: float  #: read and written, as far as the instructions of the program say
     collectives: Counter[Collective]  #: how often each
     unknown_loops: tuple[str, ...]  #: loops whose trips are not known before they run; their bodies are counted once
-    kernels: tuple[str, ...]  #: custom calls that do not say what they cost; not counted
+    kernels: tuple[str, ...]  #: custom calls that do not say how many FLOPs they take, by name; these are not counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +112,13 @@ class Program:
         """From `compiled.as_text()`. Raises ValueError for a text that is no HLO module."""
         computations: dict[str, dict[str, Instruction]] = {}
         entry, current = None, None
-        for line in text.splitlines():
+        for line in _lines(text):
             if current is None:
                 header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
                 if header:
                     current = computations.setdefault(header[2], {})
                     entry = header[2] if header[1] else entry
-            elif line.startswith("}"):
+            elif line == "}":
                 current = None
             elif instruction := _instruction(line):
                 current[instruction.name] = instruction
@@ -148,14 +148,14 @@ class Program:
                 cost = re.search(r'"flops":"?(\d+)', instruction.attributes)
                 flops += times * int(cost[1]) if cost else 0
                 if not cost and instruction.attribute("custom_call_target") == '"tpu_custom_call"':
-                    kernels.append(instruction.name)
+                    kernels.append(re.sub(r"\.\d+$", "", instruction.name))
             elif instruction.opcode == "while" and self.trip_count(computation, instruction) is None:
                 unknown.append(instruction.name)
             elif collective := self._collective(computation, instruction):
                 collectives[collective] += times
             if not fused:
                 moved += times * self._traffic(computation, instruction)
-        return Work(flops, moved, collectives, tuple(unknown), tuple(kernels))
+        return Work(flops, moved, collectives, tuple(unknown), tuple(dict.fromkeys(kernels)))
 
     def _walk(self, name: str, times: int, fused: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
         """Every instruction with how often it runs, and whether it is part of a fusion."""
@@ -378,6 +378,18 @@ def _starts(instructions: dict[str, Instruction]) -> bool:
 
 def _hbm(shape: Shape) -> int:
     return shape.bytes if shape.memory == 0 else 0
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines, those of an instruction as one: the attributes of a kernel may hold line feeds."""
+    whole = ""
+    for line in text.splitlines():
+        if whole.startswith(" ") and not line.startswith(" ") and line != "}":
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -70,8 +70,19 @@ class Report:
         return self.spare >= 0 and not self.refusal
 
     @classmethod
-    def of(cls, step: str, chip: Chip, mesh: Mesh, tokens: int, compile: Callable[[], Compiled]) -> Report:
-        """Compiles, and reads off what came out. Raises what `compile` does, unless that is a lack of HBM."""
+    def of(
+        cls,
+        step: str,
+        chip: Chip,
+        mesh: Mesh,
+        tokens: int,
+        compile: Callable[[], Compiled],
+        keep: Callable[[str], Any] | None = None,
+    ) -> Report:
+        """Compiles, and reads off what came out. Raises what `compile` does, unless that is a lack of HBM.
+
+        `keep` is given the program's text.
+        """
         started = time.perf_counter()
         try:
             compiled = compile()
@@ -82,7 +93,10 @@ class Report:
             seconds = time.perf_counter() - started
             return cls(step, mesh, chip, tokens, seconds, None, None, None, {}, needed, str(error))
         seconds = time.perf_counter() - started
-        memory, work = Memory.of(compiled), Program.parse(compiled.as_text()).work()
+        text = compiled.as_text()
+        if keep is not None:
+            keep(text)
+        memory, work = Memory.of(compiled), Program.parse(text).work()
         told = compiled.cost_analysis()
         cost = {"flops": told.get("flops", 0.0), "bytes": told.get("bytes accessed", 0.0)}
         bound = chips.bound(chip, mesh, work)
@@ -105,8 +119,10 @@ class Report:
         )
         for loop in self.work.unknown_loops:
             told.append(f"    {loop}: as long as the data ask for; counted once")
-        for kernel in self.work.kernels:
-            told.append(f"    {kernel}: a kernel that does not state its cost; its FLOPs are not counted")
+        if self.work.kernels:
+            told.append(
+                f"    not counted, as they do not state it: FLOPs of the kernels {', '.join(self.work.kernels)}"
+            )
         told += self._collective_lines()
         chip, bound = self.chip, self.bound
         told.append(f"  roofline: {chips.ROOFLINE}")
