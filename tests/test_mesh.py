@@ -69,7 +69,7 @@ def test_sizes_that_do_not_divide():
 @pytest.mark.parametrize(
     "model, rows, accumulate, message",
     [
-        ({"num_attention_heads": 6, "num_key_value_heads": 2}, 8, 1, r"num_attention_heads\): its axis 'heads' of size 6"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 2}, 8, 1, r"_heads\): its axis 'heads' of size 6 "),
         ({"num_key_value_heads": 2}, 8, 1, r"num_key_value_heads\): its axis 'kv_heads' of size 2 .* tensor of size 4"),
         ({}, 7, 1, r"data.rows_per_batch\): its axis 'batch' of size 7 .* data x fsdp of size 2"),
         ({}, 6, 2, r"rows_per_batch / data.accumulate\): its axis 'batch' of size 3 .* data x fsdp of size 2"),

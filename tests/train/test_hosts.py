@@ -111,7 +111,7 @@ def test_one_of_two_processes_is_told_to_stop(one, tmp_path):
     told = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     steps = len(losses(recipe.out))
-    assert f"saved after step {steps}, on SIGTERM" in told[0][0] and told[1][0] == ""
+    assert f"saved after step {steps}, on SIGTERM" in told[0][0] and "saved" not in told[1][0]
     assert load_model(recipe.out).step == steps
 
 
@@ -147,6 +147,7 @@ def test_what_one_host_cannot_do_is_said_on_all():
         for i in range(2)
     ]
     told = [process.communicate(timeout=300)[0].splitlines() for process in processes]
+    told = [[line for line in lines if not line.startswith("[Gloo]")] for lines in told]
     refused = "mesh data 1 x fsdp 4 x tensor 1 needs 4 devices, all hosts together have 8: a run on many hosts uses all"
     assert [lines[0] for lines in told] == ["host 1: no disk here", "no disk here"]
     assert all(lines[1].startswith(refused) for lines in told)
