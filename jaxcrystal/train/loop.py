@@ -88,9 +88,13 @@ def train(recipe: Recipe) -> TrainReport:
     )
     with hosts.together():
         if hosts.is_first():
-            _describe(out, recipe, config, tokenizer)
+            _check_same(out, recipe)
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
     with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        with hosts.together():
+            if hosts.is_first():
+                _write_recipe(out, recipe)
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 
@@ -121,16 +125,19 @@ def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
     return replace(base, **{name: getattr(model, name) for name in ours})
 
 
-def _describe(out: Path, recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceTokenizer) -> None:
-    """Writes what the run's directory says of it. Raises UserError if it holds a run of another recipe."""
+def _check_same(out: Path, recipe: Recipe) -> None:
+    """Raises UserError if the directory holds a run of another recipe."""
     path = out / "recipe.yaml"
-    if path.exists():
-        theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
-        if found := differing(theirs, to_dict(recipe)):
-            raise UserError(
-                f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}"
-            )
-    saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+    if not path.exists():
+        return
+    theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
+    if found := differing(theirs, to_dict(recipe)):
+        raise UserError(f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}")
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    """All at once: a run that is killed here leaves the recipe that was there, or none."""
+    path = out / "recipe.yaml"
     unfinished = path.with_suffix(".unfinished")
     try:
         unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))

@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_run_says_what_differs(run, tmp_path):
         pytest.raises(UserError, match=r"jax.random drew .*threefry.*, it draws .*rbg"),
     ):
         train(run)
-    (Path(run.out) / "recipe.yaml").unlink()
+    assert not (Path(run.out) / "recipe.yaml").exists()  # a run that was refused has left no mark
     path = tmp_path / "train.parquet"
     shutil.copy(run.data.train, path)
     moved = replace(run, out=str(tmp_path / "moved"), data=replace(run.data, train=str(path)), steps=2)
