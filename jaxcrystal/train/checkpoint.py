@@ -12,6 +12,9 @@ damaged later does not have its fingerprint any more, and the checkpoint before 
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +64,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a kill or a full disk left of a checkpoint
         )
         self._identity = identity
+        # What fails in the background is raised here and told in one line; these would tell it array by array.
+        for chatter in ("absl", "asyncio"):
+            logging.getLogger(chatter).setLevel(logging.CRITICAL)
         self._path = (out / CHECKPOINTS).resolve()
         self._frozen = ""  # fingerprint of the frozen weights, which is the same for all steps
         with self._writing():
@@ -201,9 +207,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            full = os.strerror(errno.ENOSPC)  # which TensorStore puts at the end of a long ValueError
             raise UserError(
-                f"cannot write checkpoints to {self._path}: {_reason(error)}; the checkpoints before are whole: "
-                "make room and start again"
+                f"cannot write checkpoints to {self._path}: {full if full in str(error) else _reason(error)}; the "
+                "checkpoints before are whole: make room and start again"
             ) from error
 
 
