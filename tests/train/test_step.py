@@ -14,11 +14,13 @@ from small import SMALL, Numbers, RandomRows, crystal_set
 from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
+from jaxcrystal.train import speed
 from jaxcrystal.train.loss import next_token_loss
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.step import Trainer, make_optimizer
 
 LENGTH = 384
+DRY, WET = LoraConfig(rank=4, dropout=0.0), LoraConfig(rank=4, dropout=0.5)
 
 
 def run(mesh_config, lora, tokenizer, writer, steps=4, learning_rate=1e-2):
@@ -46,7 +48,7 @@ def one_device(tokenizer, writer):
     return cache(lambda lora: run(MeshConfig(1, 1, 1), lora, tokenizer, writer))
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.0)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, DRY], ids=["full", "lora"])
 @pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), MeshConfig(1, 8, 1), MeshConfig(8, 1, 1)], ids=str)
 def test_every_mesh_gives_the_same_losses(mesh, lora, one_device, tokenizer, writer):
     one, _, state_one, eval_one = one_device(lora)
@@ -129,7 +131,11 @@ def test_remat_takes_less_memory_and_computes_the_same():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), after, trained)
 
 
-DRY, WET = LoraConfig(rank=4, dropout=0.0), LoraConfig(rank=4, dropout=0.5)
+def test_what_is_computed_again_is_not_counted_as_useful():
+    variables = start_values(SMALL, DRY)
+    configs = [replace(SMALL, remat=remat) for remat in ("none", "dots", "full")]
+    flops = {speed.Multiplied.of(config, variables, "lora").flops_per_token(context=100) for config in configs}
+    assert len(flops) == 1
 
 
 @pytest.mark.parametrize(
