@@ -99,10 +99,12 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
+    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, where it can run
-    remat: Literal["none", "dots", "full"] = "none"  #: what backward computes again: nothing, all but products, all
+    remat: Literal["none", "dots", "full"] = (
+        "none"  #: what backward computes again: nothing, all but matrix products, all
+    )
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
