@@ -102,9 +102,7 @@ class LlamaConfig:
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, where it can run
-    remat: Literal["none", "dots", "full"] = (
-        "none"  #: what backward computes again: nothing, all but matrix products, all
-    )
+    remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
