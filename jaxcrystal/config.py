@@ -104,11 +104,11 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     vocab_multiple: int = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
-    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
+    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, where it can run
-    remat: Literal["none", "dots", "full"] = "none"  #: what backward computes again: nothing, all but products, all
+    remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]

@@ -44,11 +44,9 @@ class Llama(nn.Module):
             check_targets(self.lora)
         self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size, self.rules)
         layer = Layer
-        if config.remat in REMAT:
-            deterministic = 5  # the argument's place: a Python bool, which a checkpoint would trace
-            layer = nn.remat(
-                Layer, policy=REMAT[config.remat], static_argnums=deterministic, prevent_cse=not config.scan_layers
-            )
+        if config.remat != "none":
+            # Argument 5 is `deterministic`, a Python bool; a loop's body needs no guard against common subexpressions.
+            layer = nn.remat(Layer, policy=REMAT[config.remat], static_argnums=5, prevent_cse=not config.scan_layers)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
@@ -91,7 +89,7 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens).astype(self.config.dtype)
         x = self.rules.constrain(x, "batch", None, None)
         rotation = rotary(self.config, positions)
-        implementation = "xla"
+        implementation = "xla"  # it alone reads a cache, and takes the one token that initialization is shown
         if cache is None and not self.is_initializing():
             implementation, _ = flash.choose(self.config, *tokens.shape, self.rules)
         view = View.of(implementation, tokens.shape[1], segments, cache)

@@ -218,6 +218,7 @@ class _Run:
             device=device.device_kind,
             weights={name: count_weights(tree) for name, tree in variables.items()},
             trained=self.trainer.collection,
+            attention=self.trainer.attention(self.feed.rows_per_batch),
             mfu_formula=speed.FORMULA,
             peak_flops=self.peak,
             peak_from=origin,

@@ -22,6 +22,7 @@ from jaxcrystal.config import OptimizerConfig
 from jaxcrystal.crystals.writer import Examples, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
+from jaxcrystal.model import flash
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.train.loss import next_token_loss
 
@@ -123,6 +124,12 @@ class Trainer:
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The model's variables, as `Llama.apply` takes them."""
         return {**state.frozen, self.collection: state.trained}
+
+    def attention(self, rows: int) -> str:
+        """What computes the attention of batches of `rows`, and why."""
+        with jax.set_mesh(self.mesh):
+            chosen = flash.choose(self.model.config, rows // self.accumulate, self.row_length, self.model.rules)
+        return ": ".join(chosen)
 
     def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:
         """`step(state, examples, key) -> (state, metrics)` for these shapes and places; it consumes its state."""

@@ -142,6 +142,11 @@ def test_epochs_count_passes(recipe):
             {"mesh": MeshConfig(8, 1, 1)},
             r"rows_per_batch\): its axis 'batch' of size 4 .* data x fsdp of size 8",
         ),
+        (
+            {"mesh": MeshConfig(2, 1, 1), "data": DataConfig(rows_per_batch=6, accumulate=2)},
+            "rows_per_batch is 6; .* by 2 and data.accumulate by 2, so it must be a multiple of 4",
+        ),
+        ({"model": replace(SMALL, attention="cudnn")}, "model.attention is 'cudnn', but cudnn runs on gpu"),
         ({"mesh": MeshConfig(3, 3, 1)}, "needs 9 devices, there are 8"),
         ({"epochs": None, "steps": None}, "set `steps` or `epochs`"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at"),
