@@ -233,6 +233,27 @@ def test_a_device_by_its_compilers_name_has_the_peak_of_its_chip(kind, chip):
     assert speed.peak_flops(SimpleNamespace(device_kind=kind))[0] == chips.CHIPS[chip].peak
 
 
+def test_collectives_are_told_once_for_a_shape_and_axis_and_by_size():
+    ring = [Collective("collective-permute", "bf16[8]", 16, pair) for pair in ((0, 4), (0, 12))]
+    work = Work(1e12, 1e9, {ring[0]: 3, ring[1]: 5, Collective("all-reduce", "f32[99]", 396, (0, 1, 2, 3)): 2}, (), ())
+    memory = report.Memory(arguments=5 * 2**30, outputs=0, temporaries=2**30, program=2**28)
+    mesh, chip = pod(4, 4, 1), chips.CHIPS["v5e"]
+    told = report.Report(
+        "train", mesh, chip, 1024, 1.0, memory, work, chips.bound(chip, mesh, work), COST, memory.total
+    )
+    assert [(m["kind"], m["axes"], m["times"], m["received_bytes"]) for m in told.data()["collectives"]] == [
+        ("all-reduce", "tensor 4", 2, 2 * 396 * 2 * 3 / 4),
+        ("collective-permute", "fsdp 4", 8, 8 * 16),
+    ]
+    lines = "\n".join(told.lines())
+    assert "FITS: 6.25 GiB a chip" in lines and "9.50 GiB to spare" in lines
+    assert "8 x collective-permute over fsdp 4" in lines
+    seconds = told.data()["roofline"]["seconds"]
+    assert seconds == 1e12 / 197e12 and f"at most {1024 / seconds:,.0f} tokens/s" in lines
+
+
+COST = {"flops": 1e11, "bytes": 1e8}
+
 REFUSAL = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.
 
   1. Size: 4.00G
@@ -248,7 +269,7 @@ def test_a_program_that_the_compiler_refuses_is_told_by_how_much(capsys):
     told = report.Report.of("train", chips.CHIPS["v5e"], pod(4, 4, 1), 1024, refuse)
     assert not told.fits and told.spare == -4.75 * 2**30
     lines = "\n".join(told.lines())
-    assert "DOES NOT FIT: 20.50 GiB a chip" in lines and "4.75 GiB too much" in lines
+    assert "DOES NOT FIT: at least 20.50 GiB a chip" in lines and "4.75 GiB too much" in lines
     assert "4.00G f32[32,1,32,1024,1024] jit(_train_step)/layers/self_attn/dot_general" in lines
     assert told.data()["fits"] is False and json.dumps(told.data())
 

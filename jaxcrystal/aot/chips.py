@@ -42,7 +42,7 @@ CHIPS = {
         Chip("v4", speed.PEAK["TPU v4"], 32, 30.75, 1228e9, 2400e9 / 8 / 6, {"chip_config_name": "megacore"}),
         Chip("v5e", speed.PEAK["TPU v5 lite"], 16, 15.75, 819e9, 1600e9 / 8 / 4),
         Chip("v5p", speed.PEAK["TPU v5p"], 95, 95.74, 2765e9, 4800e9 / 8 / 6),
-        Chip("v6e", speed.PEAK["TPU v6"], 32, 31.25, 1640e9, 3200e9 / 8 / 4),
+        Chip("v6e", speed.PEAK["TPU v6"], 32, 31.25, 1600e9, 3200e9 / 8 / 4),
     )
 }
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from jaxcrystal.aot import chips, programs
 from jaxcrystal.aot.report import GIB, Report
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load
@@ -102,7 +104,7 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
         )
 
 
-def _tell(mesh, what: str) -> None:
+def _tell(mesh: Mesh, what: str) -> None:
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"mesh {axes}; {what}", flush=True)
 

@@ -105,7 +105,8 @@ class Report:
     def lines(self) -> list[str]:
         """For a reader."""
         limit = f"{self.chip.usable_hbm:.2f} GiB that the compiler grants of {self.chip.hbm:g}"
-        verdict = f"{'FITS' if self.fits else 'DOES NOT FIT'}: {self.needed / GIB:.2f} GiB a chip, of {limit}; "
+        least = "at least " if self.refusal else ""
+        verdict = f"{'FITS' if self.fits else 'DOES NOT FIT'}: {least}{self.needed / GIB:.2f} GiB a chip, of {limit}; "
         verdict += f"{abs(self.spare) / GIB:.2f} GiB {'to spare' if self.fits else 'too much'}"
         told = [f"{self.step}: compiled in {self.compile_seconds:.0f} s", f"  {verdict}"]
         if self.memory is None or self.work is None or self.bound is None:
@@ -146,20 +147,28 @@ class Report:
             return ["  collectives: none"]
         kinds = ", ".join(f"{kind} {counts[kind]} x {size / GIB:.3f} GiB" for kind, size in received.most_common())
         told = [f"  collectives, times run and GiB received a chip in all: {kinds}"]
-        ranked = self._ranked()
-        for collective, times in ranked[:SHOWN]:
-            where = chips.mesh_axes(self.mesh, collective.group)
+        ranked = self._messages()
+        for message in ranked[:SHOWN]:
             told.append(
-                f"    {times:6d} x {collective.kind:18s} over {where:14s} {collective.shape:40s} "
-                f"{times * collective.received / GIB:.3f} GiB"
+                f"    {message['times']:6d} x {message['kind']:18s} over {message['axes']:14s} {message['shape']:34s} "
+                f"{message['received_bytes'] / GIB:.3f} GiB"
             )
         if len(ranked) > SHOWN:
-            rest = sum(times * collective.received for collective, times in ranked[SHOWN:])
+            rest = sum(message["received_bytes"] for message in ranked[SHOWN:])
             told.append(f"    and {len(ranked) - SHOWN} smaller ones, {rest / GIB:.3f} GiB")
         return told
 
-    def _ranked(self) -> list[tuple[Any, int]]:
-        return sorted(self.work.collectives.items(), key=lambda item: -item[0].received * item[1])
+    def _messages(self) -> list[dict[str, Any]]:
+        """Collectives of one kind, shape and mesh axis together (a ring has two directions), the most bytes first."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for collective, times in self.work.collectives.items():
+            axes = chips.mesh_axes(self.mesh, collective.group)
+            key = (collective.kind, axes, collective.shape)
+            new = {"kind": collective.kind, "axes": axes, "shape": collective.shape, "bytes": collective.bytes}
+            message = found.setdefault(key, new | {"times": 0, "received_bytes": 0.0})
+            message["times"] += times
+            message["received_bytes"] += times * collective.received
+        return sorted(found.values(), key=lambda message: -message["received_bytes"])
 
     def data(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -182,17 +191,7 @@ class Report:
             "cost_analysis": self.cost_analysis,
             "unknown_loops": list(self.work.unknown_loops),
             "uncounted_kernels": list(self.work.kernels),
-            "collectives": [
-                {
-                    "kind": collective.kind,
-                    "shape": collective.shape,
-                    "bytes": collective.bytes,
-                    "axes": chips.mesh_axes(self.mesh, collective.group),
-                    "times": times,
-                    "received_bytes": times * collective.received,
-                }
-                for collective, times in self._ranked()
-            ],
+            "collectives": self._messages(),
             "roofline": dataclasses.asdict(self.bound)
             | {"formula": chips.ROOFLINE, "seconds": self.bound.seconds, "resource": self.bound.resource}
             | {"tokens_per_second": self.tokens / self.bound.seconds},
