@@ -196,11 +196,14 @@ def test_a_converted_checkpoint_is_loaded_and_sampled(weights, checkpoint, tmp_p
     model = load_model(tmp_path / "llama", make_mesh(EIGHT))
     assert_equal(model.params, quantize(params, config, make_mesh(ONE)))
 
-    def texts(model):
-        engine = Engine(model, end_id=2, methods=(Greedy(),), max_new_tokens=20, slots=4, mesh=make_mesh(EIGHT))
-        return [draw.tokens.tolist() for draw in engine.draw([1, 5, 9], 0, range(2))]
+    if weights == "int8":  # the engine does not know how weights are stored
 
-    assert texts(model) == texts(dataclasses.replace(model, config=stated, params=dequantize(model.params)))
+        def texts(model):
+            engine = Engine(model, end_id=2, methods=(Greedy(),), max_new_tokens=20, slots=2)
+            return [draw.tokens.tolist() for draw in engine.draw([1, 5, 9], 0, range(2))]
+
+        one = load_model(tmp_path / "llama")
+        assert texts(one) == texts(dataclasses.replace(one, config=stated, params=dequantize(one.params)))
 
 
 def test_sizes_that_cannot_be_stored_are_named():
