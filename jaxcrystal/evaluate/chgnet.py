@@ -1,8 +1,8 @@
 """CHGNet (arXiv 2302.14231) as an ase calculator that differentiates once.
 
 The package's own calculator differentiates the energy twice, for forces and then for stress, and keeps the graph of
-either so that it could be trained through. A relaxation needs neither: one backward pass for both is about three
-times as fast, and the numbers are the same.
+either so that it could be trained through. A relaxation needs neither: one backward pass for both takes about half the
+time, and the numbers are the same.
 """
 
 from __future__ import annotations
