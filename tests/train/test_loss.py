@@ -44,7 +44,9 @@ def test_every_block_gives_optax_cross_entropy_and_its_gradients(block):
     """7 does not divide the 50 tokens of a row."""
     rows = random_rows()
     hidden, head = jax.random.normal(jax.random.key(0), (3, 50, 16)), jax.random.normal(jax.random.key(1), (16, 448))
-    ours = jax.jit(jax.value_and_grad(lambda h, w: next_token_loss(h, w, rows, block, RULES, w.shape[1]), (0, 1), has_aux=True))
+    ours = jax.jit(
+        jax.value_and_grad(lambda h, w: next_token_loss(h, w, rows, block, RULES, w.shape[1]), (0, 1), has_aux=True)
+    )
     (total, count), gradients = ours(hidden, head)
     theirs = jax.value_and_grad(lambda h, w: plain(h @ w, rows), (0, 1), has_aux=True)
     (expected, expected_count), expected_gradients = theirs(hidden, head)
@@ -69,7 +71,9 @@ def test_gradients_reach_every_weight(tied, lora):
 
     def blocked(variables):
         hidden, _ = model.apply(variables, rows.tokens, rows.positions, rows.segments, method="hidden")
-        return next_token_loss(hidden, model.apply(variables, method="head"), rows, 16, RULES, model.config.vocab_size)[0]
+        return next_token_loss(hidden, model.apply(variables, method="head"), rows, 16, RULES, model.config.vocab_size)[
+            0
+        ]
 
     def whole(variables):
         return plain(model.apply(variables, rows.tokens, rows.positions, rows.segments)[0], rows)[0]
