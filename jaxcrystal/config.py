@@ -107,7 +107,7 @@ class LlamaConfig:
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, where it can run
+    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, or blocks
     remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
 
     def __post_init__(self) -> None:

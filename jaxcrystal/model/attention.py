@@ -6,7 +6,7 @@
 The three parts share one softmax but are never joined in memory: the prefix is not copied for each row, and the tail
 is written once, after all layers have read it.
 
-Where there is no cache, a kernel of the platform may take the place of what is written here (`model.flash`).
+Where there is no cache, `model.flash` takes the place of what is written here, which stays its reference.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class View:
 
     implementation: flash.Implementation = struct.field(pytree_node=False)
     mask: Bool[Array, "#batch time attended"] | None = None  #: for xla, and for cudnn where there are segments
-    segments: Int[Array, "batch time"] | None = None  #: for splash
+    segments: Int[Array, "batch time"] | None = None  #: for blocks and splash
 
     @classmethod
     def of(
@@ -101,7 +101,7 @@ class View:
         cache: Cache | None = None,
     ) -> View:
         """Of `time` tokens, causally, within equal `segments` (None: one segment a row) or behind a cache."""
-        if implementation == "splash":
+        if implementation in ("blocks", "splash"):
             return cls(implementation, segments=segments)
         if implementation == "cudnn" and segments is None:
             return cls(implementation)
@@ -143,6 +143,8 @@ def attend(
     Heads are grouped (arXiv 2305.13245): query head h reads key head h // (heads / kv_heads). `past` is one layer of
     `Cache.layers`, and `view` is of the same cache. Scores and softmax are float32.
     """
+    if view.implementation == "blocks":
+        return flash.blocks(queries, keys, values, view.segments)
     if view.implementation == "splash":
         return flash.splash(queries, keys, values, view.segments, rules)
     if view.implementation == "cudnn":

@@ -3,10 +3,13 @@
     hidden  │ block 0 │ block 1 │ block 2 │ ...      [rows, length, embed], cut along the length
                  │ head
     logits  │ block 0 │                              [rows, block, vocab] in float32: one block at a time
+                 │
+    loss    │ block 0 │ + its gradient               where a gradient will be asked for
 
-Backward computes a block's logits again, so that no more than one block ever exists; that is one product with the
-head more. Blocks are cut from the length and not from the vocabulary: then every device keeps its own rows and its
-own part of the vocabulary, as the mesh divides them, and the softmax over a vocabulary needs no running correction.
+A block's gradient is taken while its logits are there, so that they are made once and none is kept: backward only
+multiplies by what came from above. Blocks are cut from the length and not from the vocabulary: then every device keeps
+its own rows and its own part of the vocabulary, as the mesh divides them, and the softmax over a vocabulary needs no
+running correction.
 """
 
 from __future__ import annotations
@@ -31,9 +34,8 @@ def next_token_loss(
     """Sum of -log p(token t+1 | tokens up to t) in nats over counted targets, and how many there are.
 
     `hidden` and `head` are those of `Llama`; logits exist for `block` tokens of each row at a time, and columns of
-    the head beyond the vocabulary's `pieces` have none. A target counts if
-    its `loss_mask` says so and it belongs to the same crystal as the token before it: the first token of a crystal is
-    never predicted from the end of another.
+    the head beyond the vocabulary's `pieces` have none. A target counts if its `loss_mask` says so and it belongs to
+    the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
     block = min(block, hidden.shape[1])
     segments = rows.segments
@@ -46,18 +48,37 @@ def next_token_loss(
         x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
         return rules.constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
-    def add(
-        total: Float32[Array, ""],
-        part: tuple[Float[Array, "rows block embed"], Int[Array, "rows block"], Bool[Array, "rows block"]],
-    ) -> tuple[Float32[Array, ""], None]:
-        hidden, targets, counted = part
+    def nats(
+        hidden: Float[Array, "rows block embed"],
+        head: Float[Array, "embed vocab"],
+        targets: Int[Array, "rows block"],
+        counted: Bool[Array, "rows block"],
+    ) -> Float32[Array, ""]:
+        """The loss of one block."""
         logits = project(hidden, head, rules, pieces)
         # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
         chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-        nats = jax.nn.logsumexp(logits, axis=-1) - chosen
-        return total + jnp.sum(jnp.where(counted, nats, 0.0)), None
+        return jnp.sum(jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
 
+    @jax.custom_vjp
+    def total(hidden: Array, head: Array, targets: Array, counted: Array) -> Float32[Array, ""]:
+        add = lambda sum, part: (sum + nats(part[0], head, *part[1:]), None)  # noqa: E731
+        return jax.lax.scan(add, jnp.float32(0), (hidden, targets, counted))[0]
+
+    def forward(hidden: Array, head: Array, targets: Array, counted: Array) -> tuple[Array, tuple[Array, Array]]:
+        def add(sums: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+            loss, (d_hidden, d_head) = jax.value_and_grad(nats, (0, 1))(part[0], head, *part[1:])
+            return (sums[0] + loss, sums[1] + d_head), d_hidden
+
+        nothing = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)  # the compiler drops d_head of a frozen head
+        (loss, d_head), d_hidden = jax.lax.scan(add, nothing, (hidden, targets, counted))
+        return loss, (d_hidden, d_head.astype(head.dtype))
+
+    def backward(gradients: tuple[Array, Array], d_loss: Float32[Array, ""]) -> tuple[Array, Array, None, None]:
+        d_hidden, d_head = (x * d_loss.astype(x.dtype) for x in gradients)
+        return d_hidden, d_head, None, None
+
+    total.defvjp(forward, backward)
     last = ((0, 0), (0, 1))  # nothing follows a row's last token
-    parts = (cut(hidden, 0), cut(jnp.pad(rows.tokens[:, 1:], last), 0), cut(jnp.pad(counted, last), False))
-    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), jnp.float32(0), parts)
-    return total, counted.sum()
+    targets, counted_here = jnp.pad(rows.tokens[:, 1:], last), jnp.pad(counted, last)
+    return total(cut(hidden, 0), head, cut(targets, 0), cut(counted_here, False)), counted.sum()

@@ -44,10 +44,12 @@ def outputs(implementation: str, queries, keys, values, segments):
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["mha", "gqa"])
 @pytest.mark.parametrize("segmented", [True, False], ids=["segments", "one segment"])
-def test_splash_equals_the_reference(kv_heads, segmented):
-    *qkv, segments = inputs(kv_heads=kv_heads)
+@pytest.mark.parametrize(("kernel", "time"), [("splash", 256), ("blocks", 256), ("blocks", 300), ("blocks", 100)])
+def test_every_kernel_equals_the_reference(kernel, time, kv_heads, segmented):
+    """300 is no multiple of a block, 100 is less than one."""
+    *qkv, segments = inputs(time=time, kv_heads=kv_heads)
     segments = segments if segmented else None
-    for found, wanted in zip(outputs("splash", *qkv, segments), outputs("xla", *qkv, segments), strict=True):
+    for found, wanted in zip(outputs(kernel, *qkv, segments), outputs("xla", *qkv, segments), strict=True):
         assert float(jnp.abs(wanted).max()) > 1
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * jnp.abs(wanted).max())
 
@@ -63,8 +65,30 @@ def test_cudnn_equals_the_reference(segmented):
         assert error < 0.02 * np.abs(wanted).max()
 
 
+def test_blocks_of_bfloat16_err_less_than_twice_what_the_reference_errs():
+    """The output is kept rounded, and what backward takes from it with it, as in FlashAttention."""
+    *qkv, segments = inputs(time=300, width=64, dtype=jnp.bfloat16)
+    exact = outputs("xla", *(x.astype(jnp.float32) for x in qkv), segments)
+    error = lambda found, wanted: np.sqrt(np.mean((np.asarray(found, np.float32) - wanted) ** 2))  # noqa: E731
+    for found, theirs, wanted in zip(
+        outputs("blocks", *qkv, segments), outputs("xla", *qkv, segments), exact, strict=True
+    ):
+        assert 0 < error(found, wanted) < 2 * error(theirs, wanted)
+
+
+def test_what_blocks_keep_for_backward_grows_with_time_and_not_with_its_square():
+    def kept(implementation: str, time: int) -> int:
+        *qkv, segments = inputs(rows=1, time=time)
+        attention = lambda *qkv: attend(*qkv, View.of(implementation, time, segments), RULES)  # noqa: E731
+        return sum(x.nbytes for x in jax.tree.leaves(jax.vjp(attention, *qkv)[1]))
+
+    assert kept("blocks", 1024) < 2.1 * kept("blocks", 512) < 4 * 512 * 512 * 4
+    assert kept("xla", 1024) > 3.5 * kept("xla", 512)
+
+
+@pytest.mark.parametrize("kernel", ["splash", "blocks"])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)], ids=str)
-def test_a_model_with_splash_equals_the_reference_on_every_mesh(sizes):
+def test_a_model_with_a_kernel_equals_the_reference_on_every_mesh(sizes, kernel):
     mesh, segments = make_mesh(MeshConfig(*sizes)), inputs(rows=8, time=128)[-1]
     model = Llama(CONFIG)
     variables = initialize(model, jax.random.key(0), mesh)
@@ -81,15 +105,16 @@ def test_a_model_with_splash_equals_the_reference_on_every_mesh(sizes):
         with jax.set_mesh(mesh):
             return jax.jit(jax.value_and_grad(loss))(variables)
 
-    (found, ours), (wanted, theirs) = gradient("splash", "full"), gradient("xla", "none")
+    (found, ours), (wanted, theirs) = gradient(kernel, "full"), gradient("xla", "none")
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-def test_splash_needs_no_mask():
+def test_kernels_that_know_segments_need_no_mask():
     *_, segments = inputs()
-    assert View.of("splash", 256, segments).mask is None and View.of("cudnn", 256).mask is None
+    assert all(View.of(kernel, 256, segments).mask is None for kernel in ("splash", "blocks"))
+    assert View.of("cudnn", 256).mask is None
 
 
 HALF = replace(CONFIG, dtype="bfloat16", head_dim=64)
@@ -98,16 +123,23 @@ HALF = replace(CONFIG, dtype="bfloat16", head_dim=64)
 @pytest.mark.parametrize(
     ("platform", "config", "time", "mesh", "chosen", "why"),
     [
-        ("cpu", CONFIG, 256, (1, 1, 1), "xla", "cpu has no kernel"),
+        ("cpu", CONFIG, 256, (1, 1, 1), "blocks", "cpu has no kernel"),
         ("tpu", CONFIG, 256, (2, 2, 2), "splash", "the kernel of tpu"),
-        ("tpu", CONFIG, 200, (1, 1, 1), "xla", "not splash, because rows of 200 tokens are no multiple of 128"),
-        ("tpu", CONFIG, 256, (1, 1, 4), "xla", "kv_heads of size 2 cannot be divided over the mesh axis tensor of 4"),
+        ("tpu", CONFIG, 200, (1, 1, 1), "blocks", "not splash, because rows of 200 tokens are no multiple of 128"),
+        (
+            "tpu",
+            CONFIG,
+            256,
+            (1, 1, 4),
+            "blocks",
+            "kv_heads of size 2 cannot be divided over the mesh axis tensor of 4",
+        ),
         ("tpu", replace(CONFIG, attention="xla"), 256, (1, 1, 1), "xla", "names it"),
         ("gpu", HALF, 256, (2, 2, 2), "cudnn", "the kernel of gpu"),
-        ("gpu", CONFIG, 256, (1, 1, 1), "xla", "model.dtype is float32"),
-        ("gpu", replace(HALF, head_dim=256), 256, (1, 1, 1), "xla", "model.head_dim is 256"),
-        ("gpu", replace(HALF, head_dim=20), 256, (1, 1, 1), "xla", "model.head_dim is 20"),
-        ("gpu", HALF, 255, (1, 1, 1), "xla", "rows of 255"),
+        ("gpu", CONFIG, 256, (1, 1, 1), "blocks", "model.dtype is float32"),
+        ("gpu", replace(HALF, head_dim=256), 256, (1, 1, 1), "blocks", "model.head_dim is 256"),
+        ("gpu", replace(HALF, head_dim=20), 256, (1, 1, 1), "blocks", "model.head_dim is 20"),
+        ("gpu", HALF, 255, (1, 1, 1), "blocks", "rows of 255"),
     ],
 )
 def test_auto_takes_what_can_run_and_says_why(platform, config, time, mesh, chosen, why, monkeypatch):

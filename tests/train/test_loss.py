@@ -85,3 +85,17 @@ def test_gradients_reach_every_weight(tied, lora):
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         assert 0 < np.linalg.norm(b) and np.linalg.norm(a - b) < 1e-6 * np.linalg.norm(b)
+
+
+def test_logits_are_made_once_and_a_frozen_head_gets_no_gradient():
+    """By the compiled products of one block: logits; for the gradient of the tokens one more, of the head one more."""
+    rows = random_rows()
+    hidden, head = jnp.ones((3, 50, 64)), jnp.ones((64, 448))
+
+    def products(*arguments: int) -> float:
+        loss = lambda h, w: next_token_loss(h, w, rows, 25, RULES, 448)[0]  # noqa: E731
+        step = jax.grad(loss, arguments) if arguments else loss
+        flops = jax.jit(step).lower(hidden, head).compile().cost_analysis()["flops"]
+        return flops / (2 * 3 * 25 * 64 * 448)  # XLA counts a loop's body once
+
+    assert [round(products(*arguments)) for arguments in ((), (0,), (0, 1))] == [1, 2, 3]
