@@ -267,12 +267,14 @@ class Writer:
         rows, crystals, _ = tokens.shape
         filled = tokens != EMPTY
         flat = filled.reshape(rows, -1)
-        # Empty slots go to a place beyond the row, which `drop` discards.
-        place = jnp.where(flat, jnp.cumsum(flat, axis=-1) - 1, length)
+        # Adding up in a tree is twice as fast on a CPU as `cumsum`; one list of places for all rows, as a scatter into
+        # rows of their own. Empty slots go to one place beyond the last row.
+        place = jax.lax.associative_scan(jnp.add, flat.astype(jnp.int32), axis=1) - 1
+        place = jnp.where(flat & (place < length), place + length * jnp.arange(rows)[:, None], rows * length)
         # A scatter costs by the slot: this one carries all that a slot knows, the rest follows from the lengths.
-        carried = (tokens << 1 | counted).reshape(rows, -1)
-        empty = jnp.zeros(length, tokens.dtype)
-        carried = jax.vmap(lambda at, values: empty.at[at].set(values, mode="drop"))(place, carried)
+        carried = jnp.zeros(rows * length + 1, tokens.dtype)
+        carried = carried.at[place.reshape(-1)].set((tokens << 1 | counted).reshape(-1), mode="promise_in_bounds")
+        carried = carried[:-1].reshape(rows, length)
 
         lengths = filled.sum(-1)
         ends = jnp.cumsum(lengths, axis=-1)

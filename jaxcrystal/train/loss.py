@@ -16,11 +16,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model.llama import project
+
+
+@struct.dataclass
+class Sums:
+    """What rows add up to."""
+
+    nats: Float32[Array, ""]  #: -log p(token t+1 | tokens up to t) over counted targets; what is differentiated
+    targets: Int[Array, ""]  #: counted targets
+    tokens: Int[Array, ""]  #: that are not padding
+    crystals: Int[Array, ""]
 
 
 def next_token_loss(
@@ -30,55 +41,63 @@ def next_token_loss(
     block: int,
     rules: ShardingRules,
     pieces: int,
-) -> tuple[Float32[Array, ""], Int[Array, ""]]:
-    """Sum of -log p(token t+1 | tokens up to t) in nats over counted targets, and how many there are.
+) -> Sums:
+    """The loss of `rows` and their counts.
 
     `hidden` and `head` are those of `Llama`; logits exist for `block` tokens of each row at a time, and columns of
     the head beyond the vocabulary's `pieces` have none. A target counts if its `loss_mask` says so and it belongs to
     the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
     block = min(block, hidden.shape[1])
-    segments = rows.segments
-    counted = rows.loss_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    written = rows.segments > 0
+    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
+    counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
+    # Counts are added up beside the loss: XLA on CPUs may run a sum that does not depend on the layers' collectives
+    # at the same time as these, in another order on each device, and then all wait for each other.
+    counts = jnp.stack([counted, written, written & (rows.positions == 0)], axis=-1)
 
-    def cut(x: Array, fill: int) -> Array:
-        """[rows, length, ...] -> [blocks, rows, block, ...]; the last block is filled."""
+    def cut(x: Array) -> Array:
+        """[rows, length, ...] -> [blocks, rows, block, ...]; the last block is filled with zeros."""
         missing = -x.shape[1] % block
-        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=fill)
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
         x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
         return rules.constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
-    def nats(
+    def sums(
         hidden: Float[Array, "rows block embed"],
         head: Float[Array, "embed vocab"],
         targets: Int[Array, "rows block"],
-        counted: Bool[Array, "rows block"],
-    ) -> Float32[Array, ""]:
-        """The loss of one block."""
+        counts: Bool[Array, "rows block 3"],
+    ) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
+        """Of one block."""
         logits = project(hidden, head, rules, pieces)
         # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
         chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-        return jnp.sum(jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
+        nats = jnp.where(counts[..., 0], jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        return jnp.sum(nats), jnp.sum(counts, axis=(0, 1), dtype=jnp.int32)
+
+    nothing = jnp.float32(0), jnp.zeros(3, jnp.int32)
 
     @jax.custom_vjp
-    def total(hidden: Array, head: Array, targets: Array, counted: Array) -> Float32[Array, ""]:
-        add = lambda sum, part: (sum + nats(part[0], head, *part[1:]), None)  # noqa: E731
-        return jax.lax.scan(add, jnp.float32(0), (hidden, targets, counted))[0]
+    def total(hidden: Array, head: Array, *parts: Array) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
+        def add(sum: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+            return jax.tree.map(jnp.add, sum, sums(part[0], head, *part[1:])), None
 
-    def forward(hidden: Array, head: Array, targets: Array, counted: Array) -> tuple[Array, tuple[Array, Array]]:
-        def add(sums: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
-            loss, (d_hidden, d_head) = jax.value_and_grad(nats, (0, 1))(part[0], head, *part[1:])
-            return (sums[0] + loss, sums[1] + d_head), d_hidden
+        return jax.lax.scan(add, nothing, (hidden, *parts))[0]
 
-        nothing = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)  # the compiler drops d_head of a frozen head
-        (loss, d_head), d_hidden = jax.lax.scan(add, nothing, (hidden, targets, counted))
-        return loss, (d_hidden, d_head.astype(head.dtype))
+    def forward(hidden: Array, head: Array, *parts: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        def add(sum: tuple[tuple[Array, Array], Array], part: tuple[Array, ...]) -> tuple[tuple, Array]:
+            found, (d_hidden, d_head) = jax.value_and_grad(sums, (0, 1), has_aux=True)(part[0], head, *part[1:])
+            return jax.tree.map(jnp.add, sum, (found, d_head.astype(jnp.float32))), d_hidden
 
-    def backward(gradients: tuple[Array, Array], d_loss: Float32[Array, ""]) -> tuple[Array, Array, None, None]:
-        d_hidden, d_head = (x * d_loss.astype(x.dtype) for x in gradients)
+        start = nothing, jnp.zeros(head.shape, jnp.float32)  # the compiler drops the gradient of a frozen head
+        (found, d_head), d_hidden = jax.lax.scan(add, start, (hidden, *parts))
+        return found, (d_hidden, d_head.astype(head.dtype))
+
+    def backward(gradients: tuple[Array, Array], d_found: tuple[Array, Array]) -> tuple[Array | None, ...]:
+        d_hidden, d_head = (x * d_found[0].astype(x.dtype) for x in gradients)
         return d_hidden, d_head, None, None
 
     total.defvjp(forward, backward)
-    last = ((0, 0), (0, 1))  # nothing follows a row's last token
-    targets, counted_here = jnp.pad(rows.tokens[:, 1:], last), jnp.pad(counted, last)
-    return total(cut(hidden, 0), head, cut(targets, 0), cut(counted_here, False)), counted.sum()
+    nats, counts = total(cut(hidden), head, cut(after(rows.tokens)), cut(counts))
+    return Sums(nats, *counts)

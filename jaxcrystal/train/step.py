@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, PartitionSpec, Sharding
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import OptimizerConfig
-from jaxcrystal.crystals.writer import Examples, Writer
+from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
 from jaxcrystal.model import flash
@@ -149,11 +149,20 @@ class Trainer:
         with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
             return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
 
+    def _rows(self, examples: Examples, key: PRNGKeyArray) -> Rows:
+        """Drawn and written, by each device for its own rows: they need nothing of another's."""
+
+        def own(examples: Examples, key: PRNGKeyArray) -> Rows:
+            return self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+
+        batch = self.model.rules.spec(("batch",))
+        return jax.shard_map(own, in_specs=(batch, PartitionSpec()), out_specs=batch, check_vma=False)(examples, key)
+
     def _sums(
         self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
     ) -> tuple[Float32[Array, ""], StepMetrics]:
         """The loss of some rows as a sum over its tokens, alone and among their counts."""
-        rows = self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+        rows = self._rows(examples, key)
         hidden, _ = self.model.apply(
             variables,
             rows.tokens,
@@ -164,11 +173,9 @@ class Trainer:
             method="hidden",
         )
         head = self.model.apply(variables, method="head")
-        total, tokens = next_token_loss(
-            hidden, head, rows, self.loss_block, self.model.rules, self.model.config.vocab_size
-        )
-        written, crystals = (rows.segments > 0).sum(), (examples.index >= 0).sum()
-        return total, StepMetrics(total, tokens, written, crystals, grad_norm=jnp.float32(0))
+        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.rules, self.model.config.vocab_size)
+        metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
+        return sums.nats, metrics
 
     def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
         """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""

@@ -39,14 +39,17 @@ def plain(logits: jax.Array, rows: Rows) -> tuple[jax.Array, int]:
     return jnp.sum(jnp.where(counted, nats, 0)), int(counted.sum())
 
 
+def loss_and_count(hidden, head, rows, block):
+    sums = next_token_loss(hidden, head, rows, block, RULES, head.shape[1])
+    return sums.nats, sums.targets
+
+
 @pytest.mark.parametrize("block", [1, 7, 25, 50, 1000])
 def test_every_block_gives_optax_cross_entropy_and_its_gradients(block):
     """7 does not divide the 50 tokens of a row."""
     rows = random_rows()
     hidden, head = jax.random.normal(jax.random.key(0), (3, 50, 16)), jax.random.normal(jax.random.key(1), (16, 448))
-    ours = jax.jit(
-        jax.value_and_grad(lambda h, w: next_token_loss(h, w, rows, block, RULES, w.shape[1]), (0, 1), has_aux=True)
-    )
+    ours = jax.jit(jax.value_and_grad(lambda h, w: loss_and_count(h, w, rows, block), (0, 1), has_aux=True))
     (total, count), gradients = ours(hidden, head)
     theirs = jax.value_and_grad(lambda h, w: plain(h @ w, rows), (0, 1), has_aux=True)
     (expected, expected_count), expected_gradients = theirs(hidden, head)
@@ -71,9 +74,7 @@ def test_gradients_reach_every_weight(tied, lora):
 
     def blocked(variables):
         hidden, _ = model.apply(variables, rows.tokens, rows.positions, rows.segments, method="hidden")
-        return next_token_loss(hidden, model.apply(variables, method="head"), rows, 16, RULES, model.config.vocab_size)[
-            0
-        ]
+        return loss_and_count(hidden, model.apply(variables, method="head"), rows, 16)[0]
 
     def whole(variables):
         return plain(model.apply(variables, rows.tokens, rows.positions, rows.segments)[0], rows)[0]
@@ -93,7 +94,7 @@ def test_logits_are_made_once_and_a_frozen_head_gets_no_gradient():
     hidden, head = jnp.ones((3, 50, 64)), jnp.ones((64, 448))
 
     def products(*arguments: int) -> float:
-        loss = lambda h, w: next_token_loss(h, w, rows, 25, RULES, 448)[0]  # noqa: E731
+        loss = lambda h, w: loss_and_count(h, w, rows, 25)[0]  # noqa: E731
         step = jax.grad(loss, arguments) if arguments else loss
         flops = jax.jit(step).lower(hidden, head).compile().cost_analysis()["flops"]
         return flops / (2 * 3 * 25 * 64 * 448)  # XLA counts a loop's body once
