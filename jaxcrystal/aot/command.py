@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reports.append(report)
             print("\n".join(report.lines()), flush=True)
         if args.json:
-            args.json.write_text(json.dumps([report.data() for report in reports], indent=2) + "\n")
+            about = {"config": args.config.stem, "set": args.set, "topology": args.topology}
+            about |= {package: version(package) for package in ("jax", "libtpu")}
+            args.json.write_text(json.dumps([about | report.data() for report in reports], indent=1) + "\n")
     except UserError as error:
         print(f"aot_compile: {error}", file=sys.stderr)
         return 1
