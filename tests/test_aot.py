@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -394,5 +395,13 @@ def test_a_small_model_is_compiled_for_tpu(tmp_path):
     assert 0.9 * 4 * kernels * tokens / 4 < train["flops"] < 2.0 * 4 * kernels * tokens / 4
     sent = {(c["kind"], c["axes"]) for c in train["collectives"]}
     assert ("all-reduce", "tensor 2") in sent and {axes for _, axes in sent} >= {"fsdp 2", "tensor 2"}
+    # Forward sums what o and down give in each layer, backward what q, k, v and what gate and up give; and the embedding.
+    reduced = [c for c in train["collectives"] if (c["kind"], c["axes"]) == ("all-reduce", "tensor 2")]
+    inputs = [(re.search(r"(?:(\d+) × )?bf16\[2,512,256\]", c["shape"]), c["times"]) for c in reduced]
+    assert sum(times * int(found[1] or 1) for found, times in inputs if found) == 4 * SMALL.num_hidden_layers + 1
+    # Gradients of adapters.
+    assert all(
+        "bf16" not in c["shape"] for c in train["collectives"] if (c["kind"], c["axes"]) == ("all-reduce", "fsdp 2")
+    )
     assert all(c["axes"] != "fsdp 2" for c in decode["collectives"])
     assert "FITS" in done.stdout and "at most" in done.stdout
