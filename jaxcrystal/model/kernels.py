@@ -130,8 +130,9 @@ def multiply(
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
 
-    # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model.
-    return jax.checkpoint(product)(x, kernel)
+    # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. A guard
+    # against common subexpressions, which the scan of layers needs not, would have its gather wait for the gradient.
+    return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
 def init(weights: Weights, axes: tuple[str, str]) -> Callable[..., Any]:
