@@ -252,11 +252,20 @@ def _add_sample(verb: Callable) -> None:
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
-    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that are drawn at once")
+    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that a copy draws at once")
+    command.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share a copy of the model; the others hold copies",
+    )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
 
 
 def _sample(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
     from jaxcrystal.sample.sampling import sample
 
     conditions = {
@@ -277,6 +286,7 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         slots=args.slots,
         max_new_tokens=args.max_new_tokens,
+        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor)),
     )
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")

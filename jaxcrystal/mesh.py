@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
@@ -46,7 +47,22 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
             f"mesh {asked} needs {needed} devices, all hosts together have {len(devices)}: a run on many hosts uses "
             "all of them; change mesh.* in the recipe"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    return _placed(sizes, devices[:needed], asked)
+
+
+def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], asked: str) -> Mesh:
+    """Neighbours on the mesh are neighbours on the torus, as far as its shape lets them."""
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        try:
+            return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # some size is no product of axes of the torus: divide these, as 4 x 4 x 4 in 8 x 8
+            return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"mesh {asked}: {len(devices)} devices of kind {devices[0].device_kind} do not form it ({error}); change "
+            "mesh.* in the recipe to sizes whose product is that of axes of the torus"
+        ) from None
 
 
 @dataclass(frozen=True)

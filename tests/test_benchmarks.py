@@ -165,6 +165,12 @@ def test_the_readme_says_what_the_results_say():
     assert table.rendered() in (BENCHMARKS / "README.md").read_text(), "run `python benchmarks/table.py`"
 
 
+def test_the_page_on_pods_is_up_to_date():
+    import aot_table
+
+    assert aot_table.rendered() in aot_table.PAGE.read_text(), "run `python benchmarks/aot_table.py`"
+
+
 def test_a_table_of_results(tmp_path):
     import table
 

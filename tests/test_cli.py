@@ -153,6 +153,14 @@ def test_hosts_are_found_before_training(received, monkeypatch):
     assert calls == [(None, None, None), ("node1:8476", 4, 3)]
 
 
+def test_sampling_takes_every_device_for_copies_or_shares_of_the_model(received):
+    meshes = [received("sample", *option)["mesh"] for option in ([], ["--tensor", "4"])]
+    assert [dict(mesh.shape) for mesh in meshes] == [
+        {"data": 8, "fsdp": 1, "tensor": 1},
+        {"data": 2, "fsdp": 1, "tensor": 4},
+    ]
+
+
 def test_conditions_add_up(received):
     wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
@@ -162,6 +170,7 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         ("train", option) for option in ("--set", "--coordinator", "--processes", "--process-id")
     }
+    tested.add(("sample", "--tensor"))
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

@@ -1,6 +1,8 @@
 """The recipes for LLaMA-2: the paper's setting, the published shapes, and meshes that divide them."""
 
+import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ from jax.sharding import AbstractMesh
 from jaxcrystal.config import LoraConfig, Recipe, load
 from jaxcrystal.mesh import AXES
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.model.saved import convert
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -45,8 +48,15 @@ def test_the_setting_is_the_papers(recipe):
 
 def test_the_shape_is_the_published_one(recipe, size):
     one = AbstractMesh((1, 1, 1), AXES)
-    variables = abstract_variables(Llama(recipe.model, recipe.lora), one)
+    published = replace(recipe.model, vocab_size=32000, vocab_multiple=1)
+    variables = abstract_variables(Llama(published, recipe.lora), one)
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == PODS[size][1]
+
+
+def test_the_vocabulary_is_what_convert_makes_of_the_published_one(recipe):
+    defaults = {name: p.default for name, p in inspect.signature(convert).parameters.items()}
+    assert recipe.model.vocab_size == 32000 + defaults["pad_token"]
+    assert recipe.model.vocab_multiple == defaults["vocab_multiple"]
 
 
 def test_the_mesh_takes_the_pod_and_divides_the_model_and_the_batch(recipe, size):

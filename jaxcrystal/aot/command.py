@@ -6,16 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from jaxcrystal.aot import chips, programs
-from jaxcrystal.aot.report import GIB, Report
+from jaxcrystal.aot.report import Report
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.llama import Llama
+from jaxcrystal.sample.engine import STEPS_PER_CALL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reports.append(report)
             print("\n".join(report.lines()), flush=True)
         if args.json:
-            args.json.write_text(json.dumps([report.data() for report in reports], indent=2) + "\n")
+            about = {"config": args.config.stem, "set": args.set, "topology": args.topology}
+            about |= {package: version(package) for package in ("jax", "libtpu")}
+            args.json.write_text(json.dumps([about | report.data() for report in reports], indent=1) + "\n")
     except UserError as error:
         print(f"aot_compile: {error}", file=sys.stderr)
         return 1
@@ -50,13 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hlo", type=Path, metavar="DIR", help="write the compiled programs' text to DIR/STEP.txt")
     decode = parser.add_argument_group("decoding")
     decode.add_argument(
-        "--decode-tensor",
+        "--tensor",
         type=int,
         metavar="N",
-        help="chips that share a copy of the model (default: "
-        "the fewest on which its weights leave half of the memory); the others hold copies",
+        help="chips that share a copy of the model; the others hold copies (default: the fewest on which it fits)",
     )
-    decode.add_argument("--slots", type=int, default=64, metavar="B", help="crystals drawn at once by a copy")
+    decode.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that a copy draws at once")
     decode.add_argument("--prompt-tokens", type=int, default=128, metavar="P")
     decode.add_argument("--max-new-tokens", type=int, default=512, metavar="T")
     return parser
@@ -90,18 +92,24 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
             keep("train"),
         )
     if args.step in ("decode", "both"):
-        tensor = args.decode_tensor or _decode_tensor(recipe, config, chip, len(devices))
-        mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
-        slots = args.slots * mesh.shape["data"]
-        _tell(mesh, f"{slots} slots, a prompt of {args.prompt_tokens} tokens and {args.max_new_tokens} new ones")
-        yield Report.of(
-            "decode",
-            chip,
-            mesh,
-            slots,
-            lambda: programs.compile_decode(recipe, config, mesh, slots, args.prompt_tokens, args.max_new_tokens),
-            keep("decode"),
-        )
+        for tensor in [args.tensor] if args.tensor else _tensor_sizes(config, len(devices)):
+            mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
+            slots = args.slots * mesh.shape["data"]
+            _tell(mesh, f"{slots} slots, a prompt of {args.prompt_tokens} tokens and {args.max_new_tokens} new ones")
+            report = Report.of(
+                "decode",
+                chip,
+                mesh,
+                slots * STEPS_PER_CALL,
+                lambda mesh=mesh, slots=slots: programs.compile_decode(
+                    recipe, config, mesh, slots, args.prompt_tokens, args.max_new_tokens
+                ),
+                keep("decode"),
+                STEPS_PER_CALL,
+            )
+            if report.fits:
+                break
+        yield report
 
 
 def _tell(mesh: Mesh, what: str) -> None:
@@ -109,9 +117,6 @@ def _tell(mesh: Mesh, what: str) -> None:
     print(f"mesh {axes}; {what}", flush=True)
 
 
-def _decode_tensor(recipe: Recipe, config: LlamaConfig, chip: chips.Chip, count: int) -> int:
-    """The smallest power of two that divides the heads and leaves half of HBM to caches; the largest if none does."""
-    fitting = [n for n in (2**i for i in range(12)) if count % n == 0 and config.num_key_value_heads % n == 0]
-    mesh = make_mesh(MeshConfig(1, 1, 1))
-    weights = programs.bytes_of(programs.variables(Llama(config, recipe.lora), mesh))
-    return next((n for n in fitting if weights / n <= chip.usable_hbm * GIB / 2), fitting[-1])
+def _tensor_sizes(config: LlamaConfig, chips: int) -> list[int]:
+    """Powers of two that divide the chips and the heads of the cache, from 1."""
+    return [n for n in (2**i for i in range(12)) if chips % n == 0 and config.num_key_value_heads % n == 0]

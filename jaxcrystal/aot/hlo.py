@@ -33,6 +33,10 @@ FREE = {
     "partition-id",
 }
 FREE |= {"replica-id", "after-all", "opt-barrier", "async-start", "async-update", "async-done", "iota"}
+#: Instructions that write a part of an array in its place, and which operand holds that part.
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+#: Custom calls that move no data either: a name for memory, or for what is there.
+FREE_CALLS = {'"AllocateBuffer"', '"ConcatBitcast"', '"AssumeGatherIndicesInBound"'}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Work:
     flops: float  #: of matrix products
     hbm_bytes: float  #: read and written, as far as the instructions of the program say
     collectives: Counter[Collective]  #: how often each
-    unknown_loops: tuple[str, ...]  #: loops whose trips are not known before they run; their bodies are counted once
+    unknown_loops: tuple[str, ...]  #: loops whose trips are not known before they run
     kernels: tuple[str, ...]  #: custom calls that do not say how many FLOPs they take, by name; these are not counted
 
 
@@ -132,16 +136,16 @@ class Program:
         return {
             channel
             for instructions in self.computations.values()
-            if _starts(instructions)
+            if _calls(instructions, "AsyncCollectiveStart")
             for i in instructions.values()
             if i.opcode in COLLECTIVES and (channel := i.attribute("channel_id"))
         }
 
-    def work(self) -> Work:
-        """All that the program does, loops unrolled."""
+    def work(self, unknown_trips: int = 1) -> Work:
+        """All that the program does, loops unrolled; those that depend on the data run `unknown_trips` times."""
         flops, moved, collectives = 0.0, 0.0, Counter()
         unknown, kernels = [], []
-        for computation, instruction, times, fused in self._walk(self.entry, 1, False):
+        for computation, instruction, times, fused in self._walk(self.entry, 1, False, unknown_trips):
             if instruction.opcode in ("dot", "convolution"):
                 flops += times * self._product_flops(computation, instruction)
             elif instruction.opcode == "custom-call":
@@ -157,13 +161,16 @@ class Program:
                 moved += times * self._traffic(computation, instruction)
         return Work(flops, moved, collectives, tuple(unknown), tuple(dict.fromkeys(kernels)))
 
-    def _walk(self, name: str, times: int, fused: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
+    def _walk(
+        self, name: str, times: int, fused: bool, unknown_trips: int = 1
+    ) -> Iterator[tuple[str, Instruction, int, bool]]:
         """Every instruction with how often it runs, and whether it is part of a fusion."""
         for instruction in self.computations[name].values():
             yield name, instruction, times, fused
             inner = times
             if instruction.opcode == "while":
-                inner *= self.trip_count(name, instruction) or 1
+                trips = self.trip_count(name, instruction)
+                inner *= unknown_trips if trips is None else trips
             called = re.findall(
                 r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)", instruction.attributes
             )
@@ -171,7 +178,7 @@ class Program:
                 called += re.findall(r"[\w.\-]+", branches[1])
             if instruction.opcode in ("fusion", "while", "call", "conditional", "async-start"):
                 for inside in called:
-                    yield from self._walk(inside, inner, fused or instruction.opcode == "fusion")
+                    yield from self._walk(inside, inner, fused or instruction.opcode == "fusion", unknown_trips)
 
     def trip_count(self, computation: str, loop: Instruction) -> int | None:
         """How often the body of a `while` runs; None where that depends on the data."""
@@ -258,8 +265,7 @@ class Program:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             return None
-        channel = instruction.attribute("channel_id")
-        if channel in self._asynchronous and not _starts(self.computations[computation]):
+        if self._hidden(computation, instruction):
             return None
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
@@ -283,6 +289,8 @@ class Program:
         opcode = instruction.opcode
         if opcode in FREE or opcode.endswith("-done") or opcode.endswith("-update"):
             return 0
+        if opcode == "custom-call" and instruction.attribute("custom_call_target") in FREE_CALLS:
+            return 0
         instructions = self.computations[computation]
         reads = [
             sum(_hbm(s) for s in instructions[name].shapes) for name in instruction.operands if name in instructions
@@ -292,10 +300,8 @@ class Program:
             return self._fusion_traffic(instruction, reads)
         if opcode in ("dynamic-slice", "slice", "gather"):
             return min(reads[0], sum(s.bytes for s in instruction.shapes)) + writes
-        if opcode == "dynamic-update-slice":
-            return 2 * reads[1]
-        if opcode == "scatter":
-            return 2 * reads[2] + reads[1]
+        if opcode in UPDATES:
+            return 2 * reads[UPDATES[opcode]] + (reads[1] if opcode == "scatter" else 0)
         if opcode.endswith("-start"):  # the result holds the operand, the destination and what synchronizes them
             destination = instruction.shapes[0 if opcode == "copy-start" else len(reads)]
             moved = destination.bytes if opcode == "slice-start" else None
@@ -303,37 +309,63 @@ class Program:
         return sum(reads) + writes
 
     def _fusion_traffic(self, fusion: Instruction, reads: Sequence[int]) -> float:
-        """A fusion reads of an operand only the slices that it takes, and writes only the slice that it updates."""
-        inside = self.computations[fusion.attribute("calls")]
-        users: dict[str, list[Instruction]] = {}
-        for instruction in inside.values():
-            for name in instruction.operands:
-                users.setdefault(name, []).append(instruction)
+        """A fusion reads of an operand only the slices that it takes, and writes only the slice that it updates.
 
-        def ends(name: str) -> list[tuple[str, Instruction]]:
-            """Who uses a value, looking through bitcasts: (name under which it is used, user)."""
-            found = []
-            for user in users.get(name, []):
-                found += ends(user.name) if user.opcode == "bitcast" else [(name, user)]
-            return found
-
-        total = 0.0
-        for parameter in (i for i in inside.values() if i.opcode == "parameter"):
-            whole = reads[int(parameter.arguments)] if int(parameter.arguments) < len(reads) else 0
-            taken = 0.0
-            for name, user in ends(parameter.name):
-                if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-                    taken += user.shapes[0].bytes
-                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                    continue
-                else:
-                    taken += whole
-            total += min(whole, taken)
-        updates = [i for i in inside.values() if i.opcode == "dynamic-update-slice"]
-        for shape in fusion.shapes:
-            same = [u for u in updates if math.prod(u.shapes[0].dims) == math.prod(shape.dims)]
-            total += min(_hbm(shape), inside[same[0].operands[1]].shapes[0].bytes if same else _hbm(shape))
+        Of a collective that it hides, its start counts what is read and written; others only pass that on.
+        """
+        called = fusion.attribute("calls")
+        inside = self.computations[called]
+        if _calls(inside, "AsyncCollectiveDone"):
+            return 0
+        updates = [
+            (math.prod(i.shapes[0].dims), self.computations[name][i.operands[UPDATES[i.opcode]]].shapes[0].bytes)
+            for name, i, _, _ in self._walk(called, 1, True)
+            if i.opcode in UPDATES
+        ]
+        total = sum(self._taken(called, number, whole) for number, whole in enumerate(reads))
+        root = next(i for i in inside.values() if i.root)
+        for at, shape in enumerate(fusion.shapes):
+            if root.opcode == "tuple":
+                passed = inside[root.operands[at]].opcode == "parameter" or self._hidden(
+                    called, inside[root.operands[at]]
+                )
+            else:
+                passed = _calls(inside, "AsyncCollectiveStart") and at < len(reads)
+            if not passed:
+                slices = (size for elements, size in updates if elements == math.prod(shape.dims))
+                total += min(_hbm(shape), next(slices, math.inf))
         return total
+
+    def _taken(self, computation: str, number: int, whole: int) -> float:
+        """Bytes that a fused computation reads of its parameter with this number, which has `whole` bytes in HBM."""
+        instructions = self.computations[computation].values()
+        names = {i.name for i in instructions if i.opcode == "parameter" and int(i.arguments) == number}
+        taken = 0.0
+        for user in instructions:  # a name is defined before it is used
+            for at, name in enumerate(user.operands):
+                if name not in names or user.opcode == "tuple" or self._hidden(computation, user):
+                    continue
+                if self._renames(user) and not user.root:
+                    names.add(user.name)
+                elif user.opcode == "fusion":
+                    taken += self._taken(user.attribute("calls"), at, whole)
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and at == 0:
+                    taken += user.shapes[0].bytes
+                elif user.opcode not in UPDATES or at != 0:
+                    taken += whole
+        return min(whole, taken)
+
+    def _renames(self, instruction: Instruction) -> bool:
+        """Whether an instruction of a fusion gives its operand another name or layout, and takes nothing of it."""
+        if instruction.opcode == "fusion":
+            inside = self.computations[instruction.attribute("calls")].values()
+            return len(instruction.operands) == 1 and all(i.opcode == "parameter" or self._renames(i) for i in inside)
+        return instruction.opcode in ("bitcast", "copy")
+
+    def _hidden(self, computation: str, instruction: Instruction) -> bool:
+        """Whether this is one more copy of a collective that another fusion starts."""
+        asynchronous = instruction.opcode in COLLECTIVES and instruction.attribute("channel_id") in self._asynchronous
+        return asynchronous and not _calls(self.computations[computation], "AsyncCollectiveStart")
 
 
 def first_group(text: str) -> tuple[int, ...]:
@@ -372,8 +404,8 @@ def _braces(attributes: str, name: str, end: str = "}") -> str:
     return found[1] if found else ""
 
 
-def _starts(instructions: dict[str, Instruction]) -> bool:
-    return any('"AsyncCollectiveStart"' in i.attributes for i in instructions.values() if i.opcode == "custom-call")
+def _calls(instructions: dict[str, Instruction], target: str) -> bool:
+    return any(f'"{target}"' in i.attributes for i in instructions.values() if i.opcode == "custom-call")
 
 
 def _hbm(shape: Shape) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceT
 def compile_decode(
     recipe: Recipe, config: LlamaConfig, mesh: Mesh, slots: int, prompt_tokens: int, max_new_tokens: int
 ) -> Compiled:
-    """The loop that `jaxcrystal sample` runs: each trip draws one token in each slot, and reads it."""
+    """The loop that `jaxcrystal sample` runs: each trip draws one token in each slot, and the model reads it."""
     model = Llama(config, recipe.lora)
     whole = variables(model, mesh)
     description = saved.SavedModel(
@@ -101,11 +100,6 @@ def variables(model: Llama, mesh: Mesh) -> dict[str, Any]:
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
     return abstract | {"params": jax.tree_util.tree_map_with_path(stored, abstract["params"])}
-
-
-def bytes_of(variables: dict[str, Any]) -> int:
-    """Of all variables, on all devices together."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(variables))
 
 
 def stand_in() -> dataset.CrystalSet:

@@ -51,7 +51,7 @@ class Report:
     step: str  #: train or decode
     mesh: Mesh
     chip: Chip
-    tokens: int  #: that one run works on, on all chips: padding of rows included, or one a slot
+    tokens: int  #: that one run works on, on all chips: padding of rows included
     compile_seconds: float
     memory: Memory | None
     work: Work | None
@@ -59,6 +59,7 @@ class Report:
     cost_analysis: dict[str, float]  #: XLA's own FLOPs and bytes; loops counted once
     needed: float  #: bytes of HBM on one chip
     refusal: str = ""  #: what the compiler said, if it refused
+    unknown_trips: int = 1  #: how often a loop that depends on its data is taken to run
 
     @property
     def spare(self) -> float:
@@ -78,10 +79,11 @@ class Report:
         tokens: int,
         compile: Callable[[], Compiled],
         keep: Callable[[str], Any] | None = None,
+        unknown_trips: int = 1,
     ) -> Report:
         """Compiles, and reads off what came out. Raises what `compile` does, unless that is a lack of HBM.
 
-        `keep` is given the program's text.
+        `keep` is given the program's text; loops that depend on their data are taken to run `unknown_trips` times.
         """
         started = time.perf_counter()
         try:
@@ -96,11 +98,13 @@ class Report:
         text = compiled.as_text()
         if keep is not None:
             keep(text)
-        memory, work = Memory.of(compiled), Program.parse(text).work()
+        memory, work = Memory.of(compiled), Program.parse(text).work(unknown_trips)
         told = compiled.cost_analysis()
         cost = {"flops": told.get("flops", 0.0), "bytes": told.get("bytes accessed", 0.0)}
         bound = chips.bound(chip, mesh, work)
-        return cls(step, mesh, chip, tokens, seconds, memory, work, bound, cost, memory.total)
+        return cls(
+            step, mesh, chip, tokens, seconds, memory, work, bound, cost, memory.total, unknown_trips=unknown_trips
+        )
 
     def lines(self) -> list[str]:
         """For a reader."""
@@ -119,7 +123,7 @@ class Report:
             f"{self.cost_analysis['flops'] / 1e12:.3f} TFLOP, {self.cost_analysis['bytes'] / 1e9:.2f} GB)"
         )
         for loop in self.work.unknown_loops:
-            told.append(f"    {loop}: as long as the data ask for; counted once")
+            told.append(f"    {loop}: as long as the data ask for; counted {self.unknown_trips} x")
         if self.work.kernels:
             told.append(
                 f"    not counted, as they do not state it: FLOPs of the kernels {', '.join(self.work.kernels)}"
@@ -189,7 +193,7 @@ class Report:
             "flops": self.work.flops,
             "hbm_bytes": self.work.hbm_bytes,
             "cost_analysis": self.cost_analysis,
-            "unknown_loops": list(self.work.unknown_loops),
+            "unknown_loops": {name: self.unknown_trips for name in self.work.unknown_loops},
             "uncounted_kernels": list(self.work.kernels),
             "collectives": self._messages(),
             "roofline": dataclasses.asdict(self.bound)

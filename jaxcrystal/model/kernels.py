@@ -118,19 +118,21 @@ def multiply(
     rules: ShardingRules = ShardingRules(),  # noqa: B008
 ) -> Float[Array, "*n out"]:
     """x times the kernel whose axes bear these logical names, in x's dtype."""
-    if not is_codes(kernel):
-        return x @ kernel.astype(x.dtype)
 
     def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
-        # Gathered as codes over what divides the batch: left alone, the compiler decodes first and gathers more bytes.
+        # Gathered over what divides the batch, and then multiplied: left alone, the compiler decodes codes first and
+        # gathers more bytes, or sends floats around a ring of chips and adds up a product's parts in bfloat16.
         names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
+        if not is_codes(kernel):
+            return x @ rules.constrain(kernel.astype(x.dtype), *names)
         kernel = {name: rules.constrain(array, *names[-array.ndim :]) for name, array in kernel.items()}
         if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
 
-    # For backward, codes are kept and decoded again: the decoded kernels of all layers would be a whole float model.
-    return jax.checkpoint(product)(x, kernel)
+    # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. A guard
+    # against common subexpressions, which the scan of layers needs not, would have its gather wait for the gradient.
+    return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
 def init(weights: Weights, axes: tuple[str, str]) -> Callable[..., Any]:

@@ -191,8 +191,10 @@ class Attention(nn.Module):
         config = self.config
         linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
 
+        adapted = jnp.copy(x)  # see `Linear`
+
         def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
-            y = linear(count * config.head_dim, ("embed", axis), name=name)(x, deterministic)
+            y = linear(count * config.head_dim, ("embed", axis), name=name)(x, deterministic, adapted)
             return y.reshape(*x.shape[:2], count, config.head_dim)
 
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
@@ -214,8 +216,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
         config = self.config
         linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
-        gate = linear(config.intermediate_size, ("embed", "mlp"), name="gate_proj")(x, deterministic)
-        up = linear(config.intermediate_size, ("embed", "mlp"), name="up_proj")(x, deterministic)
+        adapted = jnp.copy(x)  # see `Linear`
+        gate = linear(config.intermediate_size, ("embed", "mlp"), name="gate_proj")(x, deterministic, adapted)
+        up = linear(config.intermediate_size, ("embed", "mlp"), name="up_proj")(x, deterministic, adapted)
         down = linear(config.hidden_size, ("mlp", "embed"), name="down_proj")
         return down(nn.silu(gate) * up, deterministic)
 
