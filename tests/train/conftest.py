@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from small import crystal_set
 
 from jaxcrystal.config import Augment, TextFormat
@@ -30,20 +28,3 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def writer(tokenizer) -> Writer:
     return Writer(TokenTables.build(tokenizer), TextFormat(), Augment())
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Within a module, a program that was compiled before is read from disk: a test of training mostly compiles."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield

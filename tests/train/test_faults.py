@@ -30,11 +30,9 @@ from jaxcrystal.model.saved import load_model
 from jaxcrystal.train.checkpoint import Checkpoints
 from jaxcrystal.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory, compiled_once) -> Recipe:
+def finished(files, tmp_path_factory) -> Recipe:
     """A run of eight steps that is done."""
     data = DataConfig(**files, tokens_per_row=384, rows_per_batch=4, validation_rows=4)
     recipe = Recipe(

@@ -21,11 +21,9 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.model.saved import load_model
 from jaxcrystal.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture(scope="module")
-def base(files, tmp_path_factory, compiled_once) -> Recipe:
+def base(files, tmp_path_factory) -> Recipe:
     """A recipe of ten steps with adapters on a base that exists."""
     folder = tmp_path_factory.mktemp("hosts")
     data = DataConfig(**files, tokens_per_row=384, rows_per_batch=8, validation_rows=8)

@@ -19,8 +19,6 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.model.saved import load_model
 from jaxcrystal.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture
 def recipe(files, tmp_path) -> Recipe:
@@ -65,8 +63,7 @@ KILLS, SEED = 20, 0
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path):
     """SIGKILL at random moments, of which many fall into the writing of a checkpoint, as one is written at every second
     step: bit for bit the losses of the run that was not killed, and no checkpoint that cannot be read."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # a start takes seconds
 
     def start(out: str) -> subprocess.Popen:
         path, run = tmp_path / f"{out}.yaml", replace(recipe, out=str(tmp_path / out), steps=120, checkpoint_every=2)
