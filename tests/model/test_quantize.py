@@ -13,7 +13,7 @@ import pytest
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
-from jaxcrystal.model import checkpoint_map
+from jaxcrystal.model import saved
 from jaxcrystal.model.checkpoint_map import load_hf
 from jaxcrystal.model.kernels import decode
 from jaxcrystal.model.llama import Llama, abstract_variables, initialize, param_shardings
@@ -186,9 +186,9 @@ def test_a_converted_checkpoint_is_loaded_and_sampled(weights, checkpoint, tmp_p
         store = quantizer(config, mesh)
         return lambda path, parameter: (alive.append(kernels_alive()), store(path, parameter))[1]
 
-    monkeypatch.setattr(checkpoint_map, "quantizer", watched)
+    monkeypatch.setattr(saved, "quantizer", watched)
     before = kernels_alive()
-    config = convert(source, tmp_path / "llama", make_mesh(ONE), weights=weights)
+    config = convert(source, tmp_path / "llama", make_mesh(ONE), weights=weights, pad_token=False, vocab_multiple=1)
     assert max(alive) == before + 1  # the one that was just loaded
     stated, params = load_hf(source, make_mesh(ONE))
     assert config == dataclasses.replace(stated, weights=weights)
