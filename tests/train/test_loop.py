@@ -141,7 +141,7 @@ def test_epochs_count_passes(recipe):
         ),
         (
             {"mesh": MeshConfig(2, 1, 1), "data": DataConfig(rows_per_batch=6, accumulate=2)},
-            "rows_per_batch is 6; .* by 2 and data.accumulate by 2, so it must be a multiple of 4",
+            r"rows_per_batch / data.accumulate\): its axis 'batch' of size 3 .* data x fsdp of size 2",
         ),
         ({"model": replace(SMALL, attention="cudnn")}, "model.attention is 'cudnn', but cudnn runs on gpu"),
         ({"mesh": MeshConfig(3, 3, 1)}, "needs 9 devices, there are 8"),
