@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_prepare(verb)
     _add_convert(verb)
+    _add_export(verb)
     _add_train(verb)
     _add_sample(verb)
     _add_evaluate(verb)
@@ -86,12 +88,34 @@ def _add_convert(verb: Callable) -> None:
     command = verb(
         "convert",
         _convert,
-        "turn a Hugging Face LLaMA directory into a model directory",
-        "SOURCE holds config.json, safetensors (one file or sharded by index) and tokenizer.model.",
+        "turn LLaMA weights, or PEFT's adapters, into a model directory",
+        "SOURCE is a directory of Hugging Face (config.json; safetensors or .bin, in one file or more), of Meta "
+        "(params.json, consolidated.*.pth) or of PEFT (adapter_config.json); the first two with tokenizer.model. A "
+        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all.",
     )
-    command.add_argument("source", type=Path, metavar="SOURCE", help="the Hugging Face directory")
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
+    command.add_argument("--base", type=Path, metavar="DIR", help="for adapters: the model directory they belong to")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
+    command.add_argument(
+        "--weights",
+        choices=["float", "int8", "nf4"],
+        default="float",
+        help="how the layers' kernels are stored; int8 and nf4 take a half and a quarter, and are a frozen base",
+    )
+    command.add_argument(
+        "--no-pad-token",
+        dest="pad_token",
+        action="store_false",
+        help="keep the vocabulary: no piece [PAD], no row for it; <unk> fills rows of a batch instead, without loss",
+    )
+    command.add_argument(
+        "--vocab-multiple",
+        type=int,
+        default=128,
+        metavar="N",
+        help="store rows of the vocabulary up to a multiple of N, so that a mesh can divide them; they get no logit",
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -99,11 +123,60 @@ def _convert(args: argparse.Namespace) -> None:
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.model.saved import convert
 
-    config = convert(args.source, args.out, make_mesh(MeshConfig()), args.dtype)
-    print(
-        f"{args.out}: {config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces; "
-        f"fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`"
+    config = convert(
+        args.source,
+        args.out,
+        make_mesh(MeshConfig()),
+        args.dtype,
+        args.weights,
+        base=args.base,
+        pad_token=args.pad_token,
+        vocab_multiple=args.vocab_multiple,
     )
+    shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces"
+    if args.base is None:
+        print(f"{args.out}: {shape}; fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`")
+    else:
+        print(
+            f"{args.out}: adapters for {shape}; sample with `jaxcrystal sample --model {args.out} --num 100 --out FILE`"
+        )
+
+
+def _add_export(verb: Callable) -> None:
+    command = verb(
+        "export",
+        _export,
+        "write a model for transformers or PEFT to load",
+        "`hf` is a whole model, its adapters merged; `peft` is the adapters alone, for the base that they belong to.",
+    )
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument("--format", required=True, choices=["hf", "peft"], help="what to write")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
+    command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")
+    command.add_argument(
+        "--base-name", metavar="NAME", help="peft: what to load below the adapters (default: the base's path)"
+    )
+    command.add_argument(
+        "--no-pad-token", dest="pad_token", action="store_false", help="hf: leave [PAD] and its row behind"
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.model.export import export
+
+    report = export(
+        args.model,
+        args.out,
+        args.format,
+        shard_size=args.shard_size,
+        base_name=args.base_name,
+        pad_token=args.pad_token,
+        mesh=make_mesh(MeshConfig()),
+    )
+    files = f"{report.files} file" + "s" * (report.files != 1)
+    print(f"{report.out}: {report.tensors} tensors, {report.bytes / 1e6:.1f} MB in {files}")
 
 
 def _add_train(verb: Callable) -> None:
@@ -121,13 +194,30 @@ def _add_train(verb: Callable) -> None:
         metavar="KEY=VALUE",
         help="override one key of the recipe, for example optimizer.learning_rate=1e-3; may be repeated",
     )
+    hosts = command.add_argument_group(
+        "many hosts", "needed only outside Slurm, TPU pods and GKE, which are recognised"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--processes", type=int, metavar="N", help="number of processes of the job")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
+    from jaxcrystal import hosts
     from jaxcrystal.config import Recipe, load
+
+    recipe = load(Recipe, args.config, args.set)
+    hosts.start(args.coordinator, args.processes, args.process_id)
     from jaxcrystal.train.loop import train
 
-    report = train(load(Recipe, args.config, args.set))
+    report = train(recipe)
+    if report.stopped is not None:
+        told = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
+        if hosts.is_first():
+            print(told)
+        return 130 if report.stopped is signal.SIGINT else 0
+    if not hosts.is_first():
+        return 0
     if report.loss is None:
         told = "all done before"
     else:
@@ -136,6 +226,7 @@ def _train(args: argparse.Namespace) -> None:
         f"{report.steps} steps, {told}; "
         f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
     )
+    return 0
 
 
 def _add_sample(verb: Callable) -> None:
@@ -161,11 +252,20 @@ def _add_sample(verb: Callable) -> None:
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
-    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that are drawn at once")
+    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that a copy draws at once")
+    command.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share a copy of the model; the others hold copies",
+    )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
 
 
 def _sample(args: argparse.Namespace) -> None:
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
     from jaxcrystal.sample.sampling import sample
 
     conditions = {
@@ -186,6 +286,7 @@ def _sample(args: argparse.Namespace) -> None:
         seed=args.seed,
         slots=args.slots,
         max_new_tokens=args.max_new_tokens,
+        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor)),
     )
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")

@@ -20,6 +20,10 @@ from jaxcrystal.errors import UserError
 
 T = TypeVar("T")
 
+#: How the kernels of a model's layers are stored (`jaxcrystal.model.kernels`).
+Weights = Literal["float", "int8", "nf4"]
+NF4_BLOCK = 64  #: inputs that share one scale in nf4
+
 #: The labels a prompt can state, in the order in which tables hold them (names as CDVAE publishes them).
 ATTRIBUTES = (
     "pretty_formula",
@@ -99,8 +103,12 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls
+    vocab_multiple: int = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
+    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
+    weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
+    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, or blocks
+    remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
 
     def __post_init__(self) -> None:
         counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
@@ -112,6 +120,20 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+        if self.weights == "nf4":
+            heads = ("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+            sizes = [heads, *((name, getattr(self, name)) for name in ("hidden_size", "intermediate_size"))]
+            for name, size in sizes:
+                if size % NF4_BLOCK:
+                    raise UserError(
+                        f"model.weights is 'nf4', which scales {NF4_BLOCK} inputs at once, but model.{name} is {size}, "
+                        f"no multiple of that; take 'int8' or another size"
+                    )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of embedding and head, which is also the width of the logits."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 @dataclass(frozen=True)
@@ -138,11 +160,14 @@ class DataConfig:
     train: str = "prototypes:train"  #: a file written by `jaxcrystal prepare`, or a side of the embedded set
     validation: str = "prototypes:validation"
     tokens_per_row: int = 1024  #: a row packs as many crystals as fit
-    rows_per_batch: int = 8
+    rows_per_batch: int = 8  #: of one optimizer step
+    accumulate: int = 1  #: micro-batches that a step's rows are divided into, one after the other: less memory
+    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
     validation_rows: int = 64  #: rows on which the validation loss is taken
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "data.", "tokens_per_row", "rows_per_batch", "validation_rows")
+        names = ("tokens_per_row", "rows_per_batch", "accumulate", "loss_block", "validation_rows")
+        _at_least_one(self, "data.", *names)
 
 
 @dataclass(frozen=True)

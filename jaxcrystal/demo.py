@@ -30,7 +30,8 @@ def demo(out: Path) -> Path:
     _say(2, "a tiny model learns them", f"train {RECIPE} --set out={model}")
     with resources.as_file(resources.files("jaxcrystal") / RECIPE) as path:
         places = [f"out={model}", f"data.train={known}", f"data.validation={held_out}"]
-        train(load(Recipe, path, places))
+        if train(load(Recipe, path, places)).stopped is not None:
+            raise KeyboardInterrupt
 
     _say(3, f"{ATTEMPTS} attempts at new crystals", f"sample --model {model} --num {ATTEMPTS} --out {samples}")
     sample(model, ATTEMPTS, samples)

@@ -10,11 +10,14 @@ import jax
 import numpy as np
 
 from jaxcrystal import __version__
-from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.config import Augment, LlamaConfig, TextFormat
 from jaxcrystal.crystals import dataset, prompts
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import Examples, TokenTables, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model import flash
+from jaxcrystal.model.attention import View, attend
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "pymatgen", "torch", "matgl", "chgnet", "smact", "spglib")
 
@@ -24,6 +27,7 @@ def doctor(potential: str = "chgnet") -> bool:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("devices", _devices),
+        ("attention", _attention),
         ("tokens", _tokens),
         ("potential", lambda: _potential(potential)),
     ]
@@ -56,6 +60,26 @@ def _devices() -> str:
     if total != 64**3:
         raise UserError(f"{devices[0].device_kind} multiplies wrongly: {total} instead of {64**3}")
     return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
+
+
+def _attention() -> str:
+    """The kernel that `auto` takes on this platform, against the reference."""
+    config, rules = LlamaConfig(dtype="bfloat16"), ShardingRules()
+    kernel, why = flash.choose(config, 2, 256, rules)
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = [jax.random.normal(key, (2, 256, 4, config.head_dim), config.dtype) for key in keys]
+    segments = np.repeat([[1, 2], [1, 0]], [100, 156], axis=1).astype(np.int32)
+    try:
+        found, expected = (
+            np.asarray(attend(*inputs, View.of(name, 256, segments), rules), np.float32) for name in (kernel, "xla")
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{kernel} ({why}) does not run: {reason}; set model.attention to xla") from error
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    if not error < 0.02:
+        raise UserError(f"{kernel} is wrong by {error:.3f} of the largest value; set model.attention to xla")
+    return f"{kernel} ({why}), within {error:.4f} of the reference in bfloat16"
 
 
 def _tokens() -> str:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxcrystal.config import MeshConfig
+from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -41,7 +42,27 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     needed = math.prod(sizes)
     if needed > len(devices):
         raise UserError(f"mesh {asked} needs {needed} devices, there are {len(devices)}; change mesh.* in the recipe")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    if needed < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise UserError(
+            f"mesh {asked} needs {needed} devices, all hosts together have {len(devices)}: a run on many hosts uses "
+            "all of them; change mesh.* in the recipe"
+        )
+    return _placed(sizes, devices[:needed], asked)
+
+
+def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], asked: str) -> Mesh:
+    """Neighbours on the mesh are neighbours on the torus, as far as its shape lets them."""
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        try:
+            return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # some size is no product of axes of the torus: divide these, as 4 x 4 x 4 in 8 x 8
+            return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"mesh {asked}: {len(devices)} devices of kind {devices[0].device_kind} do not form it ({error}); change "
+            "mesh.* in the recipe to sizes whose product is that of axes of the torus"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -75,13 +96,30 @@ class ShardingRules:
     def sharding(self, mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], tensor: str) -> NamedSharding:
         """How the array called `tensor` lies on `mesh`. Raises UserError on collision or where sizes do not divide."""
         for name, size in zip(names, shape, strict=True):
-            parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
-            if size % parts:
-                raise UserError(
-                    f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
-                    f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
-                )
+            self.check_divides(mesh, name, size, tensor)
         return NamedSharding(mesh, self.spec(names, tensor))
+
+    def check_divides(self, mesh: Mesh, name: str | None, size: int, tensor: str) -> None:
+        """Raises UserError where the axis `name` of `tensor`, of this size, cannot be divided over `mesh`."""
+        parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
+        if size % parts:
+            raise UserError(
+                f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
+                f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
+            )
+
+    def check_activations(self, mesh: Mesh, model: LlamaConfig, rows: int, accumulate: int = 1) -> None:
+        """Raises UserError where `mesh` does not fit what no parameter's shape shows: whole heads, a batch's rows.
+
+        A kernel knows only heads times their width, which may be divisible where the heads are not. (The vocabulary is
+        an axis of the embedding, and checked with it.)
+        """
+        if rows % accumulate:
+            raise UserError(f"data.rows_per_batch is {rows}; it must be a multiple of data.accumulate, {accumulate}")
+        batch = "tokens of a batch (data.rows_per_batch" + (" / data.accumulate)" if accumulate > 1 else ")")
+        self.check_divides(mesh, "heads", model.num_attention_heads, "queries (model.num_attention_heads)")
+        self.check_divides(mesh, "kv_heads", model.num_key_value_heads, "keys and values (model.num_key_value_heads)")
+        self.check_divides(mesh, "batch", rows // accumulate, batch)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""

@@ -1,11 +1,30 @@
-"""Every test sees 8 virtual CPU devices, so that sharding is exercised and never skipped."""
+"""Every test sees 8 virtual CPU devices, so that sharding is exercised and never skipped.
 
+Most of a test's time is compilation, and many tests compile the same: for the length of one run of the tests, compiled
+programs are kept in a folder that pytest's workers and the processes that tests start all share.
+"""
+
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
-import jax
-import pytest
+OURS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OURS:  # before JAX is imported, which reads these; workers inherit them
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcrystal-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_unconfigure() -> None:
+    if OURS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

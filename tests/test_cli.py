@@ -15,6 +15,7 @@ from jaxcrystal.errors import UserError
 VERBS = {
     "prepare": ("jaxcrystal.crystals.prepare.prepare", ["a.csv", "cifs", "--out", "data"]),
     "convert": ("jaxcrystal.model.saved.convert", ["hf", "--out", "llama"]),
+    "export": ("jaxcrystal.model.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
     "train": ("jaxcrystal.train.loop.train", ["recipe.yaml"]),
     "sample": ("jaxcrystal.sample.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
     "evaluate": ("jaxcrystal.evaluate.evaluation.evaluate", ["s.csv", "--out", "report"]),
@@ -25,7 +26,15 @@ VERBS = {
 #: What each function receives without options (of its parameters, those worth stating).
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
-    "convert": {"source": Path("hf"), "out": Path("llama"), "dtype": None},
+    "convert": {
+        "source": Path("hf"),
+        "out": Path("llama"),
+        "dtype": None,
+        "weights": "float",
+        "base": None,
+        "pad_token": True,
+    },
+    "export": {"model_dir": Path("run"), "out": Path("x"), "format": "hf", "shard_size": "5GB", "pad_token": True},
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
     "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
@@ -42,6 +51,16 @@ OPTIONS = [
     ("prepare", ["--workers", "31"], {"workers": 31}),
     ("convert", ["--out", "x"], {"out": Path("x")}),
     ("convert", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    ("convert", ["--base", "x"], {"base": Path("x")}),
+    ("convert", ["--no-pad-token"], {"pad_token": False}),
+    ("convert", ["--vocab-multiple", "64"], {"vocab_multiple": 64}),
+    ("export", ["--model", "y"], {"model_dir": Path("y")}),
+    ("export", ["--format", "peft"], {"format": "peft"}),
+    ("export", ["--out", "y"], {"out": Path("y")}),
+    ("export", ["--shard-size", "1MB"], {"shard_size": "1MB"}),
+    ("export", ["--base-name", "meta-llama/Llama-2-7b-hf"], {"base_name": "meta-llama/Llama-2-7b-hf"}),
+    ("export", ["--no-pad-token"], {"pad_token": False}),
+    ("convert", ["--weights", "nf4"], {"weights": "nf4"}),
     ("sample", ["--model", "x"], {"model_dir": Path("x")}),
     ("sample", ["--num", "7"], {"num": 7}),
     ("sample", ["--out", "x"], {"out": Path("x")}),
@@ -126,13 +145,32 @@ def test_set_changes_the_recipe(received):
     assert changed.out == "elsewhere"
 
 
+def test_hosts_are_found_before_training(received, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jaxcrystal.hosts.start", lambda *arguments: calls.append(arguments))
+    received("train")
+    received("train", "--coordinator", "node1:8476", "--processes", "4", "--process-id", "3")
+    assert calls == [(None, None, None), ("node1:8476", 4, 3)]
+
+
+def test_sampling_takes_every_device_for_copies_or_shares_of_the_model(received):
+    meshes = [received("sample", *option)["mesh"] for option in ([], ["--tensor", "4"])]
+    assert [dict(mesh.shape) for mesh in meshes] == [
+        {"data": 8, "fsdp": 1, "tensor": 1},
+        {"data": 2, "fsdp": 1, "tensor": 4},
+    ]
+
+
 def test_conditions_add_up(received):
     wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
 
 
 def test_no_option_is_forgotten_above():
-    tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {("train", "--set")}
+    tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
+        ("train", option) for option in ("--set", "--coordinator", "--processes", "--process-id")
+    }
+    tested.add(("sample", "--tensor"))
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

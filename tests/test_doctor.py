@@ -2,11 +2,15 @@
 
 import re
 
+import jax
 import pytest
 
 from jaxcrystal.cli import main
 from jaxcrystal.crystals.dataset import load
 from jaxcrystal.crystals.writer import Writer
+from jaxcrystal.doctor import _attention
+from jaxcrystal.errors import UserError
+from jaxcrystal.model import flash
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:
@@ -20,10 +24,11 @@ def lines(text: str) -> dict[str, tuple[str, str]]:
 def test_a_sound_installation(capsys):
     assert main(["doctor"]) == 0
     told = lines(capsys.readouterr().out)
-    assert list(told) == ["versions", "devices", "tokens", "potential"]
+    assert list(told) == ["versions", "devices", "attention", "tokens", "potential"]
     assert {state for state, _ in told.values()} == {"ok"}
     assert re.search(r"jaxcrystal \S+, Python 3\.\d+\.\d+, jax \d.*, pymatgen \d", told["versions"][1])
     assert re.fullmatch(r"8 x .+ \(cpu\)", told["devices"][1])
+    assert told["attention"][1].startswith("blocks (cpu has no kernel of its own), within 0.0")
     assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
     assert re.match(r"CHGNet \S+ passes its self-check \(worst error 0\.\d{3} eV/atom\)", told["potential"][1])
 
@@ -46,3 +51,13 @@ def test_what_is_wrong_fails_its_line(monkeypatch, tmp_path, capsys):
     told = lines(capsys.readouterr().out)
     assert told["tokens"][0] == "FAILED" and load("prototypes:validation").ids[3] in told["tokens"][1]
     assert told["potential"][0] == "FAILED" and f"{tmp_path / 'none'} is no potential" in told["potential"][1]
+
+
+def test_a_kernel_is_held_against_the_reference(monkeypatch):
+    """The TPU's, interpreted; then with a segment that it does not see."""
+    monkeypatch.setattr(flash, "KERNELS", {jax.default_backend(): "splash"})
+    assert re.fullmatch(r"splash \(the kernel of \w+\), within 0\.0[01]\d\d of the reference in bfloat16", _attention())
+    splash = flash.splash
+    monkeypatch.setattr(flash, "splash", lambda q, k, v, segments, rules: splash(q, k, v, 0 * segments, rules))
+    with pytest.raises(UserError, match=r"splash is wrong by \d\.\d+ of the largest value; set model.attention to xla"):
+        _attention()

@@ -10,11 +10,13 @@ BASE = {"jaxcrystal", "config", "errors"}
 ALLOWED = {
     "config": {"errors"},
     "errors": set(),
+    "hosts": BASE,
     "mesh": BASE,
     "crystals": BASE | {"mesh", "crystals"},
     "model": BASE | {"mesh", "crystals", "model"},
-    "train": BASE | {"mesh", "crystals", "model", "train"},
+    "train": BASE | {"hosts", "mesh", "crystals", "model", "train"},
     "sample": BASE | {"mesh", "crystals", "model", "sample"},
+    "aot": BASE | {"mesh", "crystals", "model", "train", "sample", "aot"},
     "evaluate": BASE | {"evaluate", "crystals.crystal", "crystals.text"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.

@@ -22,6 +22,7 @@ from jaxcrystal.crystals.text import MASK
 from jaxcrystal.errors import UserError
 
 COMPACT = Path(__file__).with_name("compact.model")
+PAD = "[PAD]"  #: the piece that crystal-text-llm adds to LLaMA-2's vocabulary
 
 
 class Tokenizer(Protocol):
@@ -50,7 +51,8 @@ class SentencePieceTokenizer:
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
-        self.pad_id: int = max(self._model.pad_id(), 0)  # LLaMA-2 has none: <unk> stands in, under the loss mask
+        # LLaMA-2 has none until `with_pad` adds it: <unk> stands in, under the loss mask.
+        self.pad_id: int = max(self._model.pad_id(), 0)
         if self.bos_id < 0 or self.eos_id < 0:
             raise UserError(f"{path} has no beginning- or end-of-sequence piece; jaxcrystal needs both")
 
@@ -73,6 +75,12 @@ class SentencePieceTokenizer:
         return [piece(i) for i in range(self.vocab_size)]
 
     @cached_property
+    def special(self) -> dict[str, tuple[str, int]]:
+        """The pieces that are no text and their ids, by role: bos, eos, unk and, where there is one, pad."""
+        ids = {role: getattr(self._model, f"{role}_id")() for role in ("bos", "eos", "unk", "pad")}
+        return {role: (self._model.id_to_piece(i), i) for role, i in ids.items() if i >= 0}
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of the model file: models and samples name the tokenizer that they belong to."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
@@ -87,6 +95,41 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer:
         return SentencePieceTokenizer(path)
     except (RuntimeError, OSError):
         raise UserError(f"{path} is not a SentencePiece model") from None
+
+
+def with_pad(model: bytes) -> bytes:
+    """A SentencePiece model file with the control piece [PAD] behind all others; itself if it has a piece for padding.
+
+    Tokens of texts stay as they are: no text holds a control piece.
+    """
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return model if tokenizer.pad_id() >= 0 else model + _pad_piece(tokenizer.vocab_size())
+
+
+def without_pad(model: bytes) -> bytes:
+    """The opposite of `with_pad`; a model to which that added nothing is returned as it is."""
+    last = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size() - 1
+    return model.removesuffix(_pad_piece(last))
+
+
+def _pad_piece(i: int) -> bytes:
+    """What, appended to a model file, makes piece `i` the padding.
+
+    Protocol buffers merge when they are joined: `pieces` (field 1 of the model) grows by one, and what `trainer_spec`
+    (field 2) then states of padding is added to what it stated of all else.
+    """
+
+    def varint(n: int) -> bytes:
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    def text(field: int, value: bytes) -> bytes:
+        return varint(field << 3 | 2) + varint(len(value)) + value
+
+    def integer(field: int, value: int) -> bytes:
+        return varint(field << 3) + varint(value)
+
+    piece = text(1, PAD.encode()) + varint(2 << 3 | 5) + bytes(4) + integer(3, 3)  # score 0.0; 3: a control piece
+    return text(1, piece) + text(2, integer(43, i) + text(48, PAD.encode()))  # pad_id, pad_piece
 
 
 def train_compact() -> bytes:

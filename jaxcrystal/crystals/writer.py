@@ -264,24 +264,29 @@ class Writer:
         Tokens beyond `length` are cut off: pack by `lengths`.
         """
         tokens, counted = self._slots(examples, draws)
-        rows, crystals, slots = tokens.shape
+        rows, crystals, _ = tokens.shape
         filled = tokens != EMPTY
-        segment = jnp.broadcast_to(jnp.arange(1, crystals + 1)[:, None], (crystals, slots))
-        position = jnp.cumsum(filled, axis=-1) - 1
         flat = filled.reshape(rows, -1)
-        # Empty slots go to a place beyond the row, which `drop` discards.
-        place = jnp.where(flat, jnp.cumsum(flat, axis=-1) - 1, length)
+        # Adding up in a tree is twice as fast on a CPU as `cumsum`; one list of places for all rows, as a scatter into
+        # rows of their own. Empty slots go to one place beyond the last row.
+        place = jax.lax.associative_scan(jnp.add, flat.astype(jnp.int32), axis=1) - 1
+        place = jnp.where(flat & (place < length), place + length * jnp.arange(rows)[:, None], rows * length)
+        # A scatter costs by the slot: this one carries all that a slot knows, the rest follows from the lengths.
+        carried = jnp.zeros(rows * length + 1, tokens.dtype)
+        carried = carried.at[place.reshape(-1)].set((tokens << 1 | counted).reshape(-1), mode="promise_in_bounds")
+        carried = carried[:-1].reshape(rows, length)
 
-        def close_gaps(values: Array, fill: int) -> Array:
-            values = jnp.broadcast_to(values, tokens.shape).reshape(rows, -1)
-            empty = jnp.full((rows, length), fill, values.dtype)
-            return jax.vmap(lambda row, at, v: row.at[at].set(v, mode="drop"))(empty, place, values)
-
+        lengths = filled.sum(-1)
+        ends = jnp.cumsum(lengths, axis=-1)
+        here = jnp.arange(length)
+        ended = (ends[:, None, :] <= here[:, None]).sum(-1)  # crystals of the row that end before this place
+        begin = jnp.take_along_axis(ends - lengths, jnp.minimum(ended, crystals - 1), axis=1)
+        written = here < ends[:, -1:]
         return Rows(
-            tokens=close_gaps(tokens, self.tables.pad),
-            segments=close_gaps(segment, 0),
-            positions=close_gaps(position, 0),
-            loss_mask=close_gaps(counted, False),
+            tokens=jnp.where(written, carried >> 1, self.tables.pad),
+            segments=jnp.where(written, ended + 1, 0),
+            positions=jnp.where(written, here - begin, 0),
+            loss_mask=written & (carried & 1 == 1),
         )
 
     def _slots(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "*n slots"], Bool[Array, "*n slots"]]:

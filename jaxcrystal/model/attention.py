@@ -5,6 +5,8 @@
 
 The three parts share one softmax but are never joined in memory: the prefix is not copied for each row, and the tail
 is written once, after all layers have read it.
+
+Where there is no cache, `model.flash` takes the place of what is written here, which stays its reference.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcrystal.config import LlamaConfig
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model import flash
 
 #: What one layer reads of a cache: keys and values of the prefix, keys and values of the tails.
 Past = tuple[Array, Array, Array, Array]
@@ -80,6 +84,30 @@ class Cache:
         )
 
 
+@struct.dataclass
+class View:
+    """What each token of a call may attend to, in the form that the implementation asks for."""
+
+    implementation: flash.Implementation = struct.field(pytree_node=False)
+    mask: Bool[Array, "#batch time attended"] | None = None  #: for xla, and for cudnn where there are segments
+    segments: Int[Array, "batch time"] | None = None  #: for blocks and splash
+
+    @classmethod
+    def of(
+        cls,
+        implementation: flash.Implementation,
+        time: int,
+        segments: Int[Array, "batch time"] | None = None,
+        cache: Cache | None = None,
+    ) -> View:
+        """Of `time` tokens, causally, within equal `segments` (None: one segment a row) or behind a cache."""
+        if implementation in ("blocks", "splash"):
+            return cls(implementation, segments=segments)
+        if implementation == "cudnn" and segments is None:
+            return cls(implementation)
+        return cls(implementation, mask=visible(time, segments, cache))
+
+
 def visible(
     time: int, segments: Int[Array, "batch time"] | None = None, cache: Cache | None = None
 ) -> Bool[Array, "#batch time attended"]:
@@ -106,14 +134,21 @@ def attend(
     queries: Float[Array, "batch time heads head_dim"],
     keys: Float[Array, "batch time kv_heads head_dim"],
     values: Float[Array, "batch time kv_heads head_dim"],
-    mask: Bool[Array, "#batch time attended"],
+    view: View,
+    rules: ShardingRules,
     past: Past | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """softmax(q kᵀ / √head_dim) v over prefix, tail and this call's tokens (arXiv 1706.03762, equation 1).
 
     Heads are grouped (arXiv 2305.13245): query head h reads key head h // (heads / kv_heads). `past` is one layer of
-    `Cache.layers`, `mask` is `visible` of the same cache. Scores and softmax are float32.
+    `Cache.layers`, and `view` is of the same cache. Scores and softmax are float32.
     """
+    if view.implementation == "blocks":
+        return flash.blocks(queries, keys, values, view.segments)
+    if view.implementation == "splash":
+        return flash.splash(queries, keys, values, view.segments, rules)
+    if view.implementation == "cudnn":
+        return flash.cudnn(queries, keys, values, view.mask)
     shape = queries.shape
     queries = queries.reshape(*shape[:2], keys.shape[2], -1, shape[3])
     parts = [("bskd", keys, values)]
@@ -125,7 +160,7 @@ def attend(
         return jnp.einsum(pattern, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
     scores = jnp.concatenate([product(f"btkgd,{axes}->bkgts", queries, k) for axes, k, _ in parts], axis=-1)
-    scores = jnp.where(mask[:, None, None], scores * shape[3] ** -0.5, jnp.finfo(scores.dtype).min)
+    scores = jnp.where(view.mask[:, None, None], scores * shape[3] ** -0.5, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
     output, start = 0.0, 0
     for axes, _, v in parts:

@@ -1,41 +1,61 @@
-"""Hugging Face checkpoints of LLaMA, onto a mesh and back: one table says which tensor is which parameter.
+"""Checkpoints of Hugging Face, Meta and PEFT, onto a mesh and back: one table says which tensor is which parameter.
 
 Reading and writing go through the same rows. A tensor of a layer becomes one slice of the parameter that stacks all
-layers; PyTorch's linear weights are [out, in], our kernels [in, out].
+layers; PyTorch's linear weights are [out, in], our kernels and adapters [in, out].
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
 
-from jaxcrystal.config import LlamaConfig, from_dict
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.model.config_map import read_hf, read_meta, read_peft
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.model.meta_shards import MetaShards
+from jaxcrystal.model.tensor_files import Index, TensorFiles, Tensors
+from jaxcrystal.model.vocabulary import LongerVocabulary
 
-#: parameter path (a regex) -> name of the tensor, and whether it is transposed
+#: parameter, the tensor's name (all end with .weight) at Hugging Face, and at Meta
 TABLE = (
-    (r"embed_tokens/embedding", r"model.embed_tokens.weight", False),
-    (r"layers/(\w+_layernorm|input_layernorm)/scale", r"model.layers.{layer}.\1.weight", False),
-    (r"layers/(self_attn|mlp)/(\w+)/kernel", r"model.layers.{layer}.\1.\2.weight", True),
-    (r"norm/scale", r"model.norm.weight", False),
-    (r"lm_head/kernel", r"lm_head.weight", True),
-)
+    ("embed_tokens/embedding", "model.embed_tokens", "tok_embeddings"),
+    ("layers/input_layernorm/scale", "model.layers.{}.input_layernorm", "layers.{}.attention_norm"),
+    ("layers/self_attn/q_proj/kernel", "model.layers.{}.self_attn.q_proj", "layers.{}.attention.wq"),
+    ("layers/self_attn/k_proj/kernel", "model.layers.{}.self_attn.k_proj", "layers.{}.attention.wk"),
+    ("layers/self_attn/v_proj/kernel", "model.layers.{}.self_attn.v_proj", "layers.{}.attention.wv"),
+    ("layers/self_attn/o_proj/kernel", "model.layers.{}.self_attn.o_proj", "layers.{}.attention.wo"),
+    ("layers/post_attention_layernorm/scale", "model.layers.{}.post_attention_layernorm", "layers.{}.ffn_norm"),
+    ("layers/mlp/gate_proj/kernel", "model.layers.{}.mlp.gate_proj", "layers.{}.feed_forward.w1"),
+    ("layers/mlp/up_proj/kernel", "model.layers.{}.mlp.up_proj", "layers.{}.feed_forward.w3"),
+    ("layers/mlp/down_proj/kernel", "model.layers.{}.mlp.down_proj", "layers.{}.feed_forward.w2"),
+    ("norm/scale", "model.norm", "norm"),
+    ("lm_head/kernel", "lm_head", "output"),
+)  # fmt: skip
+
+#: How PEFT calls the adapters of a kernel: as Hugging Face calls the kernel, between these.
+PEFT_PREFIX, PEFT_SUFFIX = "base_model.model.", {"a": ".lora_A", "b": ".lora_B"}
 
 #: Tensors that carry nothing we need: RoPE's frequencies follow from the config, a tied head is the embedding.
-IGNORED = r".*\.rotary_emb\.inv_freq"
+IGNORED = r".*\.rotary_emb\.inv_freq|rope\.freqs"
 IGNORED_WHEN_TIED = r"lm_head\.weight"
+
+#: What safetensors and numpy call the numbers that weights may be.
+FLOATS = {"F64", "F32", "F16", "BF16", "float32", "float16", "bfloat16"}
+
+Dialect = Literal["hf", "meta", "peft"]
 
 
 @dataclass(frozen=True)
@@ -47,175 +67,185 @@ class Source:
     transposed: bool
 
 
-def source(path: str, layers: int) -> Source:
+def source(path: str, layers: int, dialect: Dialect = "hf") -> Source:
     """The row of the table that holds the parameter at `path` (names joined by `/`)."""
-    for pattern, template, transposed in TABLE:
-        if match := re.fullmatch(pattern, path):
-            name = match.expand(template)
-            stacked = "{layer}" in name
-            names = [name.format(layer=i) for i in range(layers)] if stacked else [name]
-            return Source(tuple(names), stacked, transposed)
+    module, _, last = path.rpartition("/")
+    adapter = PEFT_SUFFIX.get(last) if dialect == "peft" else None
+    wanted = f"{module}/kernel" if adapter else path
+    for parameter, hf, meta in TABLE:
+        if parameter == wanted:
+            template = f"{PEFT_PREFIX}{hf}{adapter}" if adapter else meta if dialect == "meta" else hf
+            stacked = "{}" in template
+            names = [f"{template}.weight".format(i) for i in range(layers if stacked else 1)]
+            return Source(tuple(names), stacked, transposed=adapter is not None or last == "kernel")
     raise KeyError(path)
 
 
-def to_hf(params: dict[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
+def to_hf(params: Mapping[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a Hugging Face checkpoint, by name, one at a time on the host; the opposite of `load_hf`."""
-    for path, value in flatten_dict(params, sep="/").items():
-        row = source(path, layers)
+    return _to_files(params, layers, "hf")
+
+
+def to_peft(adapters: Mapping[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Likewise every tensor of PEFT's file of adapters."""
+    return _to_files(adapters, layers, "peft")
+
+
+def _to_files(variables: Mapping[str, Any], layers: int, dialect: Dialect) -> Iterator[tuple[str, np.ndarray]]:
+    for path, value in flatten_dict(dict(variables), sep="/").items():
+        row = source(path, layers, dialect)
         for i, name in enumerate(row.tensors):
             tensor = np.asarray(value[i] if row.stacked else value)
             yield name, np.ascontiguousarray(tensor.T if row.transposed else tensor)
 
 
-def load_hf(directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None) -> tuple[LlamaConfig, dict[str, Any]]:
-    """The config and the parameters of a Hugging Face directory with `config.json` and safetensors.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights as somebody else stored them, whole and of the right shapes; nothing of them is loaded yet."""
 
-    Each device's part of each parameter is read from the files on its own, so that the host holds no more than one
-    part at a time. `dtype` of the parameters is by default that of the config (float16, which TPUs lack, becomes
-    bfloat16). Raises UserError: for a config that is not such a LLaMA's; once, for all tensors that are missing,
-    unexpected or of another shape, by name; for a file that cannot be read.
+    config: LlamaConfig
+    tensors: Tensors
+    dialect: Dialect
+    lora: LoraConfig | None = None  #: of adapters, which are then all that the checkpoint holds
+
+    def load(self, mesh: Mesh, dtype: DTypeLike | None = None) -> Iterator[tuple[str, jax.Array]]:
+        """Each parameter, by path, on its devices.
+
+        Each device's part of each tensor is read from the files on its own, so that beside what the devices hold, the
+        host holds one tensor at a time. `dtype` is by default that of the config (float16, which TPUs lack, becomes
+        bfloat16); adapters are float32.
+        """
+        dtype = np.dtype(np.float32 if self.lora else dtype or self.config.dtype)
+        for path, leaf in _wanted(self.config, self.lora, mesh).items():
+            row = source(path, self.config.num_hidden_layers, self.dialect)
+            yield path, _load(self.tensors, row, leaf, dtype)
+
+    def with_vocabulary(self, pad: bool, multiple: int) -> Checkpoint:
+        """With [PAD] behind the vocabulary (`pad`), and rows of zeros up to a multiple, which get no logit."""
+        size = self.config.vocab_size + pad
+        config = replace(self.config, vocab_size=size, vocab_multiple=multiple)
+        paths = ["embed_tokens/embedding"] + ([] if config.tie_word_embeddings else ["lm_head/kernel"])
+        names = tuple(source(path, 1, self.dialect).tensors[0] for path in paths)
+        return replace(
+            self, config=config, tensors=LongerVocabulary(self.tensors, names, config.padded_vocab_size, pad)
+        )
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """The LLaMA in a directory of Hugging Face (config.json) or Meta (params.json).
+
+    Raises UserError: for a config that is not such a LLaMA's; once, for all tensors that are missing, unexpected or of
+    another shape, by name; for a file that cannot be read.
     """
     directory = Path(directory)
-    config = read_config(directory)
-    files = _tensor_files(directory)
-    wanted = flatten_dict(abstract_variables(Llama(config), mesh)["params"], sep="/")
-    sources = {path: source(path, config.num_hidden_layers) for path in wanted}
-    _check(directory, config, files, wanted, sources)
-    dtype = np.dtype(dtype or config.dtype)
-
-    def load(leaf: jax.ShapeDtypeStruct, row: Source) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            if not row.stacked:
-                return _read(files, row, row.tensors[0], index).astype(dtype)
-            shape = [len(range(size)[along]) for along, size in zip(index, leaf.shape, strict=True)]
-            stack = np.empty(shape, dtype)
-            for layer, name in zip(stack, row.tensors[index[0]], strict=True):
-                layer[:] = _read(files, row, name, index[1:])
-            return stack
-
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=dtype)
-
-    params = {path: load(wanted[path], sources[path]) for path in wanted}
-    return config, unflatten_dict(params, sep="/")
+    if (directory / "params.json").exists() and not (directory / "config.json").exists():
+        return _open_meta(directory)
+    config = read_hf(directory)
+    files = TensorFiles(directory)
+    checkpoint = Checkpoint(config, files, "hf")
+    _check(checkpoint, f"{directory} does not hold the LLaMA that its config.json describes", files.lost)
+    return checkpoint
 
 
-def read_config(directory: Path) -> LlamaConfig:
-    """`config.json` of transformers, old or new, as a LlamaConfig. Raises UserError for what cannot be run here."""
-    path = directory / "config.json"
-    theirs = _read_json(path)
-    if theirs.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; only 'llama' can be converted")
-    for key, only in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if theirs.get(key, only) != only:
-            raise UserError(f"{path}: {key} is {theirs[key]!r}; only {only!r} is supported")
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [key for key in required if key not in theirs]:
-        raise UserError(f"{path}: {', '.join(missing)} missing; is it the config of a LLaMA?")
-    heads = theirs["num_attention_heads"]
-    # What a config leaves out has the value that transformers gives it.
-    ours = {key: theirs[key] for key in required} | {
-        "num_key_value_heads": theirs.get("num_key_value_heads") or heads,
-        "head_dim": theirs.get("head_dim") or theirs["hidden_size"] // heads,
-        "max_position_embeddings": theirs.get("max_position_embeddings", 2048),
-        "rms_norm_eps": theirs.get("rms_norm_eps", 1e-6),
-        "tie_word_embeddings": theirs.get("tie_word_embeddings", False),
-        "dtype": "float32" if _stated_dtype(theirs) == "float32" else "bfloat16",
-        **_rope(theirs, path),
+def _open_meta(directory: Path) -> Checkpoint:
+    shards = MetaShards(directory)
+    head = source("lm_head/kernel", 1, "meta").tensors[0]
+    half = {"float16", "bfloat16"} & set(shards.dtypes.values())
+    config = read_meta(directory, max(shards.rows(head), 1), "bfloat16" if half else "float32")
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    rotary = {
+        name: count
+        for kernel, count in heads.items()
+        for name in source(f"layers/self_attn/{kernel}/kernel", config.num_hidden_layers, "meta").tensors
     }
-    return from_dict(LlamaConfig, ours, str(path))
+    shards.join(_expected(config, None, "meta"), rotary)
+    checkpoint = Checkpoint(config, shards, "meta")
+    _check(checkpoint, f"{directory} does not hold the LLaMA that its params.json describes")
+    return checkpoint
 
 
-def _stated_dtype(theirs: dict[str, Any]) -> str:
-    return theirs.get("dtype") or theirs.get("torch_dtype") or "float32"
+def open_adapters(directory: str | Path, config: LlamaConfig) -> Checkpoint:
+    """PEFT's adapters for a model of this config. Raises UserError as `open_checkpoint` does."""
+    directory = Path(directory)
+    files = TensorFiles(directory, ("adapter_model.safetensors", "adapter_model.bin"))
+    found = {match[1] for name in files.shapes if (match := re.search(r"\.(\w+)\.lora_A\.", name))}
+    checkpoint = Checkpoint(config, files, "peft", read_peft(directory, found))
+    _check(checkpoint, f"{directory} does not hold the adapters that its adapter_config.json describes, for this base")
+    return checkpoint
 
 
-def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Before transformers 5: rope_theta beside rope_scaling; since then: both in rope_parameters."""
-    stated = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    theta = stated.get("rope_theta", theirs.get("rope_theta", 10000.0))
-    kind = stated.get("rope_type", stated.get("type", "default"))
-    scaling = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }
-    if kind not in scaling:
-        raise UserError(f"{path}: rope_type is {kind!r}; supported are {', '.join(scaling)}")
-    if missing := [key for key in scaling[kind] if key not in stated]:
-        raise UserError(f"{path}: rope_type {kind!r} needs {', '.join(missing)}")
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    return {"rope_theta": theta, "rope_scaling": {"rope_type": kind, **{key: stated[key] for key in scaling[kind]}}}
+def load_hf(directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None) -> tuple[LlamaConfig, dict[str, Any]]:
+    """The config and all parameters of `open_checkpoint`, its vocabulary as it is."""
+    checkpoint = open_checkpoint(directory)
+    return checkpoint.config, unflatten_dict(dict(checkpoint.load(mesh, dtype)), sep="/")
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """In which file each tensor is said to be; the file may be missing."""
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{index} has no weight_map; download or save the checkpoint again")
-        return {name: directory / file for name, file in weight_map.items()}
-    if not single.exists():
-        raise UserError(f"{directory} holds neither {single.name} nor {index.name}; save the model as safetensors")
-    with _open(single) as file:
-        return dict.fromkeys(file.keys(), single)
+def _wanted(config: LlamaConfig, lora: LoraConfig | None, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of a checkpoint: all of a model, or its adapters alone where there are any."""
+    variables = abstract_variables(Llama(config, lora), mesh)
+    return flatten_dict(variables["params" if lora is None else "lora"], sep="/")
 
 
-def _check(
-    directory: Path,
-    config: LlamaConfig,
-    files: dict[str, Path],
-    wanted: dict[str, jax.ShapeDtypeStruct],
-    sources: dict[str, Source],
-) -> None:
-    """Raises one UserError for all tensors that are missing, unexpected or of another shape than `wanted`."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for path, row in sources.items():
-        shape = wanted[path].shape[row.stacked :]
+def _expected(config: LlamaConfig, lora: LoraConfig | None, dialect: Dialect) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that there should be."""
+    expected = {}
+    for path, leaf in _wanted(config, lora, make_mesh(MeshConfig(1, 1, 1), jax.local_devices())).items():
+        row = source(path, config.num_hidden_layers, dialect)
+        shape = leaf.shape[row.stacked :]
         expected |= dict.fromkeys(row.tensors, shape[::-1] if row.transposed else shape)
-    found: dict[str, tuple[int, ...]] = {}
-    absent = {file for file in files.values() if not file.exists()}
-    for file in sorted(set(files.values()) - absent):
-        with _open(file) as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return expected
+
+
+def _check(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}) -> None:
+    """Raises one UserError for all tensors that are missing, unexpected, of another shape, or no floating point."""
+    found, dtypes = checkpoint.tensors.shapes, checkpoint.tensors.dtypes
+    expected = _expected(checkpoint.config, checkpoint.lora, checkpoint.dialect)
     problems = []
     for name, shape in expected.items():
         if name not in found:
-            where = f" ({files[name].name} is not there)" if files.get(name) in absent else ""
+            where = f" ({lost[name]} is not there)" if name in lost else ""
             problems.append(f"{name}: expected {list(shape)}, missing{where}")
         elif found[name] != shape:
             problems.append(f"{name}: expected {list(shape)}, found {list(found[name])}")
-    ignored = f"{IGNORED}|{IGNORED_WHEN_TIED}" if config.tie_word_embeddings else IGNORED
+        elif dtypes[name] not in FLOATS:
+            problems.append(f"{name}: expected floating-point numbers, found {dtypes[name]}; is it quantized?")
+    ignored = f"{IGNORED}|{IGNORED_WHEN_TIED}" if checkpoint.config.tie_word_embeddings else IGNORED
     for name in found.keys() - expected.keys():
         if not re.fullmatch(ignored, name):
             problems.append(f"{name}: not expected, found {list(found[name])}")
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise UserError(f"{directory} does not hold the LLaMA that its config.json describes:\n  {listed}")
+        raise UserError(f"{complaint}:\n  {listed}")
 
 
-def _read(files: dict[str, Path], row: Source, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """This part of a parameter (of one layer), and nothing else of the file."""
-    with _open(files[name]) as file:
-        tensor = file.get_slice(name)
-        return tensor[index[::-1]].T if row.transposed else tensor[index]
+def _load(tensors: Tensors, row: Source, leaf: jax.ShapeDtypeStruct, dtype: np.dtype) -> jax.Array:
+    """One parameter. Layers are written into their stack one after the other, on the devices."""
+    if not row.stacked:
+        return _load_tensor(tensors, row, row.tensors[0], leaf.shape, leaf.sharding, dtype)
+    stack = jnp.zeros(leaf.shape, dtype, device=leaf.sharding)
+    one = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+    for i, name in enumerate(row.tensors):
+        layer = _load_tensor(tensors, row, name, leaf.shape[1:], one, dtype)
+        stack = _write_layer(stack, layer, i, leaf.sharding).block_until_ready()  # the host's copy can go
+    return stack
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); download or save it again") from None
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _write_layer(stack: jax.Array, layer: jax.Array, i: jax.Array, sharding: NamedSharding) -> jax.Array:
+    stack = jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
+    return jax.lax.with_sharding_constraint(stack, sharding)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name a Hugging Face model directory") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold an object, found {type(data).__name__}")
-    return data
+def _load_tensor(
+    tensors: Tensors, row: Source, name: str, shape: tuple[int, ...], sharding: NamedSharding, dtype: np.dtype
+) -> jax.Array:
+    """One tensor, each device's part read on its own, and once for devices that hold the same part."""
+    read: dict[str, np.ndarray] = {}
+
+    def part(index: Index) -> np.ndarray:
+        if (key := str(index)) not in read:
+            part = tensors.read(name, index[::-1]).T if row.transposed else tensors.read(name, index)
+            read[key] = np.array(part, dtype, order="C")  # a copy: never a window into the file
+        return read[key]
+
+    return jax.make_array_from_callback(shape, sharding, part, dtype=dtype)

@@ -8,19 +8,27 @@ norms, softmax and logits are float32, parameters stay in the dtype in which the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model.attention import Cache, Past, attend, visible
+from jaxcrystal.model import flash
+from jaxcrystal.model.attention import Cache, Past, View, attend
 from jaxcrystal.model.lora import Linear, check_targets
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
+
+#: What each layer keeps from forward to backward beside its input, by `config.remat`; "none" keeps everything.
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Llama(nn.Module):
@@ -34,9 +42,13 @@ class Llama(nn.Module):
         config = self.config
         if self.lora is not None:
             check_targets(self.lora)
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, self.rules)
+        self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size, self.rules)
+        layer = Layer
+        if config.remat != "none":
+            # Argument 5 is `deterministic`, a Python bool; a loop's body needs no guard against common subexpressions.
+            layer = nn.remat(Layer, policy=REMAT[config.remat], static_argnums=5, prevent_cse=not config.scan_layers)
         self.layers = nn.scan(
-            Layer,
+            layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
@@ -46,7 +58,7 @@ class Llama(nn.Module):
         )(config, self.lora, self.rules)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.vocab_size, ("embed", "vocab"), dtype=jnp.float32)
+            self.lm_head = Head(config.hidden_size, config.padded_vocab_size)
 
     def __call__(
         self,
@@ -77,14 +89,31 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens).astype(self.config.dtype)
         x = self.rules.constrain(x, "batch", None, None)
         rotation = rotary(self.config, positions)
-        mask = visible(tokens.shape[1], segments, cache)
-        x, written = self.layers(x, rotation, mask, None if cache is None else cache.layers, deterministic)
+        implementation = "xla"  # it alone reads a cache, and takes the one token that initialization is shown
+        if cache is None and not self.is_initializing():
+            implementation, _ = flash.choose(self.config, *tokens.shape, self.rules)
+        view = View.of(implementation, tokens.shape[1], segments, cache)
+        x, written = self.layers(x, rotation, view, None if cache is None else cache.layers, deterministic)
         return self.norm(x), None if cache is None else cache.append(*written)
 
     def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
-        """The head: its own kernel, or the embedding's transpose where they are tied."""
-        logits = self.embed_tokens.attend(hidden) if self.config.tie_word_embeddings else self.lm_head(hidden)
-        return self.rules.constrain(logits, "batch", None, "vocab")
+        """The scalar product with each column of the head."""
+        return project(hidden, self.head(), self.rules, self.config.vocab_size)
+
+    def head(self) -> Float[Array, "embed vocab"]:
+        """The head's own kernel, or the embedding's transpose where they are tied; gathered over fsdp."""
+        kernel = self.embed_tokens.embedding.T if self.config.tie_word_embeddings else self.lm_head()
+        return self.rules.constrain(kernel, None, "vocab")
+
+
+def project(
+    hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], rules: ShardingRules, pieces: int
+) -> Float32[Array, "batch time vocab"]:
+    """Logits, from products in the dtype of `hidden` that are summed in float32; -inf in columns beyond `pieces`."""
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if head.shape[1] > pieces:
+        logits = jnp.where(jnp.arange(head.shape[1]) < pieces, logits, -jnp.inf)
+    return rules.constrain(logits, "batch", None, "vocab")
 
 
 class Embedding(nn.Module):
@@ -102,10 +131,17 @@ class Embedding(nn.Module):
         # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
         return self.rules.constrain(self.embedding, "vocab", None)[tokens]
 
-    def attend(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
-        """The scalar product with each row."""
-        table = self.embedding.astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+class Head(nn.Module):
+    """One column for each piece of the vocabulary, where these are not the embedding's rows."""
+
+    width: int
+    vocab: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "embed vocab"]:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+        return self.param("kernel", init, (self.width, self.vocab))
 
 
 class Layer(nn.Module):
@@ -120,16 +156,18 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
-        mask: Bool[Array, "#batch time attended"],
+        view: View,
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
-        h, written = Attention(self.config, self.lora, name="self_attn")(h, rotation, mask, past, deterministic)
+        h, written = Attention(self.config, self.lora, self.rules, name="self_attn")(
+            h, rotation, view, past, deterministic
+        )
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
-        x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
+        x = x + FeedForward(self.config, self.lora, self.rules, name="mlp")(h, deterministic)
         # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
         return self.rules.constrain(x, "batch", None, None), None if past is None else written
 
@@ -139,27 +177,31 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
+    rules: ShardingRules
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
-        mask: Bool[Array, "#batch time attended"],
+        view: View,
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
         config = self.config
+        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
+
+        adapted = jnp.copy(x)  # see `Linear`
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
-            y = Linear(count * config.head_dim, ("embed", axis), self.lora, name=name)(x, deterministic)
+            y = linear(count * config.head_dim, ("embed", axis), name=name)(x, deterministic, adapted)
             return y.reshape(*x.shape[:2], count, config.head_dim)
 
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
-        y = attend(queries, keys, values, mask, past).reshape(*x.shape[:2], -1)
-        y = Linear(config.hidden_size, ("heads", "embed"), self.lora, name="o_proj")(y, deterministic)
+        y = attend(queries, keys, values, view, self.rules, past).reshape(*x.shape[:2], -1)
+        y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)
 
 
@@ -168,13 +210,16 @@ class FeedForward(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
+    rules: ShardingRules
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
-        width = self.config.intermediate_size
-        gate = Linear(width, ("embed", "mlp"), self.lora, name="gate_proj")(x, deterministic)
-        up = Linear(width, ("embed", "mlp"), self.lora, name="up_proj")(x, deterministic)
-        down = Linear(self.config.hidden_size, ("mlp", "embed"), self.lora, name="down_proj")
+        config = self.config
+        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
+        adapted = jnp.copy(x)  # see `Linear`
+        gate = linear(config.intermediate_size, ("embed", "mlp"), name="gate_proj")(x, deterministic, adapted)
+        up = linear(config.intermediate_size, ("embed", "mlp"), name="up_proj")(x, deterministic, adapted)
+        down = linear(config.hidden_size, ("mlp", "embed"), name="down_proj")
         return down(nn.silu(gate) * up, deterministic)
 
 

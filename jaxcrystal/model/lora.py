@@ -22,12 +22,14 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxcrystal.config import LoraConfig
+from jaxcrystal.config import LoraConfig, Weights
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model import kernels
 
 #: The kernels that may be adapted, by the names that PEFT's `target_modules` uses.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -49,30 +51,64 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
-    dtype: DTypeLike | None = None  #: of the result; by default that of x
+    weights: Weights = "float"  #: how the kernel is stored
+    rules: ShardingRules = ShardingRules()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n in"], deterministic: bool = True) -> Float[Array, "*n out"]:
-        normal = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
-        kernel = self.param("kernel", normal, (x.shape[-1], self.features))
-        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.dtype or x.dtype)
+    def __call__(
+        self, x: Float[Array, "*n in"], deterministic: bool = True, adapted: Float[Array, "*n in"] | None = None
+    ) -> Float[Array, "*n out"]:
+        """`adapted` is what the adapter reads if not x itself: a copy of x, where several kernels read the same x.
+
+        Backward then adds up what these kernels give to the gradient of x before the adapters' parts come to it: that
+        sum is reduced once over the devices that share the kernels, where each part would be by itself.
+        """
+        kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
+        y = kernels.multiply(x, kernel, self.axes, self.rules)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         a = self._adapter("a", uniform, (self.axes[0], "rank"), (x.shape[-1], self.lora.rank))
         b = self._adapter("b", nn.initializers.zeros, ("rank", self.axes[1]), (self.lora.rank, self.features))
-        x = nn.Dropout(self.lora.dropout)(x, deterministic)
-        return y + (x @ a.astype(x.dtype)) @ b.astype(x.dtype) * (self.lora.alpha / self.lora.rank)
+        x = nn.Dropout(self.lora.dropout)(x if adapted is None else adapted, deterministic)
+        return y + multiply(multiply(x, a), b) * (self.lora.alpha / self.lora.rank)
 
     def _adapter(self, name: str, init: Any, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "m n"]:
         init = nn.with_logical_partitioning(init, axes)
         return self.variable("lora", name, lambda: init(self.make_rng("params"), shape, jnp.float32)).value
 
 
+@jax.custom_vjp
+def multiply(x: Float[Array, "*n in"], w: Float[Array, "in out"]) -> Float[Array, "*n out"]:
+    """x w in x's dtype; the gradient of w has w's: what devices add up of it is float32 where products are bfloat16."""
+    return x @ w.astype(x.dtype)
+
+
+def _multiply(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(x, w), (x, w)
+
+
+def _gradients(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = saved
+    dx = jnp.einsum("...o,io->...i", dy, w.astype(dy.dtype))
+    return dx, jnp.einsum("...i,...o->io", x, dy, preferred_element_type=w.dtype)
+
+
+multiply.defvjp(_multiply, _gradients)
+
+
 def merge(params: dict[str, Any], adapters: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
-    """Parameters of a model without adapters that computes the same: W + (alpha / rank) a b, in W's own dtype."""
+    """Parameters of a model without adapters that computes the same: W + (alpha / rank) a b, in W's own dtype.
+
+    Raises UserError for a quantized W: its codes are too coarse for what the adapters add.
+    """
     if "a" in adapters:
+        if kernels.is_codes(params["kernel"]):
+            raise UserError(
+                f"adapters cannot be merged into {next(iter(params['kernel']))} weights; "
+                "`dequantize` the parameters first, or take the float model that they were converted from"
+            )
         delta = (adapters["a"] @ adapters["b"]) * (config.alpha / config.rank)
         return {"kernel": (params["kernel"] + delta).astype(params["kernel"].dtype)}
     return {name: merge(value, adapters[name], config) if name in adapters else value for name, value in params.items()}

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat, from_dict, to_dict
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
+from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.checkpoint_map import load_hf
+from jaxcrystal.model.checkpoint_map import open_adapters, open_checkpoint
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.model.quantize import quantizer
 
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
 
@@ -188,29 +191,96 @@ def _check_fit(path: Path, saved: dict[str, Any], wanted: dict[str, jax.ShapeDty
         raise UserError(f"the checkpoint {path} does not fit the model that {MODEL_FILE} describes:\n  {listed}")
 
 
-def convert(
-    source: str | Path, out: str | Path, mesh: Mesh | None = None, dtype: DTypeLike | None = None
-) -> LlamaConfig:
-    """A Hugging Face LLaMA directory as the model directory `out`, all at once or not at all.
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A directory to write to, beside `out`, that becomes `out` when all went well and vanishes when not.
 
-    `dtype` of the parameters is by default the source's. Raises UserError if `out` is not empty, and as `load_hf`.
+    Raises UserError if `out` is there and not empty, and for what the disk refuses.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_weights(directory: Path, weights: dict[str, Any]) -> None:
+    """`weights` as the checkpoint of step 0. Raises OSError for what the disk refuses."""
+    try:
+        with ocp.CheckpointManager((directory / CHECKPOINTS).resolve()) as manager:
+            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))
+    except ValueError as error:  # what Orbax makes of a full disk
+        raise OSError(" ".join(str(error).split())) from None
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    weights: Weights = "float",
+    *,
+    base: str | Path | None = None,
+    pad_token: bool = True,
+    vocab_multiple: int = 128,
+) -> LlamaConfig:
+    """LLaMA weights of Hugging Face or Meta, or PEFT's adapters, as the model directory `out`: all at once or not.
+
+    `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says, each as soon
+    as it is loaded. `pad_token` gives a vocabulary without padding a piece [PAD]
+    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is. Embedding
+    and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model directory `base`; their
+    vocabulary is its.
+
+    Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
     """
     source, out = Path(source), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
-    tokenizer = source / TOKENIZER_FILE
-    if not tokenizer.exists():
-        raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            partial = Path(scratch) / "model"
-            config, params = load_hf(source, mesh, dtype)
-            describe(partial, config, None, TextFormat(), tokenizer)
-            with ocp.CheckpointManager((partial / CHECKPOINTS).resolve()) as manager:
-                manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": params})))
-            partial.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write the model directory {out}: {error.strerror} ({error.filename})") from None
+    with written_whole(out) as partial:
+        if (source / "adapter_config.json").exists():
+            if dtype is not None:
+                raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")
+            if weights != "float":
+                raise UserError(f"{source} holds adapters; convert their base with weights {weights!r}, not them")
+            return _convert_adapters(source, base, partial, mesh)
+        if base is not None:
+            raise UserError(f"{source} holds no adapter_config.json: without adapters there is no use for a base")
+        tokenizer = source / TOKENIZER_FILE
+        if not tokenizer.exists():
+            raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
+        checkpoint = open_checkpoint(source)
+        rows, pieces = checkpoint.config.vocab_size, load_tokenizer(tokenizer).vocab_size
+        if pieces > rows:
+            raise UserError(
+                f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's"
+            )
+        model = tokenizer.read_bytes()
+        padded = with_pad(model) if pad_token else model
+        checkpoint = checkpoint.with_vocabulary(pad=padded != model and pieces == rows, multiple=vocab_multiple)
+        config = replace(checkpoint.config, weights=weights)
+        describe(partial, config, None, TextFormat(), tokenizer)
+        (partial / TOKENIZER_FILE).write_bytes(padded)
+        store = quantizer(config, mesh)
+        params = {path: store(path, parameter) for path, parameter in checkpoint.load(mesh, dtype)}
+        save_weights(partial, {"params": unflatten_dict(params, sep="/")})
     return config
+
+
+def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh: Mesh) -> LlamaConfig:
+    if base is None:
+        raise UserError(f"{source} holds adapters; name the model directory that they belong to: --base DIR")
+    description = read_description(base)
+    if description.lora is not None:
+        raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
+    checkpoint = open_adapters(source, description.model)
+    tokenizer = Path(base) / TOKENIZER_FILE
+    describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
+    save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
+    return description.model

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Compiled
 from jaxtyping import Array, Float32, Int, Int32, Key, UInt32
 
 from jaxcrystal.config import MeshConfig
@@ -136,6 +137,24 @@ class Engine:
                     raise UserError(f"the {name} {value} does not lie between 0 and 2³² - 1")
         return self._draw(prompt, jax.random.key(np.uint32(seed)), np.asarray(indices, np.uint32))
 
+    def compile_decode(self, prompt_tokens: int) -> Compiled:
+        """The program behind `draw`, for a prompt of about so many tokens; the model's arrays may be abstract."""
+        variables, whole = self._model.variables, replicated(self._mesh)
+
+        def placed(x: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        prompt = jax.ShapeDtypeStruct((1, -(-prompt_tokens // PROMPT_STEP) * PROMPT_STEP), jnp.int32)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        with jax.set_mesh(self._mesh):
+            slots, desk, first_logits = jax.eval_shape(self._open, variables, prompt, number)
+            slots = jax.tree.map(placed, slots, self._shardings()[0])
+            desk, first_logits, key = jax.tree.map(
+                placed, (desk, first_logits, jax.eval_shape(jax.random.key, 0)), is_leaf=lambda x: hasattr(x, "dtype")
+            )
+            page_index = jax.ShapeDtypeStruct((self._pages,), jnp.uint32)
+            return self._run.lower(variables, slots, desk, first_logits, key, page_index, number).compile()
+
     def _draw(self, prompt: Sequence[int], key: Key[Array, ""], indices: UInt32[np.ndarray, "n"]) -> Iterator[Draw]:
         padded = np.zeros((1, -(-len(prompt) // PROMPT_STEP) * PROMPT_STEP), np.int32)
         padded[0, : len(prompt)] = prompt
@@ -177,7 +196,7 @@ class Engine:
         cache = cache.replace(lengths=length[None]).as_prefix(self.slots, self._limit)
         slots = Slots(
             cache=cache,
-            logits=jnp.zeros((self.slots, config.vocab_size)),
+            logits=jnp.zeros((self.slots, config.padded_vocab_size)),
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
             next=jnp.int32(0),

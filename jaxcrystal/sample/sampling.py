@@ -65,7 +65,8 @@ def sample(
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
     `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. Temperature and top-p are by default the
-    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 512.
+    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 512. Each copy of
+    the model on `mesh` (default: one device) draws `slots` crystals at once.
 
     Raises UserError for settings out of range, a prompt that the context cannot hold, and as `load_model` and `Ledger`.
     """
@@ -84,7 +85,7 @@ def sample(
         model,
         end_id=tokenizer.eos_id,
         methods=methods,
-        slots=min(slots, num),
+        slots=min(slots * (1 if mesh is None else mesh.shape["data"]), num),
         max_new_tokens=max_new_tokens,
         mesh=mesh,
     )

@@ -10,33 +10,39 @@ A second start of the same recipe goes on where the last checkpoint was taken.
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
+from jaxcrystal import hosts
 from jaxcrystal.config import LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import Examples, TokenTables, Writer
+from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
 from jaxcrystal.model import saved
+from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.train import speed
 from jaxcrystal.train.checkpoint import Checkpoints, Place
+from jaxcrystal.train.identity import Identity, differing
+from jaxcrystal.train.interrupt import Interrupt
 from jaxcrystal.train.journal import Journal
 from jaxcrystal.train.packing import Feed
 from jaxcrystal.train.step import StepMetrics, Trainer, TrainState, make_optimizer
 
-#: Keys that may differ between a run and its continuation: they change what is told and kept, not what is computed.
-FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints", "mesh"}
+#: Which crystals stand in each row of a batch, as `Feed.epoch` has it.
+Table = Int[np.ndarray, "rows slots"]
 
 
 @dataclass(frozen=True)
@@ -47,24 +53,22 @@ class TrainReport:
     steps: int
     loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
     validation_loss: float | None  #: after the last step; None likewise
+    stopped: signal.Signals | None = None  #: what asked the run to stop before its end; it is saved and can go on
 
 
 def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = Path(recipe.out)
     mesh = make_mesh(recipe.mesh)
-    rows_divided = mesh.shape["data"] * mesh.shape["fsdp"]
-    if recipe.data.rows_per_batch % rows_divided:
-        raise UserError(
-            f"data.rows_per_batch is {recipe.data.rows_per_batch}; mesh axes data x fsdp divide it by {rows_divided}, "
-            "so it must be a multiple of that"
-        )
+    shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
+    ShardingRules().check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
     tokenizer, config, variables = _start(recipe, mesh)
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
-    feed, validation = (
-        Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
-        for path, seed in ((recipe.data.train, recipe.seed), (recipe.data.validation, 0))
-    )
+    with hosts.together():
+        feed, validation = (
+            Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
+            for path, seed in ((recipe.data.train, recipe.seed), (recipe.data.validation, 0))
+        )
     if recipe.data.tokens_per_row > config.max_position_embeddings:
         raise UserError(
             f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "
@@ -74,20 +78,24 @@ def train(recipe: Recipe) -> TrainReport:
     if steps < 1:
         raise UserError("the recipe asks for no steps; set `steps` or `epochs`")
     trainer = Trainer(
-        Llama(config, recipe.lora), writer, make_optimizer(recipe.optimizer, steps), mesh, recipe.data.tokens_per_row
+        Llama(config, recipe.lora),
+        writer,
+        make_optimizer(recipe.optimizer, steps),
+        mesh,
+        recipe.data.tokens_per_row,
+        recipe.data.loss_block,
+        recipe.data.accumulate,
     )
-    _check_same(out, recipe)
-    try:
-        saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
-        (out / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
-    checkpoints = Checkpoints(out, recipe.keep_checkpoints)
-    try:
-        state, place = checkpoints.restore(trainer, trainer.start(variables))
-        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place)
-    finally:
-        checkpoints.close()
+    with hosts.together():
+        if hosts.is_first():
+            _check_same(out, recipe)
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+    with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
+        state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        with hosts.together():
+            if hosts.is_first():
+                _write_recipe(out, recipe)
+        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 
 def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any]]:
@@ -99,11 +107,22 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
     base = saved.load_model(recipe.base, mesh)
     if base.lora is not None:
         raise UserError(f"base {recipe.base} is a run with adapters of its own; give the model that it was trained on")
-    config = replace(base.config, dtype=recipe.model.dtype, scan_layers=recipe.model.scan_layers)
+    if recipe.model.weights not in ("float", base.config.weights):
+        raise UserError(
+            f"model.weights is {recipe.model.weights!r}, but base {recipe.base} holds {base.config.weights} weights; "
+            f"make a base with `jaxcrystal convert --weights {recipe.model.weights}`"
+        )
+    config = computed_as(base.config, recipe.model)
     variables = base.variables
     if recipe.lora is not None:
         variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
     return load_tokenizer(base.tokenizer_path), config, variables
+
+
+def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
+    """The shape of a base, computed in the way that a recipe's `model` asks for."""
+    ours = ("dtype", "scan_layers", "attention", "remat")
+    return replace(base, **{name: getattr(model, name) for name in ours})
 
 
 def _check_same(out: Path, recipe: Recipe) -> None:
@@ -112,23 +131,19 @@ def _check_same(out: Path, recipe: Recipe) -> None:
     if not path.exists():
         return
     theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
-    if differing := _differing(to_dict(theirs), to_dict(recipe)):
-        raise UserError(
-            f"{out} holds a run of another recipe ({'; '.join(differing)}); set another `out`, or remove {out}"
-        )
+    if found := differing(theirs, to_dict(recipe)):
+        raise UserError(f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}")
 
 
-def _differing(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in ours.items():
-        if key in FREE:
-            continue
-        other = theirs.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += _differing(other, value, f"{prefix}{key}.")
-        elif other != value:
-            found.append(f"{prefix}{key} is {other} there, {value} here")
-    return found
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    """All at once: a run that is killed here leaves the recipe that was there, or none."""
+    path = out / "recipe.yaml"
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
 
 
 class _Run:
@@ -139,40 +154,56 @@ class _Run:
     ) -> None:
         self.recipe, self.trainer, self.feed, self.validation = recipe, trainer, feed, validation
         self.checkpoints, self.steps = checkpoints, steps
+        self.rows = batch_sharding(trainer.mesh)
 
-    def go(self, state: TrainState, start: Place) -> TrainReport:
-        """From `state`, whose next batch is at `start`, to the last step."""
+    def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
+        """From `state`, whose next batch is at `start`, to the last step, or until it is asked to stop."""
         step = done = int(state.step)
-        self.journal = Journal(Path(self.recipe.out) / "metrics.jsonl", done)
+        out = Path(self.recipe.out)
+        self.journal = Journal(out / "metrics.jsonl", done, silent=not hosts.is_first())
+        for remark in remarks if hosts.is_first() else ():
+            tqdm.write(remark)
+            self.journal.tell("damaged", done, remark=remark)
         train_step, eval_step = self._compile(state)
-        loss, validation_loss, window = None, None, []
+        loss, validation_loss, window, best = None, None, [], self.checkpoints.best_loss()
         since = time.perf_counter()
-        with tqdm(total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True) as bar:
-            for step, key, batch, place in self._batches(done, start):
-                state, metrics = train_step(state, batch, key)
-                window.append(metrics)
-                last = step == self.steps
-                if step % self.recipe.log_every == 0 or last:
+        bar = tqdm(
+            total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not hosts.is_first()
+        )
+        with bar, Interrupt() as interrupt:
+            for step, key, crystals, place in self._batches(done, start):
+                state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
+                window.append((crystals, metrics))
+                stop = interrupt.after(step)
+                save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
+                # What is saved is validated first: the last update's loss is not known, and may be no number.
+                validate = step % self.recipe.validate_every == 0 or save
+                if step % self.recipe.log_every == 0 or validate:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
-                if step % self.recipe.validate_every == 0 or last:
-                    validation_loss = self._validate(step, eval_step, state)
+                if validate:
+                    validation_loss = self._validate(step, eval_step, state, crystals)
+                    if save or validation_loss < best:
+                        self.checkpoints.save(self.trainer, state, place, validation_loss)
+                    best = min(best, validation_loss)
                     since = time.perf_counter()
-                if step % self.recipe.checkpoint_every == 0 or last:
-                    self.checkpoints.save(self.trainer, state, place)
                 shown = {"loss": loss, "validation": validation_loss}
                 told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
                 bar.set_postfix(told, refresh=False)
                 bar.update()
-        return TrainReport(Path(self.recipe.out), step, loss, validation_loss)
+                if stop:
+                    self.journal.tell("stopped", step, signal=interrupt.signal.name)
+                    break
+        stopped = interrupt.signal if step < self.steps else None
+        return TrainReport(out, step, loss, validation_loss, stopped)
 
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Both steps; tells the journal how long the first took, and what speed will be measured against."""
         started = time.perf_counter()
-        train_step = self.trainer.compile_train(state, self._place(self.feed.nothing()))
+        train_step = self.trainer.compile_train(state, self.feed.placed(self.feed.nothing().index, self.rows))
         seconds = time.perf_counter() - started
-        eval_step = self.trainer.compile_eval(state, self._place(self.validation.nothing()))
-        device = self.trainer.mesh.devices.flat[0]
+        eval_step = self.trainer.compile_eval(state, self.validation.placed(self.validation.nothing().index, self.rows))
+        device = jax.local_devices()[0]
         peak, origin = speed.peak_flops(device)
         self.peak = peak * self.trainer.mesh.size
         variables = self.trainer.variables(state)
@@ -185,38 +216,38 @@ class _Run:
             compile_seconds=seconds,
             mesh=dict(self.trainer.mesh.shape),
             device=device.device_kind,
-            weights={name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in variables.items()},
+            weights={name: count_weights(tree) for name, tree in variables.items()},
             trained=self.trainer.collection,
+            attention=self.trainer.attention(self.feed.rows_per_batch),
             mfu_formula=speed.FORMULA,
             peak_flops=self.peak,
             peak_from=origin,
         )
         return train_step, eval_step
 
-    def _batches(self, step: int, place: Place) -> Iterator[tuple[int, PRNGKeyArray, Examples, Place]]:
-        """Number of the step, key, batch, and where the next batch is; from `place` until all steps are done."""
+    def _batches(self, step: int, place: Place) -> Iterator[tuple[int, PRNGKeyArray, Table, Place]]:
+        """Number of the step, key, crystals of the batch, where the next one is; from `place` until all are done."""
         epoch, batch = place.epoch, place.batch
         while step < self.steps:
             key, table = self.feed.key(epoch), self.feed.epoch(epoch)
             while batch < len(table) and step < self.steps:
                 step, batch = step + 1, batch + 1
                 after = Place(epoch, batch) if batch < len(table) else Place(epoch + 1, 0)
-                yield step, key, self._place(self.feed.batch(table[batch - 1])), after
+                yield step, key, table[batch - 1], after
             epoch, batch = epoch + 1, 0
 
-    def _place(self, examples: Examples) -> Examples:
-        return jax.device_put(examples, batch_sharding(self.trainer.mesh))
+    def _log(self, step: int, place: Place, window: list[tuple[Table, StepMetrics]], since: float) -> float:
+        """Tells of the steps since the last log; returns the last loss.
 
-    def _log(self, step: int, place: Place, window: list[StepMetrics], since: float) -> float:
-        """Tells of the steps since the last log; returns the last loss. Raises UserError if that is no number."""
-        told = jax.device_get(window)
+        Raises UserError if a loss or gradient is no number, before such weights can be saved.
+        """
+        told = jax.device_get([metrics for _, metrics in window])
         seconds = time.perf_counter() - since
+        for number, ((crystals, _), metrics) in enumerate(zip(window, told, strict=True), step - len(told) + 1):
+            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+                values = {"loss": float(metrics.loss), "norm of the gradient": float(metrics.grad_norm)}
+                self._give_up(f"at step {number}", number, values, crystals)
         loss = float(told[-1].loss)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step} (epoch {place.epoch}, before batch {place.batch}); the checkpoint "
-                f"before it is kept in {self.recipe.out}. A lower optimizer.learning_rate may help"
-            )
         written, crystals = sum(int(m.written) for m in told), sum(int(m.crystals) for m in told)
         flops = written * self.multiplied.flops_per_token(context=written / crystals)
         self.journal.tell(
@@ -234,12 +265,28 @@ class _Run:
         )
         return loss
 
-    def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState) -> float:
-        """Mean loss over the first rows of the validation set, always the same rows and draws."""
+    def _give_up(self, when: str, step: int, values: dict[str, float], crystals: Table) -> None:
+        """Ends a run whose numbers are none, naming the crystals of the batch of `step`."""
+        names = self.feed.names(crystals)
+        self.journal.tell("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
+        what = " and ".join(f"the {name} is {value}" for name, value in values.items())
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise UserError(
+            f"{when} {what}, on the crystals {shown} (all of them in metrics.jsonl); the checkpoint before it is kept "
+            f"in {self.recipe.out}. A lower optimizer.learning_rate may help"
+        )
+
+    def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState, last: Table) -> float:
+        """Mean loss over the first rows of the validation set, always the same rows and draws.
+
+        Raises UserError if it is no number, naming `last`, the crystals of the step before.
+        """
         batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
         key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        told = jax.device_get([eval_step(state, self._place(self.validation.batch(b)), key) for b in table])
+        told = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
         tokens = sum(int(m.tokens) for m in told)
         loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
+        if not math.isfinite(loss):
+            self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
         self.journal.tell("validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in told))
         return loss

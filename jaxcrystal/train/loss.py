@@ -1,24 +1,103 @@
-"""Cross-entropy of the next token, over the tokens that count."""
+"""Cross-entropy of the next token, over the tokens that count, without the logits of all tokens.
+
+    hidden  │ block 0 │ block 1 │ block 2 │ ...      [rows, length, embed], cut along the length
+                 │ head
+    logits  │ block 0 │                              [rows, block, vocab] in float32: one block at a time
+                 │
+    loss    │ block 0 │ + its gradient               where a gradient will be asked for
+
+A block's gradient is taken while its logits are there, so that they are made once and none is kept: backward only
+multiplies by what came from above. Blocks are cut from the length and not from the vocabulary: then every device keeps
+its own rows and its own part of the vocabulary, as the mesh divides them, and the softmax over a vocabulary needs no
+running correction.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxcrystal.crystals.writer import Rows
+from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.model.llama import project
+
+
+@struct.dataclass
+class Sums:
+    """What rows add up to."""
+
+    nats: Float32[Array, ""]  #: -log p(token t+1 | tokens up to t) over counted targets; what is differentiated
+    targets: Int[Array, ""]  #: counted targets
+    tokens: Int[Array, ""]  #: that are not padding
+    crystals: Int[Array, ""]
 
 
 def next_token_loss(
-    logits: Float32[Array, "rows length vocab"], rows: Rows
-) -> tuple[Float32[Array, ""], Int[Array, ""]]:
-    """Sum of -log p(token t+1 | tokens up to t) in nats over counted targets, and how many there are.
+    hidden: Float[Array, "rows length embed"],
+    head: Float[Array, "embed vocab"],
+    rows: Rows,
+    block: int,
+    rules: ShardingRules,
+    pieces: int,
+) -> Sums:
+    """The loss of `rows` and their counts.
 
-    A target counts if its `loss_mask` says so and it belongs to the same crystal as the token before it: the first
-    token of a crystal is never predicted from the end of another.
+    `hidden` and `head` are those of `Llama`; logits exist for `block` tokens of each row at a time, and columns of
+    the head beyond the vocabulary's `pieces` have none. A target counts if its `loss_mask` says so and it belongs to
+    the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
-    targets = rows.tokens[:, 1:]
-    counted = rows.loss_mask[:, 1:] & (rows.segments[:, 1:] == rows.segments[:, :-1]) & (rows.segments[:, 1:] > 0)
-    log_probability = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    chosen = jnp.take_along_axis(log_probability, targets[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(counted, chosen, 0.0)), counted.sum()
+    block = min(block, hidden.shape[1])
+    written = rows.segments > 0
+    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
+    counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
+    # Counts are added up beside the loss: XLA on CPUs may run a sum that does not depend on the layers' collectives
+    # at the same time as these, in another order on each device, and then all wait for each other.
+    counts = jnp.stack([counted, written, written & (rows.positions == 0)], axis=-1)
+
+    def cut(x: Array) -> Array:
+        """[rows, length, ...] -> [blocks, rows, block, ...]; the last block is filled with zeros."""
+        missing = -x.shape[1] % block
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+        return rules.constrain(jnp.moveaxis(x, 1, 0), None, "batch")
+
+    def sums(
+        hidden: Float[Array, "rows block embed"],
+        head: Float[Array, "embed vocab"],
+        targets: Int[Array, "rows block"],
+        counts: Bool[Array, "rows block 3"],
+    ) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
+        """Of one block."""
+        logits = project(hidden, head, rules, pieces)
+        # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
+        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+        nats = jnp.where(counts[..., 0], jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        return jnp.sum(nats), jnp.sum(counts, axis=(0, 1), dtype=jnp.int32)
+
+    nothing = jnp.float32(0), jnp.zeros(3, jnp.int32)
+
+    @jax.custom_vjp
+    def total(hidden: Array, head: Array, *parts: Array) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
+        def add(sum: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+            return jax.tree.map(jnp.add, sum, sums(part[0], head, *part[1:])), None
+
+        return jax.lax.scan(add, nothing, (hidden, *parts))[0]
+
+    def forward(hidden: Array, head: Array, *parts: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        def add(sum: tuple[tuple[Array, Array], Array], part: tuple[Array, ...]) -> tuple[tuple, Array]:
+            found, (d_hidden, d_head) = jax.value_and_grad(sums, (0, 1), has_aux=True)(part[0], head, *part[1:])
+            return jax.tree.map(jnp.add, sum, (found, d_head.astype(jnp.float32))), d_hidden
+
+        start = nothing, jnp.zeros(head.shape, jnp.float32)  # the compiler drops the gradient of a frozen head
+        (found, d_head), d_hidden = jax.lax.scan(add, start, (hidden, *parts))
+        return found, (d_hidden, d_head.astype(head.dtype))
+
+    def backward(gradients: tuple[Array, Array], d_found: tuple[Array, Array]) -> tuple[Array | None, ...]:
+        d_hidden, d_head = (x * d_found[0].astype(x.dtype) for x in gradients)
+        return d_hidden, d_head, None, None
+
+    total.defvjp(forward, backward)
+    nats, counts = total(cut(hidden), head, cut(after(rows.tokens)), cut(counts))
+    return Sums(nats, *counts)

@@ -10,12 +10,14 @@ sentences), and translation, permutation and digits do not change them. So rows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxcrystal.crystals.dataset import CrystalSet
@@ -23,11 +25,15 @@ from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
 
+SPARE_SLOTS = 1.25  #: room for crystals in a row, over the number that fills it on average; each costs time to write
 OPEN_ROWS = 64  #: rows that a crystal may still join; more of them pack no tighter and shuffle less
 
 
-def pack(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows of crystals, each put into the first open row that has room for it (first fit), in the given order."""
+def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: int | None = None) -> list[list[int]]:
+    """Rows of crystals, each put into the first open row that has room for it (first fit), in the given order.
+
+    A row takes no more than `slots` of them; None: as many as fit.
+    """
     done: list[list[int]] = []
     rows: list[list[int]] = []
     room: list[int] = []
@@ -44,6 +50,9 @@ def pack(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[
             at = len(rows) - 1
         rows[at].append(crystal)
         room[at] -= length
+        if len(rows[at]) == slots:
+            done.append(rows.pop(at))
+            room.pop(at)
     return done + rows
 
 
@@ -52,10 +61,11 @@ class Feed:
     """A data set as batches of packed rows; epoch `n` of a seed is the same everywhere and whenever it is asked for."""
 
     examples: Examples  #: numpy arrays of the whole set
+    ids: Sequence[str]  #: what the set calls its crystals
     writer: Writer
     row_length: int
     rows_per_batch: int
-    slots: int  #: crystals that a row has room for: as many as the shortest would fill it
+    slots: int  #: crystals that a row has room for
     seed: int
 
     @classmethod
@@ -84,7 +94,8 @@ class Feed:
                 f"crystal {crystals.ids[worst]} can take {longest[worst]} tokens, a row holds {row_length}; "
                 f"set data.tokens_per_row to {longest[worst]} or more, or prepare with fewer --max-atoms"
             )
-        return cls(examples, writer, row_length, rows_per_batch, row_length // int(shortest.min()), seed)
+        slots = min(row_length // int(shortest.min()), math.ceil(SPARE_SLOTS * row_length / shortest.mean()))
+        return cls(examples, crystals.ids, writer, row_length, rows_per_batch, slots, seed)
 
     def key(self, epoch: int) -> PRNGKeyArray:
         """The key of all draws of an epoch; with a crystal's index it decides how that crystal is written."""
@@ -94,7 +105,7 @@ class Feed:
         """Which crystals stand in each row of each batch of an epoch; -1 fills slots, and rows of the last batch."""
         lengths = np.asarray(self._lengths(self.key(number), self.examples))
         order = np.random.default_rng([self.seed, number]).permutation(len(lengths))
-        rows = pack(lengths, order, self.row_length)
+        rows = pack(lengths, order, self.row_length, self.slots)
         batches = -(-len(rows) // self.rows_per_batch)
         table = np.full((batches * self.rows_per_batch, self.slots), -1, np.int32)
         for row, crystals in zip(table, rows, strict=False):
@@ -105,9 +116,23 @@ class Feed:
         """The arrays of the crystals of one batch, gathered on the host."""
         return jax.tree.map(lambda x: x[crystals], self.examples).replace(index=crystals)
 
+    def placed(self, crystals: Int[np.ndarray, "rows slots"], sharding: NamedSharding) -> Examples:
+        """`batch` on the devices; each host gathers the rows of its own devices, no others."""
+
+        def gather(x: np.ndarray) -> Array:
+            shape = crystals.shape + x.shape[1:]
+            return jax.make_array_from_callback(shape, sharding, lambda index: x[crystals[index[0]]])
+
+        index = jax.make_array_from_callback(crystals.shape, sharding, lambda index: crystals[index])
+        return jax.tree.map(gather, self.examples).replace(index=index)
+
     def nothing(self) -> Examples:
         """A batch of empty rows, to compile for."""
         return self.batch(np.full((self.rows_per_batch, self.slots), -1, np.int32))
+
+    def names(self, crystals: Int[np.ndarray, "rows slots"]) -> list[str]:
+        """The ids of the crystals of one batch, row by row."""
+        return [self.ids[i] for i in crystals.ravel() if i >= 0]
 
     @cached_property
     def _lengths(self) -> Callable[[PRNGKeyArray, Examples], Int[Array, "crystals"]]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcrystal.config import LlamaConfig
+from jaxcrystal.model.kernels import count_weights
 
 FORMULA = "(2 N + 2 N + 2 M + 6 layers heads head_dim context) tokens/s / (peak FLOP/s of all devices)"
 
@@ -29,6 +30,7 @@ PEAK = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # v5p too, by its compiler; v5e is "TPU v5 lite", above
     "TPU v6": 918e12,
 }
 
@@ -44,9 +46,9 @@ class Multiplied:
     @classmethod
     def of(cls, config: LlamaConfig, variables: dict[str, Any], trained: str) -> Multiplied:
         """Counts the weights of `variables`, of which the collection `trained` is trained."""
-        sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in variables.items()}
+        sizes = {name: count_weights(tree) for name, tree in variables.items()}
         if not config.tie_word_embeddings:
-            sizes["params"] -= config.vocab_size * config.hidden_size  # looked up
+            sizes["params"] -= config.padded_vocab_size * config.hidden_size  # looked up
         return cls(config, sum(sizes.values()), sizes[trained])
 
     def flops_per_token(self, context: float) -> float:

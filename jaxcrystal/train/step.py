@@ -1,6 +1,6 @@
 """One step of training, as one compiled program: draw, write, forward, backward, update.
 
-    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ AdamW ──▶ state
+    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ sum over micro-batches ──▶ AdamW ──▶ state
 
 What is trained is one collection of the model's variables: `lora` on a frozen `params`, or `params` themselves.
 """
@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec, Sharding
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import OptimizerConfig
-from jaxcrystal.crystals.writer import Examples, Writer
+from jaxcrystal.crystals.writer import Examples, Rows, Writer
+from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
+from jaxcrystal.model import flash
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.train.loss import next_token_loss
+
+T = TypeVar("T")
 
 
 @struct.dataclass
@@ -44,6 +48,10 @@ class StepMetrics:
     written: Int[Array, ""]  #: tokens that are not padding
     crystals: Int[Array, ""]
     grad_norm: Float32[Array, ""]  #: before clipping
+
+    def mean(self) -> StepMetrics:
+        """With the mean over tokens in the place of a loss that is still their sum."""
+        return self.replace(loss=self.loss / jnp.maximum(self.tokens, 1))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -68,6 +76,15 @@ class Trainer:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     row_length: int
+    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
+    accumulate: int = 1  #: micro-batches of a batch
+
+    def __post_init__(self) -> None:
+        if self.collection == "params" and self.model.config.weights != "float":
+            raise UserError(
+                f"{self.model.config.weights} weights are frozen, only adapters on them can be trained: set lora.rank, "
+                "or train a float model"
+            )
 
     @property
     def collection(self) -> str:
@@ -76,22 +93,43 @@ class Trainer:
 
     def start(self, variables: dict[str, Any]) -> TrainState:
         """The state before the first step; the optimizer's moments live where the variables do."""
+        wanted = self.abstract_start(variables)
+        optimizer = jax.jit(self.optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, wanted.optimizer))(
+            variables[self.collection]
+        )
+        step = jax.device_put(jnp.int32(0), wanted.step.sharding)
+        return TrainState(step, variables[self.collection], wanted.frozen, optimizer)
+
+    def abstract_start(self, variables: dict[str, Any]) -> TrainState:
+        """`start`, computing nothing: shapes and places of the step and the optimizer, beside the variables given.
+
+        Enough to compile for, as `variables` may be abstract too (jax.ShapeDtypeStruct with a sharding).
+        """
         frozen = {name: value for name, value in variables.items() if name != self.collection}
         trained = variables[self.collection]
         whole = replicated(self.mesh)
-        placed = optax.tree_utils.tree_map_params(
+
+        def placed(x: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        optimizer = optax.tree_utils.tree_map_params(
             self.optimizer,
-            lambda _, weight: weight.sharding,
+            lambda moment, weight: placed(moment, weight.sharding),
             jax.eval_shape(self.optimizer.init, trained),
             trained,
-            transform_non_params=lambda _: whole,
+            transform_non_params=lambda x: placed(x, whole),
         )
-        optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trained)
-        return TrainState(jax.device_put(jnp.int32(0), whole), trained, frozen, optimizer)
+        return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), trained, frozen, optimizer)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The model's variables, as `Llama.apply` takes them."""
         return {**state.frozen, self.collection: state.trained}
+
+    def attention(self, rows: int) -> str:
+        """What computes the attention of batches of `rows`, and why."""
+        with jax.set_mesh(self.mesh):
+            chosen = flash.choose(self.model.config, rows // self.accumulate, self.row_length, self.model.rules)
+        return ": ".join(chosen)
 
     def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:
         """`step(state, examples, key) -> (state, metrics)` for these shapes and places; it consumes its state."""
@@ -111,34 +149,67 @@ class Trainer:
         with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
             return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
 
-    def _loss(
+    def _rows(self, examples: Examples, key: PRNGKeyArray) -> Rows:
+        """Drawn and written, by each device for its own rows: they need nothing of another's."""
+
+        def own(examples: Examples, key: PRNGKeyArray) -> Rows:
+            return self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+
+        batch = self.model.rules.spec(("batch",))
+        return jax.shard_map(own, in_specs=(batch, PartitionSpec()), out_specs=batch, check_vma=False)(examples, key)
+
+    def _sums(
         self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
     ) -> tuple[Float32[Array, ""], StepMetrics]:
-        rows = self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
-        logits, _ = self.model.apply(
+        """The loss of some rows as a sum over its tokens, alone and among their counts."""
+        rows = self._rows(examples, key)
+        hidden, _ = self.model.apply(
             variables,
             rows.tokens,
             rows.positions,
             rows.segments,
             deterministic=dropout is None,
             rngs={} if dropout is None else {"dropout": dropout},
+            method="hidden",
         )
-        total, tokens = next_token_loss(logits, rows)
-        loss = total / jnp.maximum(tokens, 1)
-        written, crystals = (rows.segments > 0).sum(), (examples.index >= 0).sum()
-        return loss, StepMetrics(loss, tokens, written, crystals, grad_norm=jnp.float32(0))
+        head = self.model.apply(variables, method="head")
+        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.rules, self.model.config.vocab_size)
+        metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
+        return sums.nats, metrics
+
+    def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
+        """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""
+        n = self.accumulate
+
+        def divide(x: Array) -> Array:
+            x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+            return self.model.rules.constrain(x, None, "batch")
+
+        def add(total: T, numbered: tuple[Examples, Int[Array, ""]]) -> tuple[T, None]:
+            return jax.tree.map(jnp.add, total, compute(*numbered)), None
+
+        parts = jax.tree.map(divide, examples), jnp.arange(n)
+        first = jax.tree.map(lambda x: x[0], parts)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *first))
+        return jax.lax.scan(add, nothing, parts)[0]
 
     def _train_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
         dropout = jax.random.fold_in(jax.random.fold_in(key, 0xD809), state.step)
 
-        def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
-            return self._loss({**state.frozen, self.collection: trained}, examples, key, dropout)
+        def gradient(rows: Examples, number: Int[Array, ""]) -> tuple[dict[str, Any], StepMetrics]:
+            def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
+                variables = {**state.frozen, self.collection: trained}
+                return self._sums(variables, rows, key, jax.random.fold_in(dropout, number))
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.trained)
+            return jax.grad(loss, has_aux=True)(state.trained)
+
+        grads, metrics = self._accumulated(gradient, examples)
+        grads = jax.tree.map(lambda x: x / jnp.maximum(metrics.tokens, 1), grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         state = state.replace(step=state.step + 1, trained=trained, optimizer=optimizer)
-        return state, metrics.replace(grad_norm=optax.global_norm(grads))
+        return state, metrics.mean().replace(grad_norm=optax.global_norm(grads))
 
     def _eval_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> StepMetrics:
-        return self._loss(self.variables(state), examples, key, None)[1]
+        variables = self.variables(state)
+        return self._accumulated(lambda rows, _: self._sums(variables, rows, key, None)[1], examples).mean()

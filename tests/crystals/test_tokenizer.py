@@ -1,12 +1,16 @@
 """Both tokenizers encode any text and give it back; the compact one is what its trainer makes."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer, train_compact
+from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer, train_compact, with_pad, without_pad
+from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 
 #: SentencePiece writes a space as ▁, so it cannot tell the two apart; NUL ends its strings.
@@ -44,3 +48,22 @@ def test_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path / "tokenizer.model")
+
+
+def test_pad_is_a_piece_behind_all_others(shared, tmp_path):
+    """LLaMA-2's tokenizer has no padding until it is added; no token of a text changes, nor any table but one entry."""
+    path = shared / "tokenizer" / "llama2" / "tokenizer.model"
+    before = load_tokenizer(path)
+    (tmp_path / "padded.model").write_bytes(with_pad(path.read_bytes()))
+    after = load_tokenizer(tmp_path / "padded.model")
+    assert (before.vocab_size, before.pad_id, "pad" in before.special) == (32000, 0, False)
+    assert (after.vocab_size, after.pad_id, after.special["pad"]) == (32001, 32000, ("[PAD]", 32000))
+    assert before.special == {"unk": ("<unk>", 0), "bos": ("<s>", 1), "eos": ("</s>", 2)}
+    assert after.pieces == [*before.pieces, ""]
+    old, new = (dataclasses.asdict(TokenTables.build(tokenizer)) for tokenizer in (before, after))
+    assert (old.pop("pad"), new.pop("pad")) == (0, 32000)
+    for name, table in old.items():
+        np.testing.assert_array_equal(new[name], table)
+    padded = (tmp_path / "padded.model").read_bytes()
+    assert with_pad(padded) == padded and without_pad(padded) == without_pad(path.read_bytes()) == path.read_bytes()
+    assert with_pad(COMPACT.read_bytes()) == without_pad(COMPACT.read_bytes()) == COMPACT.read_bytes()

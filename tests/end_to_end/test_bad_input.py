@@ -203,7 +203,7 @@ def test_a_prompt_longer_than_the_context(refused, model, tmp_path):
 
 
 @pytest.mark.parametrize("place", UNWRITABLE)
-@pytest.mark.parametrize("verb", ["prepare", "convert", "train", "sample", "evaluate"])
+@pytest.mark.parametrize("verb", ["prepare", "convert", "export", "train", "sample", "evaluate"])
 def test_a_folder_that_cannot_be_written(refused, request, tmp_path, verb, place):
     (tmp_path / "file").write_text("not a folder")
     out = place.format(tmp_path=tmp_path)
@@ -211,6 +211,8 @@ def test_a_folder_that_cannot_be_written(refused, request, tmp_path, verb, place
         _, source = request.getfixturevalue("llama")
         (source / "tokenizer.model").write_bytes(COMPACT.read_bytes())
         typed = [source, "--out", out]
+    elif verb == "export":
+        typed = ["--model", request.getfixturevalue("model"), "--format", "hf", "--out", out]
     elif verb == "train":
         (tmp_path / "recipe.yaml").write_text("steps: 1\n")
         typed = [tmp_path / "recipe.yaml", *TINY, "--set", f"out={out}"]

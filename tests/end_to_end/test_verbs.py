@@ -8,8 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import peft
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 import yaml
 
 from jaxcrystal.config import TextFormat
@@ -46,7 +49,7 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
     assert set(part["missing"].values()) == {0}
 
     base, run, data = tmp_path / "llama", tmp_path / "run", tmp_path / "data" / "crystals.parquet"
-    assert "2 layers, width 32, 32000 pieces" in typed("convert", source, "--out", base)
+    assert "2 layers, width 32, 32001 pieces" in typed("convert", source, "--out", base)
     before = fingerprints(base)
 
     recipe = tmp_path / "recipe.yaml"
@@ -76,11 +79,24 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
     theirs = {name: weight.numpy() for name, weight in reference.state_dict().items()}
     ours = dict(to_hf(model.params, layers=2))
     assert ours.keys() == theirs.keys()
-    for name, weight in ours.items():
-        np.testing.assert_array_equal(weight, theirs[name])
+    for name, weight in ours.items():  # of the vocabulary's rows, those behind 32000 are new
+        np.testing.assert_array_equal(weight[: len(theirs[name])], theirs[name])
     adapters = jax.tree_util.tree_leaves_with_path(model.adapters)
     assert len(adapters) == 6 and all(np.asarray(leaf).any() for _, leaf in adapters)
     assert model.step == 20 and model.lora.rank == 4
+
+    assert "12 tensors, " in typed("export", "--model", run, "--format", "peft", "--out", tmp_path / "peft")
+    tuned = peft.PeftModel.from_pretrained(reference, tmp_path / "peft")
+    typed("export", "--model", run, "--format", "hf", "--out", tmp_path / "merged", "--shard-size", "3MB")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    prompt = torch.tensor([[1, 13866, 338, 263, 6139]])
+    with torch.no_grad():
+        logits, expected = merged(prompt).logits, tuned(prompt).logits
+    assert merged.config.vocab_size == 32001
+    assert (logits[..., :32000] - expected).abs().max() < 1e-4 * expected.abs().max()
+    typed("convert", tmp_path / "peft", "--base", base, "--out", tmp_path / "imported")
+    assert fingerprints(tmp_path / "imported").keys() >= {"model.json", "tokenizer.model"}
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "imported").adapters, model.adapters)
 
     samples = tmp_path / "samples.parquet"
     options = ["--num", 4, "--max-new-tokens", 24, "--formula", "NaCl", "--spacegroup", 225, "--slots", 2]

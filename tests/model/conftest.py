@@ -1,10 +1,15 @@
 """Tiny LLaMA checkpoints with random weights, written by transformers, the independent reference."""
 
-from collections.abc import Callable
+import io
+import resource
+import string
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 
@@ -30,9 +35,25 @@ def torch_llama(seed: int = 0, std: float = 0.2, **changes: Any) -> transformers
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def pieces() -> bytes:
+    """A SentencePiece model with as many pieces as the checkpoints have rows and, as LLaMA-2's, none for padding."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(string.printable[:92])] * 2),
+        model_writer=model,
+        model_type="char",
+        vocab_size=96,
+        normalization_rule_name="identity",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Callable[..., tuple[transformers.LlamaForCausalLM, Path]]:
-    """Makes a model and its Hugging Face directory, with a file in the place of the tokenizer."""
+def checkpoint(tmp_path: Path, pieces: bytes) -> Callable[..., tuple[transformers.LlamaForCausalLM, Path]]:
+    """Makes a model and its Hugging Face directory, with a tokenizer."""
 
     def make(
         seed: int = 0, std: float = 0.2, shard: str = "50GB", **changes: Any
@@ -40,7 +61,23 @@ def checkpoint(tmp_path: Path) -> Callable[..., tuple[transformers.LlamaForCausa
         directory = tmp_path / f"hf{len(list(tmp_path.iterdir()))}"
         model = torch_llama(seed, std, **changes)
         model.save_pretrained(directory, max_shard_size=shard)
-        (directory / "tokenizer.model").write_bytes(b"pieces")
+        (directory / "tokenizer.model").write_bytes(pieces)
         return model, directory
 
     return make
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """While it holds, no file may grow beyond so many bytes; root is refused too."""
+
+    @contextmanager
+    def full(limit: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full

@@ -108,6 +108,21 @@ def test_the_prefix_is_stored_once():
         Cache.empty(CONFIG, batch=1, tail=6, prefix=2).as_prefix(batch=3, tail=4)
 
 
+@pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"attention": "splash"}], ids=str)
+def test_what_training_chooses_does_not_change_decoding(variables, changes):
+    """Checkpoints and kernels: calls on a cache are compiled to as many operations, and give the same bits."""
+    tokens = sequences()
+    results = []
+    for config in (CONFIG, dataclasses.replace(CONFIG, **changes)):
+        call = jax.jit(Llama(config).apply).lower(
+            variables, tokens[:, :3], positions(tokens)[:, :3], cache=Cache.empty(CONFIG, 4, 5)
+        )
+        program = call.compile()
+        found = program(variables, tokens[:, :3], positions(tokens)[:, :3], cache=Cache.empty(CONFIG, 4, 5))
+        results.append((program.cost_analysis()["flops"], *jax.tree.leaves(found)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 def test_cache_has_the_dtype_asked_for():
     assert Cache.empty(CONFIG, 1, 2).keys.dtype == jnp.float32
     assert Cache.empty(dataclasses.replace(CONFIG, dtype="bfloat16"), 1, 2).keys.dtype == jnp.bfloat16

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from jaxcrystal.config import MeshConfig, RopeScaling
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model import checkpoint_map
-from jaxcrystal.model.checkpoint_map import load_hf, read_config, to_hf
+from jaxcrystal.model.checkpoint_map import load_hf, to_hf
+from jaxcrystal.model.config_map import read_hf
+from jaxcrystal.model.tensor_files import TensorFiles
 
 ONE = MeshConfig(1, 1, 1)
 
@@ -42,21 +43,23 @@ def test_there_and_back_is_exact(tied, shard, checkpoint):
 
 def test_each_device_reads_its_own_part(checkpoint, monkeypatch):
     _, directory = checkpoint()
-    reads = Counter()
-    read = checkpoint_map._read
+    reads, sizes = Counter(), {}
+    read = TensorFiles.read
 
-    def counted(files, row, name, index):
-        part = read(files, row, name, index)
+    def counted(files, name, index):
+        part = read(files, name, index)
         reads[name] += 1
         sizes[name] = max(sizes.get(name, 0), part.size)
         return part
 
-    sizes = {}
-    monkeypatch.setattr(checkpoint_map, "_read", counted)
+    monkeypatch.setattr(TensorFiles, "read", counted)
     load_hf(directory, make_mesh(MeshConfig(1, 8, 1)))
     for layer in range(3):
         name = f"model.layers.{layer}.mlp.up_proj.weight"
         assert reads[name] == 8 and sizes[name] == 48 * 32 // 8
+    reads.clear()
+    load_hf(directory, make_mesh(MeshConfig(4, 2, 1)))
+    assert reads[name] == 2  # what four devices share is read once
 
 
 @pytest.mark.parametrize("dtype, expected", [(None, "float32"), (jnp.bfloat16, "bfloat16")])
@@ -81,11 +84,11 @@ def test_half_precision_checkpoints_become_bfloat16(dtype, checkpoint):
 def test_configs_from_before_transformers_5(checkpoint):
     _, directory = checkpoint()
     edit_config(directory, rope_parameters=..., rope_theta=777.0, rope_scaling={"type": "linear", "factor": 2.0})
-    config = read_config(directory)
+    config = read_hf(directory)
     assert config.rope_theta == 777.0 and config.rope_scaling == RopeScaling("linear", 2.0)
     edit_config(directory, rope_scaling=None, dtype=..., torch_dtype="float16", head_dim=..., num_key_value_heads=...)
     edit_config(directory, rms_norm_eps=..., max_position_embeddings=...)
-    config = read_config(directory)
+    config = read_hf(directory)
     assert config.rope_scaling is None and config.dtype == "bfloat16"
     assert (config.head_dim, config.num_key_value_heads) == (32 // 4, 4)
     assert (config.rms_norm_eps, config.max_position_embeddings) == (1e-6, 2048)
@@ -103,6 +106,8 @@ def test_configs_from_before_transformers_5(checkpoint):
             "rope_type is 'yarn'; supported are",
         ),
         (dict(rope_parameters={"rope_type": "linear"}), "'linear' needs factor"),
+        (dict(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized .quantization_config: gptq"),
+        (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized .quantization_config: bitsandbytes"),
         (dict(hidden_size=...), "hidden_size missing"),
         (dict(vocab_size="many"), "vocab_size is 'many'"),
     ],
@@ -162,7 +167,7 @@ def test_files_that_cannot_be_read(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is not a readable safetensors file .*save it again"):
         load_hf(directory, make_mesh(ONE))
     file.unlink()
-    with pytest.raises(UserError, match=r"holds neither model.safetensors nor model.safetensors.index.json"):
+    with pytest.raises(UserError, match=r"holds neither model.safetensors, .* nor pytorch_model.bin"):
         load_hf(directory, make_mesh(ONE))
     (directory / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="has no weight_map"):
@@ -170,5 +175,5 @@ def test_files_that_cannot_be_read(checkpoint, tmp_path):
     (directory / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is not valid JSON"):
         load_hf(directory, make_mesh(ONE))
-    with pytest.raises(UserError, match=r"cannot read .*nowhere.*name a Hugging Face model directory"):
+    with pytest.raises(UserError, match=r"cannot read .*nowhere.*name a model directory of Hugging Face"):
         load_hf(tmp_path / "nowhere", make_mesh(ONE))

@@ -14,7 +14,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.checkpoint_map import load_hf
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.model.lora import TARGETS, Linear, merge
+from jaxcrystal.model.lora import TARGETS, Linear, merge, multiply
 
 ONE = MeshConfig(1, 1, 1)
 
@@ -84,6 +84,21 @@ def test_initial_adapters_change_nothing_and_have_pefts_distribution(checkpoint)
     positions = np.broadcast_to(np.arange(10), tokens.shape)
     bare, _ = Llama(config).apply({"params": params}, tokens, positions)
     np.testing.assert_array_equal(model.apply({"params": params, "lora": adapters}, tokens, positions)[0], bare)
+
+
+def test_gradients_of_adapters_are_float32_where_products_are_bfloat16():
+    """Rounded to bfloat16, a gradient would be wrong by up to 2⁻⁹; sums over devices would add to that."""
+    x, dy, w = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(4, 64, 32), (4, 64, 8), (32, 8)])
+    )
+    x, dy = x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
+    y, back = jax.vjp(multiply, x, w)
+    assert y.dtype == jnp.bfloat16 and (y == x @ w.astype(jnp.bfloat16)).all()
+    dx, dw = back(dy)
+    assert dx.dtype == jnp.bfloat16 and dw.dtype == jnp.float32
+    assert (dx == dy @ w.T.astype(jnp.bfloat16)).all()
+    exact = np.einsum("bti,bto->io", *(np.asarray(z, np.float64) for z in (x, dy)))
+    assert np.abs(dw - exact).max() < 1e-6 * np.abs(exact).max()
 
 
 def test_dropout_zeroes_the_adapters_input_and_scales_what_stays():

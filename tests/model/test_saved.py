@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import torch
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.checkpoint_map import load_hf
+from jaxcrystal.model.checkpoint_map import load_hf, open_checkpoint
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.model.saved import convert, describe, load_model
 
@@ -49,18 +53,118 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_converted(dtype, checkpoint, tmp_path):
+def test_converted(dtype, checkpoint, pieces, tmp_path):
     _, source = checkpoint(shard="20KB")
-    config = convert(source, tmp_path / "new" / "llama", make_mesh(MeshConfig(1, 8, 1)), dtype)
+    out = tmp_path / "new" / "llama"
+    config = convert(source, out, make_mesh(MeshConfig(1, 8, 1)), dtype, pad_token=False, vocab_multiple=1)
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    model = load_model(tmp_path / "new" / "llama", mesh)
+    model = load_model(out, mesh)
     stated, params = load_hf(source, make_mesh(ONE), dtype)
     assert model.config == config == stated
     assert (model.lora, model.adapters, model.step, model.text) == (None, None, 0, TextFormat())
     assert_equal(model.variables, {"params": params})
     assert jax.tree.map(lambda x: x.sharding, model.variables) == param_shardings(model.module, mesh)
-    assert model.tokenizer_path.read_bytes() == b"pieces"
+    assert model.tokenizer_path.read_bytes() == pieces
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["llama"]
+
+
+def extended(model):
+    """As crystal-text-llm extends a LLaMA: a row more in embedding and head, the mean of the others."""
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 1, mean_resizing=False)
+    with torch.no_grad():
+        for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+            weight[rows] = weight[:rows].mean(0)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_vocabulary_gets_pad_and_rows_that_are_never_drawn(tied, checkpoint, tmp_path):
+    theirs, source = checkpoint(tie_word_embeddings=tied)
+    config = convert(source, tmp_path / "out", make_mesh(MeshConfig(1, 2, 4)))
+    assert (config.vocab_size, config.padded_vocab_size) == (97, 128)
+    mesh = make_mesh(MeshConfig(1, 1, 8))  # 97 rows would not divide
+    model = load_model(tmp_path / "out", mesh)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 30))
+    tokens[0, :3] = 96
+    positions = np.broadcast_to(np.arange(30), tokens.shape)
+    with torch.no_grad():
+        expected = extended(theirs)(torch.tensor(tokens)).logits.numpy()
+    with jax.set_mesh(mesh):
+        logits, _ = jax.jit(model.module.apply)(model.variables, tokens, positions)
+    assert logits.shape == (2, 30, 128) and expected.shape == (2, 30, 97)
+    assert np.abs(logits[..., :97] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.isneginf(logits[..., 97:]).all()
+    ours, torchs = jax.nn.log_softmax(logits)[..., :97], torch.tensor(expected).log_softmax(-1)
+    np.testing.assert_allclose(ours, torchs, atol=1e-4 * np.abs(expected).max())
+    names = ["embedding"] if tied else ["embedding", "kernel"]
+    for name, leaf in zip(
+        names, jax.tree.leaves([model.params.get(k) for k in ("embed_tokens", "lm_head")]), strict=True
+    ):
+        rows = np.asarray(leaf) if name == "embedding" else np.asarray(leaf).T
+        np.testing.assert_allclose(rows[96], rows[:96].mean(0), rtol=1e-6, atol=1e-7)
+        assert not rows[97:].any()
+
+    tokenizer = load_tokenizer(model.tokenizer_path)
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.special["pad"]) == (97, 96, ("[PAD]", 96))
+    before = load_tokenizer(source / "tokenizer.model")
+    assert tokenizer.encode("a [PAD] b") == before.encode("a [PAD] b") and before.pad_id == 0
+    assert tokenizer.decode([tokenizer.pad_id]) == ""
+
+
+def test_rows_of_padding_are_neither_trained_nor_drawn():
+    config = dataclasses.replace(TINY, vocab_size=60, vocab_multiple=64, num_hidden_layers=1)
+    params = initialize(Llama(config), jax.random.key(0), make_mesh(ONE))["params"]
+    tokens = np.arange(20).reshape(2, 10)
+    positions = np.broadcast_to(np.arange(10), tokens.shape)
+
+    @jax.jit
+    def loss(params):
+        logits, _ = Llama(config).apply({"params": params}, tokens, positions)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1).mean(), logits
+
+    gradient, logits = jax.grad(loss, has_aux=True)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    head = gradient["lm_head"]["kernel"]
+    assert head.shape == (32, 64) and np.abs(head[:, :60]).min() > 0 and not head[:, 60:].any()
+    drawn = jax.random.categorical(jax.random.key(0), logits[0, 0], shape=(20_000,))
+    assert set(np.unique(drawn)) == set(range(60))
+
+
+def test_what_already_has_padding_keeps_its_rows(checkpoint, pieces, tmp_path):
+    """A tokenizer with a piece for padding, and a checkpoint that crystal-text-llm has extended before."""
+    theirs, source = checkpoint()
+    (source / "tokenizer.model").write_bytes(with_pad(pieces))
+    with pytest.raises(UserError, match=r"tokenizer.model has 97 pieces, but the model has rows for 96"):
+        convert(source, tmp_path / "none")
+    extended(theirs).save_pretrained(source)
+    for i, model in enumerate((with_pad(pieces), pieces)):
+        (source / "tokenizer.model").write_bytes(model)
+        config = convert(source, tmp_path / f"{i}", vocab_multiple=10)
+        saved = load_model(tmp_path / f"{i}")
+        assert (config.vocab_size, config.padded_vocab_size) == (97, 100)
+        assert saved.tokenizer_path.read_bytes() == with_pad(pieces) == with_pad(with_pad(pieces))
+        np.testing.assert_array_equal(
+            saved.params["embed_tokens"]["embedding"][:97], theirs.get_input_embeddings().weight.detach().numpy()
+        )
+
+
+def test_the_host_holds_less_than_one_layer(checkpoint, tmp_path):
+    """200 MB of weights; counted is what numpy allocates, which neither the devices' arrays nor mapped files are."""
+    sizes = dict(hidden_size=768, intermediate_size=2048, num_attention_heads=12, num_key_value_heads=12, head_dim=64)
+    theirs, directory = checkpoint(**sizes, num_hidden_layers=7)
+    torch.save(theirs.state_dict(), directory / "pytorch_model.bin")
+    layer = sum(weight.nbytes for weight in theirs.model.layers[0].parameters())
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        assert (directory / stem).stat().st_size > 190e6
+        for _ in range(2):  # the first time, what is compiled counts as well
+            tracemalloc.start()
+            params = dict(open_checkpoint(directory).load(make_mesh(MeshConfig(1, 2, 1))))
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert params["layers/mlp/up_proj/kernel"].nbytes == 7 * 768 * 2048 * 4
+        assert 768 * 2048 * 4 < peak < layer
+        (directory / stem).unlink()
 
 
 def test_the_latest_step_of_a_run(tmp_path, tokenizer):
@@ -115,11 +219,11 @@ def test_directories_that_are_not_ours(checkpoint, tmp_path, tokenizer):
     # Below a file no directory can be made, whoever asks; permissions would not stop a test that runs as root.
     with pytest.raises(UserError, match=r"cannot write the model directory .*Not a directory"):
         describe(foreign / "thesis.tex" / "run", TINY, None, TextFormat(), tokenizer)
-    with pytest.raises(UserError, match=r"cannot write the model directory .*thesis.tex"):
+    with pytest.raises(UserError, match=r"cannot write the directory .*thesis.tex"):
         convert(source, foreign / "thesis.tex" / "run")
 
 
-def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path):
+def test_a_conversion_that_fails_leaves_nothing(checkpoint, full_disk, tmp_path):
     _, source = checkpoint()
     out = tmp_path / "models" / "out"
     out.parent.mkdir()
@@ -131,6 +235,15 @@ def test_a_conversion_that_fails_leaves_nothing(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"holds neither model.safetensors"):
         convert(source, out)
     assert not list(out.parent.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_nothing(checkpoint, full_disk, tmp_path):
+    _, source = checkpoint()
+    out = tmp_path / "models" / "out"
+    with full_disk(10_000), pytest.raises(UserError, match=r"cannot write the directory .*models/out") as error:
+        convert(source, out)
+    assert "\n" not in str(error.value) and not list(out.parent.iterdir())
+    convert(source, out)
 
 
 def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenizer):

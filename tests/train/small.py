@@ -1,10 +1,17 @@
 """A model and a data set small enough to be trained in a test."""
 
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.writer import Rows
 
 SMALL = LlamaConfig(
     vocab_size=448,
@@ -26,3 +33,35 @@ def crystal_set(count: int, seed: int = 0) -> CrystalSet:
     ]
     labels = [{"pretty_formula": "".join(c.symbols), "band_gap": float(rng.random())} for c in crystals]
     return CrystalSet.from_crystals([f"crystal-{i}" for i in range(count)], crystals, labels)
+
+
+def losses(out: str | Path) -> list[float]:
+    """The loss of every step, as a run's journal has them so far."""
+    journal = Path(out) / "metrics.jsonl"
+    text = journal.read_text() if journal.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [loss for line in lines if line["event"] == "train" for loss in line["losses"]]
+
+
+@struct.dataclass
+class Numbers:
+    """Stands for the examples of a batch where only `RandomRows` reads them."""
+
+    index: jax.Array
+
+
+class RandomRows:
+    """Stands for the writer where only what follows it is tested: its own compilation takes most of a test's time.
+
+    Row `index` holds random tokens, one sequence of a length of its own and padding.
+    """
+
+    def draw(self, key: jax.Array, examples: Numbers) -> None:
+        return None
+
+    def write(self, examples: Numbers, draws: None, length: int) -> Rows:
+        index = examples.index[:, 0]
+        at = jnp.broadcast_to(jnp.arange(length), (len(index), length))
+        tokens = jax.vmap(lambda i: jax.random.randint(jax.random.key(i), (length,), 0, SMALL.vocab_size))(index)
+        segments = (at < 20 + (37 * index[:, None]) % (length - 20)).astype(jnp.int32)
+        return Rows(tokens, segments, at, segments > 0)

@@ -1,5 +1,7 @@
 """Rows hold every crystal of an epoch once, whole, and little padding."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import crystal_set
 
-from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.config import Augment, MeshConfig, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.train.packing import Feed, pack
 
 
@@ -21,6 +24,23 @@ def test_every_crystal_once_and_no_row_too_long(lengths, random):
     rows = pack(lengths, order, 100)
     assert sorted(crystal for row in rows for crystal in row) == list(range(len(lengths)))
     assert all(sum(lengths[crystal] for crystal in row) <= 100 for row in rows)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=400), st.integers(1, 5))
+def test_a_row_has_no_more_crystals_than_slots(lengths, slots):
+    rows = pack(lengths, range(len(lengths)), 100, slots)
+    assert sorted(crystal for row in rows for crystal in row) == list(range(len(lengths)))
+    assert all(len(row) <= slots and sum(lengths[crystal] for crystal in row) <= 100 for row in rows)
+
+
+def test_slots_are_for_crystals_of_common_size(tokenizer, writer):
+    """One tiny crystal must not make every row reserve room for a row full of its kind: slots cost time, even empty."""
+    feed = Feed.of(crystal_set(60), tokenizer, writer, 1024, rows_per_batch=4, seed=0)
+    table = feed.epoch(0)
+    assert feed.slots < 1024 // int(writer.bounds(feed.examples)[0].min())
+    written = np.asarray(feed._lengths(feed.key(0), feed.examples)).sum()
+    rows = (table >= 0).any(-1).sum()
+    assert sorted(table[table >= 0].tolist()) == list(range(60)) and written / ((rows - 1) * 1024) > 0.9
 
 
 @pytest.mark.parametrize("row_length", [256, 512])
@@ -41,6 +61,38 @@ def test_an_epoch_is_written_whole(tokenizer, infill, row_length):
         np.testing.assert_array_equal(ends, (batch >= 0).sum(1))
         infilled += int((np.asarray(draws.infill) & (batch >= 0)).sum())
     assert infilled == {0.0: 0, 1.0: 60}.get(infill, infilled) and (infilled > 0) == (infill > 0)
+
+
+@pytest.mark.parametrize("text", [TextFormat(), TextFormat(6, 4, 2), TextFormat(paper_compat=True)], ids=str)
+def test_where_atoms_are_put_and_in_which_order_changes_no_length(tokenizer, text):
+    """Rows are packed by lengths that are known before the draw of translations: 0.99 + 0.01 is 0.00, not 1 or 1.0."""
+    crystals = crystal_set(40)
+    lengths = []
+    for augment in (Augment(translate=False), Augment(translate=True), Augment(translate=True, permute=True)):
+        writer = Writer(TokenTables.build(tokenizer), text, augment)
+        feed = Feed.of(crystals, tokenizer, writer, 1024, 4, seed=0)
+        draws = writer.draw(feed.key(0), feed.examples)
+        lengths.append(np.asarray(writer.lengths(feed.examples, draws)))
+        edge = draws.replace(translation=np.full_like(draws.translation, 2**32 - 1))  # all but one whole cell
+        lengths.append(np.asarray(writer.lengths(feed.examples, edge)))
+    assert all((row == lengths[0]).all() for row in lengths) and len(set(lengths[0])) > 5
+
+
+def test_each_device_is_given_its_rows_and_no_others(tokenizer, writer):
+    """A host gathers for its own devices only: nobody ever gathers the whole batch."""
+    gathered = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            gathered.append(np.shape(rows)[0])
+            return np.asarray(self)[rows]
+
+    feed = Feed.of(crystal_set(60), tokenizer, writer, 384, rows_per_batch=8, seed=0)
+    batch, sharding = feed.epoch(0)[0], batch_sharding(make_mesh(MeshConfig(2, 2, 2)))
+    watched = replace(feed, examples=jax.tree.map(lambda x: x.view(Watched), feed.examples))
+    placed = watched.placed(batch, sharding)
+    jax.tree.map(np.testing.assert_array_equal, placed, feed.batch(batch))
+    assert set(gathered) == {2} and all(x.sharding == sharding for x in jax.tree.leaves(placed))
 
 
 def test_epochs_differ_and_come_again(tokenizer, writer):

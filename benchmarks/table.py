@@ -1,0 +1,62 @@
+"""The results as tables, for the README of this folder: `python benchmarks/table.py` writes them there.
+
+Every figure of the README is read from a JSON file of `results/`, so that none can outlive what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- results: written by table.py -->\n", "<!-- end of results -->\n"
+
+
+def rendered(directory: Path = RESULTS) -> str:
+    """Every result of a directory, the newest of each benchmark and machine, in order of the files' names."""
+    results = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    # What precision costs has a page of its own, docs/precision.md.
+    lines = [line for result in results if result["benchmark"] != "quantized_logits" for line in _section(result)]
+    return "\n".join([*lines, ""] if lines else ["None yet.", ""])
+
+
+def _section(result: dict[str, Any]) -> Iterator[str]:
+    measured = result["measured"]
+    shape = f", LLaMA {result['shape']}" if "shape" in result else ""
+    yield f"**{result['benchmark']}{shape}** on {measured['machine']}, {measured['date'][:10]}, {measured['commit']}"
+    yield ""
+    if result["benchmark"] == "writer":
+        yield "| | crystals/s | device / this |"
+        yield "| --- | --: | --: |"
+        for name, rate in result["crystals_per_second"].items():
+            yield _row(name, f"{rate:,.0f}", _ratio(result, name))
+    else:
+        yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
+        yield "| --- | --: | --: | --: | --: | --: |"
+        for engine in result["engines"]:
+            if engine["rate"] is None:
+                yield _row(engine["name"], engine["error"], "", "", "", "")
+                continue
+            memory = f"{engine['peak_memory_bytes'] / 2**30:.1f} GiB" if "peak_memory_bytes" in engine else ""
+            shares = (f"{100 * engine['padding']:.1f} %", f"{100 * engine['mfu']:.1f} %")
+            yield _row(engine["name"], f"{engine['rate']:,.0f}", *shares, memory, _ratio(result, engine["name"]))
+    yield ""
+
+
+def _ratio(result: dict[str, Any], name: str) -> str:
+    return f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
+
+
+def _row(*cells: str) -> str:
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(before + BEGIN + rendered() + END + after)

@@ -1,0 +1,108 @@
+"""One run on many hosts: how its processes find each other, and what they do together.
+
+Each host runs the same program on its own devices; the first of them writes what is written once. Slurm, TPU pods, GKE
+and Open MPI are recognised by what they put into the environment; elsewhere three arguments say who is where.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxcrystal.errors import UserError
+
+LONGEST = 1000  #: bytes of an error that one host tells the others
+
+
+def cluster(environment: Mapping[str, str]) -> str | None:
+    """The cluster that started this process as one of several, by its environment; None for a process alone."""
+
+    def several(name: str) -> bool:
+        value = environment.get(name, "")
+        return value.isdecimal() and int(value) > 1
+
+    # A batch script and an interactive shell know SLURM_NTASKS too; only a task of `srun` has a step's node list.
+    if several("SLURM_NTASKS") and "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
+        return "Slurm"
+    if several("MEGASCALE_NUM_SLICES") or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return "GKE"
+    if several("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    # JAX sets TPU_SKIP_MDS_QUERY where it finds no TPU chips. Where it finds some, the machine's metadata know its pod,
+    # which may be of one host.
+    if find_spec("libtpu") and not {"TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES"} & environment.keys():
+        return "TPU pod"
+    return None
+
+
+def start(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins this process to the others of its job; before anything else is asked of JAX.
+
+    Under a cluster that `cluster` knows no argument is needed; elsewhere all three, `coordinator` being HOST:PORT of
+    process 0. Where neither is so, this process is alone and nothing happens.
+    Raises UserError if only some of the arguments are given, or if the others do not come.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process-id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"of --coordinator, --processes and --process-id all are needed; missing: {', '.join(missing)}")
+    found = cluster(os.environ)
+    if missing and found is None:
+        return
+    if not missing:
+        if not coordinator.rpartition(":")[2].isdecimal():
+            raise UserError(f"--coordinator is {coordinator!r}; write HOST:PORT of process 0")
+        if not 0 <= process_id < processes:
+            raise UserError(f"--process-id is {process_id}; it must lie between 0 and {processes - 1}")
+    if jax.config.jax_cpu_collectives_implementation is None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = found if missing else f"process {process_id} of {processes} at {coordinator}"
+    try:
+        # `deactivate`: who says where the others are is not contradicted by a cluster that is found besides.
+        how = None if missing else "deactivate"
+        jax.distributed.initialize(coordinator, processes, process_id, cluster_detection_method=how)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the processes of this job ({where}): {' '.join(str(error).split())[:300]}; start the same "
+            "command on every host, or say who is where by --coordinator, --processes and --process-id"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Returns when all processes have come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A UserError of one host within is raised on every host, so that none waits for one that has gone.
+
+    What runs within must not itself wait for other hosts. Leaving it is a point at which all hosts meet.
+    """
+    problem: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    if jax.process_count() > 1:
+        told = np.zeros(LONGEST, np.uint8)
+        if problem is not None:
+            text = np.frombuffer(str(problem).encode()[:LONGEST], np.uint8)
+            told[: len(text)] = text
+        for host, text in enumerate(multihost_utils.process_allgather(told)):
+            if problem is None and text.any():
+                problem = UserError(f"host {host}: {bytes(text).rstrip(bytes(1)).decode(errors='replace')}")
+    if problem is not None:
+        raise problem

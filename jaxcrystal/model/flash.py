@@ -1,0 +1,194 @@
+"""Attention that never holds its [time, time] weights: one for everywhere, the kernels of two platforms, a choice.
+
+xla      anywhere; `attention.attend` itself, the reference, and the only one that reads a cache
+blocks   anywhere; XLA's own products, for one block of queries after the other, each against no key that follows it
+cudnn    NVIDIA GPUs: cuDNN's flash attention (arXiv 2307.08691). It is told of segments by a mask of [rows, time,
+         time], one for all heads and layers
+splash   TPUs: Pallas' splash attention, which reads segment ids and skips the blocks that causality hides; on
+         any other platform it is interpreted, exact and slow
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcrystal.config import LlamaConfig
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules
+
+Implementation = Literal["xla", "blocks", "cudnn", "splash"]
+
+#: The kernel that `auto` takes on a platform, where it can.
+KERNELS: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}
+BLOCK = 128  #: queries that `blocks` takes at a time
+SPLASH_BLOCK = 512  #: queries, and keys, that the TPU's kernel holds at a time, or the largest part that divides a row
+
+
+def platform() -> str:
+    """Where the program will run: the platform of the mesh of `jax.set_mesh`, or JAX's default (cpu, gpu, tpu)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def choose(config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> tuple[Implementation, str]:
+    """The implementation that `config.attention` means for calls of this shape on the mesh that is set, and why.
+
+    Raises UserError where the one that the config names cannot run.
+    """
+    if config.attention == "auto":
+        kernel = KERNELS.get(platform())
+        if kernel is None:
+            return "blocks", f"{platform()} has no kernel of its own"
+        if obstacle := _obstacle(kernel, config, rows, time, rules):
+            return "blocks", f"not {kernel}, because {obstacle}"
+        return kernel, f"the kernel of {platform()}"
+    if config.attention in KERNELS.values() and (obstacle := _obstacle(config.attention, config, rows, time, rules)):
+        raise UserError(f"model.attention is {config.attention!r}, but {obstacle}; 'auto' takes what can run")
+    return config.attention, "model.attention names it"
+
+
+def _obstacle(kernel: Implementation, config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> str | None:
+    """What keeps `kernel` from running, if anything."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    for name, size in (
+        ("batch", rows),
+        ("heads", config.num_attention_heads),
+        ("kv_heads", config.num_key_value_heads),
+    ):
+        parts = math.prod(sizes.get(axis, 1) for axis in rules.axes(name))
+        if size % parts:
+            return (
+                f"{name} of size {size} cannot be divided over the mesh axis {' x '.join(rules.axes(name))} of {parts}"
+            )
+    if kernel == "splash":
+        return f"rows of {time} tokens are no multiple of 128" if time % 128 else None
+    if platform() != "gpu":
+        return f"cudnn runs on gpu, and this is {platform()}"
+    if config.dtype != "bfloat16":
+        return f"cudnn takes bfloat16, and model.dtype is {config.dtype}"
+    if config.head_dim % 8 or config.head_dim > 128:
+        return f"cudnn takes a head_dim that is a multiple of 8 up to 128, and model.head_dim is {config.head_dim}"
+    return f"rows of {time} tokens are no multiple of 2" if time % 2 else None
+
+
+def blocks(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads head_dim"],
+    segments: Int[Array, "batch time"] | None,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Causal attention within equal segments."""
+    if segments is None:
+        segments = jnp.ones(queries.shape[:2], jnp.int32)
+    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, queries.shape[3])
+    queries, keys, values = jnp.einsum("btkgd->bkgtd", grouped), jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+    return jnp.einsum("bkgtd->btkgd", _blocks(queries, keys, values, segments)).reshape(
+        *segments.shape, -1, grouped.shape[4]
+    )
+
+
+def _spans(time: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, time)) for start in range(0, time, BLOCK)]
+
+
+def _product(pattern: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(pattern, x.astype(y.dtype), y, preferred_element_type=jnp.float32)
+
+
+def _scores(queries: Array, keys: Array, segments: Array, start: int, end: int) -> Array:
+    """Of queries start:end to the keys before `end`: no other comes before one of them."""
+    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    seen &= segments[:, start:end, None] == segments[:, None, :end]
+    scores = _product("bkgtd,bksd->bkgts", queries[..., start:end, :], keys[..., :end, :]) * keys.shape[-1] ** -0.5
+    return jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+
+
+@jax.custom_vjp
+def _blocks(
+    queries: Float[Array, "b k g t d"], keys: Float[Array, "b k t d"], values: Float[Array, "b k t d"], segments: Array
+) -> Float[Array, "b k g t d"]:
+    """Forward keeps the logarithm of each softmax's sum; backward makes the weights from it again, block by block."""
+    return _blocks_forward(queries, keys, values, segments)[0]
+
+
+def _blocks_forward(queries: Array, keys: Array, values: Array, segments: Array) -> tuple[Array, tuple[Array, ...]]:
+    outputs, log_sums = [], []
+    for start, end in _spans(queries.shape[-2]):
+        scores = _scores(queries, keys, segments, start, end)
+        log_sum = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        outputs.append(_product("bkgts,bksd->bkgtd", jnp.exp(scores - log_sum), values[..., :end, :]))
+        log_sums.append(log_sum)
+    output = jnp.concatenate(outputs, axis=-2).astype(queries.dtype)
+    return output, (queries, keys, values, segments, output, jnp.concatenate(log_sums, axis=-2))
+
+
+def _blocks_backward(kept: tuple[Array, ...], d_output: Array) -> tuple[Array, Array, Array, None]:
+    """arXiv 2205.14135, appendix B.2: Σ weights · d_weights of a query is the scalar product of output and d_output."""
+    queries, keys, values, segments, output, log_sums = kept
+    shares = jnp.sum(d_output.astype(jnp.float32) * output, axis=-1, keepdims=True)
+    d_queries = []
+    d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    for start, end in _spans(queries.shape[-2]):
+        own, before = (..., slice(start, end), slice(None)), (..., slice(end), slice(None))
+        weights = jnp.exp(_scores(queries, keys, segments, start, end) - log_sums[own])
+        d_values = d_values.at[before].add(_product("bkgts,bkgtd->bksd", weights, d_output[own]))
+        d_weights = _product("bkgtd,bksd->bkgts", d_output[own], values[before])
+        d_scores = weights * (d_weights - shares[own]) * keys.shape[-1] ** -0.5
+        d_queries.append(_product("bkgts,bksd->bkgtd", d_scores, keys[before]))
+        d_keys = d_keys.at[before].add(_product("bkgts,bkgtd->bksd", d_scores, queries[own]))
+    d_queries = jnp.concatenate(d_queries, axis=-2)
+    return d_queries.astype(queries.dtype), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def cudnn(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads head_dim"],
+    mask: Bool[Array, "#batch time time"] | None,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Causal attention, within `mask` where there is one."""
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(queries, keys, values, mask=mask, is_causal=True, implementation="cudnn")
+
+
+def splash(
+    queries: Float[Array, "batch time heads head_dim"],
+    keys: Float[Array, "batch time kv_heads head_dim"],
+    values: Float[Array, "batch time kv_heads head_dim"],
+    segments: Int[Array, "batch time"] | None,
+    rules: ShardingRules,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Causal attention within equal segments; each device computes its own rows and heads."""
+    if segments is None:
+        segments = jnp.ones(queries.shape[:2], jnp.int32)
+    interpret = platform() != "tpu"
+
+    def own(queries: Array, keys: Array, values: Array, segments: Array) -> Array:
+        time, heads, width = queries.shape[1:]
+        block = math.gcd(time, SPLASH_BLOCK)
+        sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+        kernel = splash_attention.make_splash_mha_single_device(
+            splash_attention.MultiHeadMask([splash_attention.CausalMask((time, time))] * heads),
+            block_sizes=splash_attention.BlockSizes(**dict.fromkeys(sizes, block)),
+            interpret=interpret,
+        )
+        ids = splash_attention.SegmentIds(segments, segments)
+        queries, keys, values = (jnp.moveaxis(x, 1, 2) for x in (queries * width**-0.5, keys, values))
+        return jnp.moveaxis(jax.vmap(kernel)(queries, keys, values, ids), 2, 1)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return own(queries, keys, values, segments)
+    heads, kv_heads = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
+    sharded = jax.shard_map(
+        own, in_specs=(heads, kv_heads, kv_heads, rules.spec(("batch", None))), out_specs=heads, check_vma=False
+    )  # check_vma: Pallas does not say over which axes its results vary
+    return sharded(queries, keys, values, segments)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Trains a recipe on every host of a TPU pod slice. Run it where `gcloud` is logged in, from the checkout:
+#   TPU_NAME=my-v5e-256 ZONE=us-east5-b BUCKET=gs://my-bucket bash launch/tpu_pod.sh configs/llama2_7b_mp20.yaml
+# Arguments behind the recipe go to `jaxcrystal train`. A slice that is preempted saves first; run this again to go on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TPU_NAME=${TPU_NAME:?name of the TPU slice}
+ZONE=${ZONE:?its zone}
+BUCKET=${BUCKET:?gs:// folder with data/ and models/, which also takes runs/}
+
+recipe=${1:?a recipe, such as configs/llama2_7b_mp20.yaml}
+shift
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker all --command "$1"
+}
+
+tar -czf /tmp/jaxcrystal.tar.gz --exclude .git --exclude .venv --exclude runs --exclude data .
+gcloud compute tpus tpu-vm scp /tmp/jaxcrystal.tar.gz "$TPU_NAME": --zone "$ZONE" --worker all
+# All hosts write one checkpoint together, so the folder of the run must be the same for all: the bucket, mounted.
+on_all_hosts "
+  set -e
+  mkdir -p ~/jaxcrystal ~/bucket && tar -xzf jaxcrystal.tar.gz -C ~/jaxcrystal && cd ~/jaxcrystal
+  mountpoint -q ~/bucket || gcsfuse --implicit-dirs '${BUCKET#gs://}' ~/bucket
+  ln -sfn ~/bucket/data data && ln -sfn ~/bucket/models models && mkdir -p ~/bucket/runs && ln -sfn ~/bucket/runs runs
+  source launch/environment.sh && make_environment tpu
+"
+on_all_hosts "cd ~/jaxcrystal && .venv/bin/jaxcrystal train $recipe $*"

@@ -1,0 +1,190 @@
+"""The benchmarks run from end to end, both sides see the same tokens, and what they write is complete. No timing."""
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The scripts import each other as siblings; so do the processes that they start."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def only_result(directory: Path) -> dict:
+    (path,) = directory.iterdir()
+    result = json.loads(path.read_text())
+    measured = result["measured"]
+    assert path.name.startswith(result["benchmark"]) and result["quick"]
+    assert measured["machine"] and measured["cores"] >= 1 and measured["commit"] and measured["date"][:2] == "20"
+    assert {"python", "jax", "torch", "transformers", "peft"} <= set(measured["versions"])
+    return result
+
+
+def test_writer(tmp_path):
+    import material
+    import writer
+
+    writer.main(["--quick", "--out", str(tmp_path)])  # on what lies beside the checkout, or on what is embedded
+    result = only_result(tmp_path)
+    assert result["tokens"]["device"] == result["tokens"]["host"] > 1000
+    assert all(rate > 0 for rate in result["crystals_per_second"].values()) and 0 <= result["padding"] < 1
+    assert {writer.SENTENCEPIECE, writer.SENTENCEPIECE_TEXT} <= set(result["ratios"])
+    if material.LLAMA2.exists():
+        assert result["ratio"] == result["ratios"][writer.TRANSFORMERS] > 0
+        assert result["ratio_with_text"] == result["ratios"][writer.TRANSFORMERS_TEXT] > 0
+    else:  # transformers has no class for the compact tokenizer
+        assert result["ratio"] is None and result["tokenizer"] == "compact"
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path):
+    import train_step
+
+    run = ["--quick", "--data", "prototypes", "--peer", "micro=2", "--set", "model.num_hidden_layers=1"]
+    assert train_step.main([*run, "--out", str(tmp_path)]) == 0
+    result = only_result(tmp_path)
+    ours, peer = result["engines"]
+    assert (ours["kind"], peer["kind"]) == ("ours", "peer") and peer["setting"]["micro"] == 2
+    (useful,) = result["useful_tokens"]  # one list: each turn had the same tokens in both engines
+    assert len(useful) == 2 and min(useful) > 500
+    for engine in (ours, peer):
+        assert engine["error"] is None and len(engine["rates"]) == len(engine["losses"]) == 2
+        assert engine["rate"] > 0 and engine["mfu"] > 0 and engine["peak_memory_bytes"] > 0
+        assert 0 <= engine["padding"] < 0.5 and 5 < engine["losses"][0] < 7  # ln 448 is 6.1
+    assert result["ratio"] == pytest.approx(ours["rate"] / peer["rate"])
+
+
+def test_an_engine_that_fails_is_told_and_answers_no_more(capfd):
+    import train_step
+
+    ours, theirs = multiprocessing.Pipe()
+    train_step.serve(theirs, "peer", "float32", "no setting")
+    engine = train_step.Engine("broken", "peer", ())
+    assert train_step.ask(engine, ours) is None and engine.error.startswith("TypeError")
+    assert train_step.ask(engine, ours, [0]) is None and not theirs.poll()
+    assert "broken: TypeError" in capfd.readouterr().err
+    dead = train_step.Engine("dead", "peer", ())
+    theirs.close()
+    assert train_step.ask(dead, ours, [0]) is None and dead.error == "its process died"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--shape", "70b"], "--weights nf4"),
+        (["--quick", "--peer", "micros=2"], "unknown setting 'micros'"),
+        (["--quick", "--crystals", "3", "--rows", "64"], "fill one batch"),
+    ],
+)
+def test_what_cannot_be_run(arguments, message):
+    import train_step
+
+    from jaxcrystal.errors import UserError
+
+    with pytest.raises(UserError, match=message):
+        train_step.main(["--data", "prototypes", "--tokenizer", "compact", *arguments])
+
+
+def test_the_peers_settings_differ_in_how_and_not_in_what():
+    """One step in every setting, from the same weights: padded, in parts, packed, recomputed, in half precision."""
+    import material
+    from peer import Peer
+
+    crystals = material.crystals("prototypes", 10**6)
+    chosen = range(0, len(crystals), len(crystals) // 7)
+    shift = np.random.default_rng(0).random(3)
+    tasks = [material.Task(crystals.crystal(i), shift, None, crystals.attributes(i)) for i in chosen]
+    tasks.append(material.Task(crystals.crystal(8), shift, int(crystals.crystal(8).species[0]), {}))
+    config = LlamaConfig(448, 32, 64, 2, 4, 2, 8)
+    tokenizer, told = load_tokenizer("compact"), {}
+    useful = sum(len(tokenizer.encode(task.text(TextFormat()))) + 2 for task in tasks)
+    for words in ("", "micro=1", "micro=2", "packed=512", "packed=512,micro=1", "micro=4,checkpointing", "autocast"):
+        setting = material.Setting.parse(words)
+        peer = Peer(setting, config, LoraConfig(dropout=0.0), OptimizerConfig(learning_rate=0.1), "compact", [tasks])
+        first, second = peer.turn([0]), peer.turn([0])
+        told[words] = first["losses"][0], second["losses"][0]
+        assert first["useful_tokens"] == useful <= first["computed_tokens"]
+        assert (first["computed_tokens"] == useful) == (setting.micro == 1)  # one crystal, or one row, pads nothing
+    for words, losses in told.items():
+        assert losses == pytest.approx(told[""], abs=2e-2 if words == "autocast" else 1e-4), words
+    assert told[""][1] < told[""][0]
+    assert told["autocast"] != told[""]
+
+
+def test_the_text_of_pymatgen_is_ours():
+    import material
+
+    crystals = material.crystals("prototypes", 30)
+    shift = np.random.default_rng(0).random((30, 3))
+    for i in range(30):
+        crystal = crystals.crystal(i)
+        masked = int(crystal.species[0]) if i % 3 == 0 else None
+        task = material.Task(crystal, shift[i], masked, crystals.attributes(i))
+        assert task.text_by_pymatgen(crystal.to_structure(), TextFormat()) == task.text(TextFormat())
+
+
+def test_tokens_that_differ_are_noticed():
+    import material
+
+    from jaxcrystal.crystals.writer import Rows
+
+    tokens, segments = np.array([[1, 5, 2, 1, 6, 2, 0]]), np.array([[1, 1, 1, 2, 2, 2, 0]])
+    rows = Rows(tokens, segments, segments, segments > 0)
+    assert material.assert_same_tokens([rows], [[1, 5, 2], [1, 6, 2]]) == 6
+    for wrong in ([[1, 5, 2]], [[1, 5, 2], [1, 7, 2]], [[1, 5, 2, 1, 6, 2]]):
+        with pytest.raises(AssertionError, match="same tokens"):
+            material.assert_same_tokens([rows], wrong)
+
+
+def test_facts_and_names(tmp_path):
+    import machine
+
+    facts = machine.facts(uses_accelerator=False)
+    gpu = facts | {"accelerators": ["NVIDIA H200, 143771 MiB"]}
+    assert machine.write("x", {"measured": gpu}, tmp_path).name == "x_nvidia-h200.json"
+    assert f"{facts['cores']}-cores" in machine.write("x", {"measured": facts}, tmp_path).name
+    assert facts["versions"]["jax"] == jax.__version__
+
+
+def test_the_readme_says_what_the_results_say():
+    import table
+
+    assert table.rendered() in (BENCHMARKS / "README.md").read_text(), "run `python benchmarks/table.py`"
+
+
+def test_the_page_on_pods_is_up_to_date():
+    import aot_table
+
+    assert aot_table.rendered() in aot_table.PAGE.read_text(), "run `python benchmarks/aot_table.py`"
+
+
+def test_a_table_of_results(tmp_path):
+    import table
+
+    measured = {"machine": "a machine", "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "load_before": 0.1}
+    engines = [
+        {"name": "jaxcrystal", "rate": 1234.5, "padding": 0.01, "mfu": 0.5, "peak_memory_bytes": 2**30},
+        {"name": "peer", "rate": None, "error": "out of memory"},
+    ]
+    step = {"benchmark": "train_step", "shape": "7b", "engines": engines, "ratios": {}, "measured": measured}
+    (tmp_path / "a.json").write_text(json.dumps(step | {"ratio": None, "quick": False}))
+    rates = {"device: x": 3000.4, "host: y": 30.0}
+    writer = {"benchmark": "writer", "crystals_per_second": rates, "ratios": {"host: y": 100.0}, "measured": measured}
+    (tmp_path / "b.json").write_text(json.dumps(writer | {"quick": False}))
+    text = table.rendered(tmp_path)
+    assert "| jaxcrystal | 1,234 | 1.0 % | 50.0 % | 1.0 GiB | |" in text and "| peer | out of memory |" in text
+    assert "| device: x | 3,000 | |" in text and "| host: y | 30 | 100.00 |" in text and text.count("a machine") == 2
+    assert "None yet" in table.rendered(tmp_path / "nothing")
