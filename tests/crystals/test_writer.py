@@ -153,7 +153,8 @@ def test_paper_compat(tokenizer, translate, angle_decimals):
 def test_all_of_mp20_train(tokenizer, shared):
     crystals, labels = mp20_train(shared)
     data = examples(crystals, labels, tokenizer)
-    for decimals in range(1, 7):
+    compact = tokenizer.path == load_tokenizer("compact").path
+    for decimals in (2, 5) if compact else range(1, 7):
         fmt, augment = TextFormat(coord_decimals=decimals), Augment(permute=True)
         assert assert_written_as_encoded(tokenizer, crystals, labels, fmt, augment, decimals, data=data) == 27108
 
