@@ -1,12 +1,13 @@
 """Crystals written as tokens, on the device: from arrays and one key to what the model is trained on.
 
-Every token that a text could hold has a slot, in the order of the text; what a draw leaves out (a task not chosen, a
-leading digit, an atom that is not there) leaves its slots empty. A cumulative sum over the filled slots then closes
-the gaps, for one crystal or for all that share a row:
+A text is a list of pieces, and a piece a few tokens whose number only the draw decides: a task not chosen has none, an
+atom that is not there has none, a leading digit is one or none. Each piece has slots for its longest, filled from the
+left; where it begins in the text is a sum of lengths. From a place in the text to its slot it is then one step further
+for every slot left empty before it, a number that only grows:
 
-    slots    <s> Below … The band gap is 1.1 .   ·  ·  ·  Generate … ⏎  ·  ·  5 .  1 ␣  ·  ·  5 .  2 …  </s>  ·
-    filled    1    1  1   1   1   1   1  1   1   0  0  0      1    1 1  0  0  1 1  1 1  0  0  1 1  1      1    0
-    place     0    1  …                                                                                    n-1
+    slots    <s> Below … ⏎ │ Generate … │ ·  1 │ 5 . 2 ␣ │ … │ ⏎ Na · │ ⏎ 0 . 5 0 ␣ … │ </s>
+    place     0   1  …     │ (none)     │    n │ n+1 …   │   │        │               │ last
+    shift     0            │            │    s │ s       │   │ s      │ s + 1         │
 
 This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
 anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
@@ -31,7 +32,7 @@ from jaxcrystal.crystals.text import MASK
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.errors import UserError
 
-EMPTY = -1  #: a slot without a token
+EMPTY = -1  #: no token; only after the tokens that there are
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,36 @@ class Rows:
     loss_mask: Bool[Array, "rows length"]  #: tokens that the loss counts, as targets
 
 
+@struct.dataclass
+class Pieces:
+    """Pieces of a text, one after the other: the slots of all, and of each how many are filled, from its start on."""
+
+    tokens: Int[Array, "*n slots"]
+    lengths: Int[Array, "*n pieces"]
+    starts: tuple[int, ...] = struct.field(pytree_node=False)  #: each piece's first slot
+
+    @classmethod
+    def of(cls, tokens: Int[Array, "*n slots"]) -> Pieces:
+        """One piece, as long as its tokens are not EMPTY."""
+        return cls(tokens, (tokens != EMPTY).sum(-1, keepdims=True), (0,))
+
+    def only(self, when: Bool[Array, "*n"]) -> Pieces:
+        """Nothing unless `when`."""
+        return self.replace(lengths=self.lengths * when[..., None])
+
+    def __add__(self, other: Pieces) -> Pieces:
+        starts = tuple(self.tokens.shape[-1] + start for start in other.starts)
+        join = lambda a, b: jnp.concatenate([a, b], axis=-1)  # noqa: E731
+        return Pieces(join(self.tokens, other.tokens), join(self.lengths, other.lengths), self.starts + starts)
+
+    def joined(self) -> Pieces:
+        """The last leading axis one after the other."""
+        count, width = self.tokens.shape[-2:]
+        flat = lambda x: x.reshape(*x.shape[:-2], -1)  # noqa: E731
+        starts = tuple(i * width + start for i in range(count) for start in self.starts)
+        return Pieces(flat(self.tokens), flat(self.lengths), starts)
+
+
 def decimal(
     x: UInt32[Array, "*n"], bits: int, decimals: int, truncate: bool = False
 ) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
@@ -229,7 +260,7 @@ class Writer:
 
     def lengths(self, examples: Examples, draws: Draws) -> Int[Array, "*n"]:
         """Number of tokens of each text; what packing must know before the rows are written."""
-        return (self._slots(examples, draws)[0] != EMPTY).sum(-1)
+        return self._pieces(examples, draws)[0].lengths.sum(-1)
 
     def bounds(self, examples: Examples) -> tuple[Int[np.ndarray, "crystals"], Int[np.ndarray, "crystals"]]:
         """Number of tokens of each crystal's shortest and longest possible text, whatever is drawn; on the host."""
@@ -263,100 +294,96 @@ class Writer:
 
         Tokens beyond `length` are cut off: pack by `lengths`.
         """
-        tokens, counted = self._slots(examples, draws)
-        rows, crystals, _ = tokens.shape
-        filled = tokens != EMPTY
-        flat = filled.reshape(rows, -1)
-        # Adding up in a tree is twice as fast on a CPU as `cumsum`; one list of places for all rows, as a scatter into
-        # rows of their own. Empty slots go to one place beyond the last row.
-        place = jax.lax.associative_scan(jnp.add, flat.astype(jnp.int32), axis=1) - 1
-        place = jnp.where(flat & (place < length), place + length * jnp.arange(rows)[:, None], rows * length)
-        # A scatter costs by the slot: this one carries all that a slot knows, the rest follows from the lengths.
-        carried = jnp.zeros(rows * length + 1, tokens.dtype)
-        carried = carried.at[place.reshape(-1)].set((tokens << 1 | counted).reshape(-1), mode="promise_in_bounds")
-        carried = carried[:-1].reshape(rows, length)
-
-        lengths = filled.sum(-1)
-        ends = jnp.cumsum(lengths, axis=-1)
+        text, answer = self._pieces(examples, draws)
+        rows, crystals, slots = text.tokens.shape
+        lengths = text.lengths.reshape(rows, -1)
+        begins = jnp.cumsum(lengths, axis=1) - lengths
+        firsts = (slots * np.arange(crystals)[:, None] + np.array(text.starts)).reshape(-1)
+        # Rows lie in one list, with a place for what is cut off behind each: XLA then needs no pairs of indices. Of
+        # pieces that begin at one place, all but the last are empty, and it has the largest shift.
+        at = jnp.minimum(begins, length) + (length + 1) * jnp.arange(rows)[:, None]
+        shifts = jnp.zeros(rows * (length + 1), jnp.int32).at[at.reshape(-1)].max((firsts - begins).reshape(-1))
+        # A running maximum in a tree: on a CPU three times as fast as `cummax`.
+        shift = jax.lax.associative_scan(jnp.maximum, shifts.reshape(rows, -1)[:, :length], axis=1)
         here = jnp.arange(length)
+        slot = jnp.minimum(here + shift, crystals * slots - 1) + crystals * slots * jnp.arange(rows)[:, None]
+        tokens = text.tokens.reshape(-1).at[slot].get(mode="promise_in_bounds")
+
+        ends = jnp.cumsum(text.lengths.sum(-1), axis=1)
         ended = (ends[:, None, :] <= here[:, None]).sum(-1)  # crystals of the row that end before this place
-        begin = jnp.take_along_axis(ends - lengths, jnp.minimum(ended, crystals - 1), axis=1)
+        current = jnp.minimum(ended, crystals - 1)
+        begin = jnp.take_along_axis(ends - text.lengths.sum(-1), current, axis=1)
+        answered = jnp.take_along_axis(ends - answer, current, axis=1)
         written = here < ends[:, -1:]
         return Rows(
-            tokens=jnp.where(written, carried >> 1, self.tables.pad),
+            tokens=jnp.where(written, tokens, self.tables.pad),
             segments=jnp.where(written, ended + 1, 0),
             positions=jnp.where(written, here - begin, 0),
-            loss_mask=written & (carried & 1 == 1),
+            loss_mask=written & ((here >= answered) | (self.augment.loss_on == "all")),
         )
 
-    def _slots(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "*n slots"], Bool[Array, "*n slots"]]:
-        """The token of every slot, and whether the loss counts it."""
+    def _pieces(self, examples: Examples, draws: Draws) -> tuple[Pieces, Int[Array, "*n"]]:
+        """Each text, and how many tokens at its end are its answer."""
         write = self._write_one
         for _ in range(examples.index.ndim):
             write = jax.vmap(write)
         return write(examples, draws)
 
-    def _write_one(self, example: Examples, draws: Draws) -> tuple[Int[Array, "slots"], Bool[Array, "slots"]]:
-        t, infill = self.tables, draws.infill
-        body = self._body(example.crystals, draws)
-        stated = jnp.where((draws.stated != EMPTY)[:, None], example.sentences[draws.stated], EMPTY).reshape(-1)
-        # One line a piece, in the order of the text: when it is written, its tokens, whether it answers the prompt.
-        always, generate = jnp.bool_(True), ~infill
-        pieces = [
-            (always, jnp.array([t.bos]), False),
-            (generate, t.introduction, False),
-            (generate, stated, False),
-            (generate, t.request, False),
-            (infill, t.infill_introduction, False),
-            (always, body, generate),
-            (infill, t.infill_request, False),
-            (infill, jnp.asarray(t.elements)[draws.masked], True),
-            (always, jnp.array([t.eos]), True),
-        ]
-        exists = example.index >= 0
-        tokens = [jnp.where(exists & when, jnp.asarray(piece), EMPTY) for when, piece, _ in pieces]
-        answers = [jnp.broadcast_to(answer, piece.shape) for (_, piece, answer) in pieces]
-        counted = jnp.concatenate(answers) | (self.augment.loss_on == "all")
-        return jnp.concatenate(tokens), counted
+    def _write_one(self, example: Examples, draws: Draws) -> tuple[Pieces, Int[Array, ""]]:
+        t, infill, exists = self.tables, draws.infill, example.index >= 0
+        fixed = lambda tokens: Pieces.of(jnp.asarray(tokens))  # noqa: E731
+        stated = jnp.where((draws.stated != EMPTY)[:, None], example.sentences[draws.stated], EMPTY)
+        body, end = self._body(example.crystals, draws), fixed([t.eos])
+        element = Pieces.of(jnp.asarray(t.elements)[draws.masked])
+        generation = fixed(t.introduction) + Pieces.of(stated).joined() + fixed(t.request)
+        text = (
+            fixed([t.bos])
+            + generation.only(~infill)
+            + fixed(t.infill_introduction).only(infill)
+            + body
+            + (fixed(t.infill_request) + element).only(infill)
+            + end
+        ).only(exists)
+        answer = jnp.where(infill, element.lengths.sum(), body.lengths.sum()) + 1
+        return text, answer * exists
 
-    def _body(self, crystal: CrystalBatch, draws: Draws) -> Int[Array, "slots"]:
+    def _body(self, crystal: CrystalBatch, draws: Draws) -> Pieces:
         """The crystal's own text: the line of lengths, the line of angles, then two lines an atom."""
         t, fmt = self.tables, self.text
-        space, newline = jnp.full((1,), t.space), jnp.full((1,), t.newline)
-
-        def line(numbers: Int[Array, "3 width"]) -> Int[Array, "slots"]:
-            return jnp.concatenate([numbers[0], space, numbers[1], space, numbers[2]])
-
-        lengths = self._number(*decimal(crystal.lengths, CELL_BITS, fmt.length_decimals), fmt.length_decimals)
+        lengths = decimal(crystal.lengths, CELL_BITS, fmt.length_decimals)
         angles = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
-        cell = [line(lengths), newline, line(self._number(*angles, fmt.angle_decimals))]
+        cell = [
+            self._number(whole[i], digits[i], decimals, after)
+            for (whole, digits), decimals, last in (
+                (lengths, fmt.length_decimals, [t.newline]),
+                (angles, fmt.angle_decimals, []),
+            )
+            for i, after in enumerate(([t.space], [t.space], last))
+        ]
 
         species = crystal.species[draws.order]
-        whole, digits = decimal(crystal.frac_coords[draws.order] + draws.translation, COORD_BITS, fmt.coord_decimals)
-        if not fmt.paper_compat:
-            whole = jnp.zeros_like(whole)  # 1.00 is 0.00 of the next cell
-        coords = self._number(whole, digits, fmt.coord_decimals, whole_digits=1)
         width = max(t.elements.shape[1], len(t.mask))
         hidden = draws.infill & (species == draws.masked)
         element = jnp.where(hidden[:, None], _widen(t.mask, width), _widen(t.elements, width)[species])
-
-        def atom(element: Int[Array, "width"], coords: Int[Array, "3 digits"]) -> Int[Array, "slots"]:
-            return jnp.concatenate([newline, element, newline, line(coords)])
-
+        whole, digits = decimal(crystal.frac_coords[draws.order] + draws.translation, COORD_BITS, fmt.coord_decimals)
+        if not fmt.paper_compat:
+            whole = jnp.zeros_like(whole)  # 1.00 is 0.00 of the next cell
+        newline, space = (jnp.full_like(species, token) for token in (t.newline, t.space))
+        numbers = [self._digits(whole[:, i], digits[:, i], fmt.coord_decimals) for i in range(3)]
+        coords = jnp.stack([newline, *numbers[0], space, *numbers[1], space, *numbers[2]], axis=-1)
+        atoms = Pieces.of(jnp.concatenate([newline[:, None], element], axis=-1)) + Pieces.of(coords)
         present = jnp.arange(len(species)) < crystal.num_atoms
-        atoms = jnp.where(present[:, None], jax.vmap(atom)(element, coords), EMPTY)
-        return jnp.concatenate([*cell, atoms.reshape(-1)])
+        return sum(cell[1:], cell[0]) + atoms.only(present).joined()
 
-    def _number(
-        self, whole: Int[Array, "*n"], digits: Int[Array, "*n"], decimals: int, whole_digits: int = 3
-    ) -> Int[Array, "*n width"]:
-        """Tokens of numbers below 10**whole_digits, leading zeros EMPTY; the decimal point only before decimals."""
+    def _number(self, whole: Int[Array, ""], digits: Int[Array, ""], decimals: int, after: list[int]) -> Pieces:
+        """A number below 1000 without leading zeros, and what follows it."""
         digit = jnp.asarray(self.tables.digits)
-        slots = []
-        for power in reversed(range(whole_digits)):
-            shown = (whole >= 10**power) | (power == 0)
-            slots.append(jnp.where(shown, digit[whole // 10**power % 10], EMPTY))
-        if decimals:
-            slots.append(jnp.full_like(whole, self.tables.point))
-        slots += [digit[digits // 10**power % 10] for power in reversed(range(decimals))]
-        return jnp.stack(slots, axis=-1)
+        leading = [Pieces.of(digit[whole // power % 10][None]).only(whole >= power) for power in (100, 10)]
+        rest = [*self._digits(whole % 10, digits, decimals), *(jnp.asarray(token) for token in after)]
+        return leading[0] + leading[1] + Pieces.of(jnp.stack(rest))
+
+    def _digits(self, whole: Int[Array, "*n"], digits: Int[Array, "*n"], decimals: int) -> list[Int[Array, "*n"]]:
+        """Tokens of a number below 10; the decimal point only before decimals."""
+        digit = jnp.asarray(self.tables.digits)
+        point = [jnp.full_like(whole, self.tables.point)] if decimals else []
+        return [digit[whole], *point, *(digit[digits // 10**power % 10] for power in reversed(range(decimals)))]
