@@ -16,7 +16,7 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import Examples, TokenTables, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "pymatgen", "torch", "matgl", "chgnet", "smact", "spglib")
@@ -65,7 +65,7 @@ def _devices() -> str:
 def _attention() -> str:
     """The kernel that `auto` takes on this platform, against the reference."""
     config, rules = LlamaConfig(dtype="bfloat16"), ShardingRules()
-    kernel, why = flash.choose(config, 2, 256, rules)
+    kernel, why = attention_kernels.choose(config, 2, 256, rules)
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = [jax.random.normal(key, (2, 256, 4, config.head_dim), config.dtype) for key in keys]
     segments = np.repeat([[1, 2], [1, 0]], [100, 156], axis=1).astype(np.int32)

@@ -10,7 +10,7 @@ from jaxcrystal.crystals.dataset import load
 from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.doctor import _attention
 from jaxcrystal.errors import UserError
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:
@@ -55,9 +55,11 @@ def test_what_is_wrong_fails_its_line(monkeypatch, tmp_path, capsys):
 
 def test_a_kernel_is_held_against_the_reference(monkeypatch):
     """The TPU's, interpreted; then with a segment that it does not see."""
-    monkeypatch.setattr(flash, "KERNELS", {jax.default_backend(): "splash"})
+    monkeypatch.setattr(attention_kernels, "KERNELS", {jax.default_backend(): "splash"})
     assert re.fullmatch(r"splash \(the kernel of \w+\), within 0\.0[01]\d\d of the reference in bfloat16", _attention())
-    splash = flash.splash
-    monkeypatch.setattr(flash, "splash", lambda q, k, v, segments, rules: splash(q, k, v, 0 * segments, rules))
+    splash = attention_kernels.splash
+    monkeypatch.setattr(
+        attention_kernels, "splash", lambda q, k, v, segments, rules: splash(q, k, v, 0 * segments, rules)
+    )
     with pytest.raises(UserError, match=r"splash is wrong by \d\.\d+ of the largest value; set model.attention to xla"):
         _attention()

@@ -6,7 +6,7 @@
 The three parts share one softmax but are never joined in memory: the prefix is not copied for each row, and the tail
 is written once, after all layers have read it.
 
-Where there is no cache, `model.flash` takes the place of what is written here, which stays its reference.
+Where there is no cache, `model.attention_kernels` takes the place of what is written here, which stays its reference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
+from jaxcrystal.model.attention_blocks import blocks
 
 #: What one layer reads of a cache: keys and values of the prefix, keys and values of the tails.
 Past = tuple[Array, Array, Array, Array]
@@ -88,14 +89,14 @@ class Cache:
 class View:
     """What each token of a call may attend to, in the form that the implementation asks for."""
 
-    implementation: flash.Implementation = struct.field(pytree_node=False)
+    implementation: attention_kernels.Implementation = struct.field(pytree_node=False)
     mask: Bool[Array, "#batch time attended"] | None = None  #: for xla, and for cudnn where there are segments
     segments: Int[Array, "batch time"] | None = None  #: for blocks and splash
 
     @classmethod
     def of(
         cls,
-        implementation: flash.Implementation,
+        implementation: attention_kernels.Implementation,
         time: int,
         segments: Int[Array, "batch time"] | None = None,
         cache: Cache | None = None,
@@ -144,11 +145,11 @@ def attend(
     `Cache.layers`, and `view` is of the same cache. Scores and softmax are float32.
     """
     if view.implementation == "blocks":
-        return flash.blocks(queries, keys, values, view.segments)
+        return blocks(queries, keys, values, view.segments)
     if view.implementation == "splash":
-        return flash.splash(queries, keys, values, view.segments, rules)
+        return attention_kernels.splash(queries, keys, values, view.segments, rules)
     if view.implementation == "cudnn":
-        return flash.cudnn(queries, keys, values, view.mask)
+        return attention_kernels.cudnn(queries, keys, values, view.mask)
     shape = queries.shape
     queries = queries.reshape(*shape[:2], keys.shape[2], -1, shape[3])
     parts = [("bskd", keys, values)]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import Cache, Past, View, attend
 from jaxcrystal.model.lora import Linear, check_targets
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
@@ -91,7 +91,7 @@ class Llama(nn.Module):
         rotation = rotary(self.config, positions)
         implementation = "xla"  # it alone reads a cache, and takes the one token that initialization is shown
         if cache is None and not self.is_initializing():
-            implementation, _ = flash.choose(self.config, *tokens.shape, self.rules)
+            implementation, _ = attention_kernels.choose(self.config, *tokens.shape, self.rules)
         view = View.of(implementation, tokens.shape[1], segments, cache)
         x, written = self.layers(x, rotation, view, None if cache is None else cache.layers, deterministic)
         return self.norm(x), None if cache is None else cache.append(*written)

@@ -22,7 +22,7 @@ from jaxcrystal.config import OptimizerConfig
 from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import replicated
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.train.loss import next_token_loss
 
@@ -128,7 +128,9 @@ class Trainer:
     def attention(self, rows: int) -> str:
         """What computes the attention of batches of `rows`, and why."""
         with jax.set_mesh(self.mesh):
-            chosen = flash.choose(self.model.config, rows // self.accumulate, self.row_length, self.model.rules)
+            chosen = attention_kernels.choose(
+                self.model.config, rows // self.accumulate, self.row_length, self.model.rules
+            )
         return ": ".join(chosen)
 
     def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:

@@ -10,7 +10,7 @@ import pytest
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import ShardingRules, make_mesh
-from jaxcrystal.model import flash
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.llama import Llama, initialize
 
@@ -143,16 +143,16 @@ HALF = replace(CONFIG, dtype="bfloat16", head_dim=64)
     ],
 )
 def test_auto_takes_what_can_run_and_says_why(platform, config, time, mesh, chosen, why, monkeypatch):
-    monkeypatch.setattr(flash, "platform", lambda: platform)
+    monkeypatch.setattr(attention_kernels, "platform", lambda: platform)
     with jax.set_mesh(make_mesh(MeshConfig(*mesh))):
-        implementation, reason = flash.choose(config, 8, time, RULES)
+        implementation, reason = attention_kernels.choose(config, 8, time, RULES)
     assert implementation == chosen and why in reason
 
 
 def test_the_platform_is_that_of_the_mesh():
-    assert flash.platform() == jax.default_backend()
+    assert attention_kernels.platform() == jax.default_backend()
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        assert flash.platform() == jax.devices()[0].platform
+        assert attention_kernels.platform() == jax.devices()[0].platform
 
 
 @pytest.mark.parametrize(
