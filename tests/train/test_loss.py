@@ -100,3 +100,16 @@ def test_logits_are_made_once_and_a_frozen_head_gets_no_gradient():
         return flops / (2 * 3 * 25 * 64 * 448)  # XLA counts a loop's body once
 
     assert [round(products(*arguments)) for arguments in ((), (0,), (0, 1))] == [1, 2, 3]
+
+
+def test_gradients_follow_what_is_made_of_the_loss():
+    """Thrice the loss has thrice its gradients, of tokens and head."""
+    rows = random_rows()
+    hidden, head = jax.random.normal(jax.random.key(0), (3, 50, 16)), jax.random.normal(jax.random.key(1), (16, 448))
+    once, thrice = (
+        jax.jit(jax.grad(lambda h, w, times=times: times * loss_and_count(h, w, rows, 25)[0], (0, 1)))(hidden, head)
+        for times in (1.0, 3.0)
+    )
+    for found, wanted in zip(thrice, once, strict=True):
+        np.testing.assert_allclose(found, 3 * wanted, rtol=1e-6, atol=0)
+        assert np.abs(wanted).max() > 0
