@@ -5,7 +5,8 @@
 
 Both sides have the same crystals with the same draws, and it is asserted first that they make the same tokens. The
 device is timed from the host's arrays to finished packed rows; the host, on all cores, from finished texts to lists of
-tokens, and once more with the making of the texts. The sides alternate, so that noise hits all; medians are told.
+tokens, and once more with the making of the texts. Where the device is the CPU, each core is one, as in training on a
+mesh: both sides have the same cores. The sides alternate, so that noise hits all; medians are told.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ import jax
 import machine
 import material
 import sentencepiece
+from jax.sharding import PartitionSpec as P
 from material import Task
 
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.writer import Examples, Rows, TokenTables, Writer
+from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.train.packing import Feed
 
 DEVICE = "device: draw and write packed rows"
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.quick:
         options.crystals, options.rows, options.tokens_per_row, options.rounds = 40, 2, 1024, 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    mesh = make_mesh()
+    options.rows += -options.rows % mesh.size
     measured = machine.facts(uses_accelerator=jax.default_backend() != "cpu")
 
     crystals = material.crystals(options.data, options.crystals)
@@ -58,7 +64,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     table, key = feed.epoch(0), feed.key(0)
     if len(table) > 1:
         table = table[:-1]  # the last batch is not full
-    write = jax.jit(lambda key, examples: writer.write(examples, writer.draw(key, examples), feed.row_length))
+    rows_of = batch_sharding(mesh)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), rows_of.spec), out_specs=rows_of.spec, check_vma=False)
+    def write_own(key: jax.Array, examples: Examples) -> Rows:
+        return writer.write(examples, writer.draw(key, examples), feed.row_length)
+
+    def write(key: jax.Array, examples: Examples) -> Rows:
+        return write_own(key, jax.device_put(examples, rows_of))
 
     draw = jax.jit(writer.draw)
     tasks = [task for batch in map(feed.batch, table) for task in Task.of(crystals, batch, draw(key, batch))]
@@ -147,4 +161,5 @@ def alternate(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", machine.cores())
     sys.exit(0 if main() else 1)

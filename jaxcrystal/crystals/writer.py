@@ -1,12 +1,14 @@
 """Crystals written as tokens, on the device: from arrays and one key to what the model is trained on.
 
-Every token that a text could hold has a slot, in the order of the text; what a draw leaves out (a task not chosen, a
-leading digit, an atom that is not there) leaves its slots empty. A cumulative sum over the filled slots then closes
-the gaps, for one crystal or for all that share a row:
+A text is a list of pieces. The tokens of all pieces lie in one list for the whole batch: those of the prompts and of
+each element once, those of every number where it was made. A piece says where its tokens start there and how many they
+are: none for a task not chosen or an atom that is not there, and a number starts behind its leading zeros.
 
-    slots    <s> Below … The band gap is 1.1 .   ·  ·  ·  Generate … ⏎  ·  ·  5 .  1 ␣  ·  ·  5 .  2 …  </s>  ·
-    filled    1    1  1   1   1   1   1  1   1   0  0  0      1    1 1  0  0  1 1  1 1  0  0  1 1  1      1    0
-    place     0    1  …                                                                                    n-1
+    list     <s> Below … │ Generate … │ H ⏎ │ He ⏎ │ … │ 0 0 5 . 2 ␣ │ 1 2 0 ␣ │ … │ 0 . 5 0 ␣ 0 . 5 0 ␣ … ⏎ │ …
+    text     <s> Below … │ Generate … │ 5 . 2 ␣ │ … │ Na ⏎ │ 0 . 5 0 ␣ … ⏎ │ … │ </s>
+
+From a place in the text to its token's place in the list is a step that is the same all along a piece. The difference
+to the step before is added where the piece begins, and a cumulative sum makes the steps of all places.
 
 This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
 anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
@@ -16,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray, UInt32
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
@@ -31,7 +34,7 @@ from jaxcrystal.crystals.text import MASK
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.errors import UserError
 
-EMPTY = -1  #: a slot without a token
+EMPTY = -1  #: no token; only behind the tokens of a row
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ class TokenTables:
     request: Int[np.ndarray, "request"]
     infill_introduction: Int[np.ndarray, "infill_introduction"]
     infill_request: Int[np.ndarray, "infill_request"]
-    bos: int
     eos: int
     pad: int
 
@@ -84,11 +86,10 @@ class TokenTables:
             newline=one("\n0", "\n"),
             elements=_ragged([[], *(after("\n", symbol) for symbol in ELEMENTS[1:])]),
             mask=after("\n", MASK),
-            introduction=np.array(tokenizer.encode(prompts.INTRODUCTION), np.int32),
+            introduction=np.array([tokenizer.bos_id, *tokenizer.encode(prompts.INTRODUCTION)], np.int32),
             request=after(prompts.INTRODUCTION, prompts.REQUEST),
-            infill_introduction=np.array(tokenizer.encode(prompts.INFILL_INTRODUCTION), np.int32),
+            infill_introduction=np.array([tokenizer.bos_id, *tokenizer.encode(prompts.INFILL_INTRODUCTION)], np.int32),
             infill_request=after("\n0", prompts.INFILL_REQUEST),
-            bos=tokenizer.bos_id,
             eos=tokenizer.eos_id,
             pad=tokenizer.pad_id,
         )
@@ -118,11 +119,6 @@ def sentence_tokens(
 
     flat = _ragged([tokens(name, label) for label in attributes for name in ATTRIBUTES])
     return flat.reshape(len(attributes), len(ATTRIBUTES), -1)
-
-
-def _widen(table: Int[np.ndarray, "*n narrow"], width: int) -> Int[Array, "*n width"]:
-    pad = [(0, 0)] * (table.ndim - 1) + [(0, width - table.shape[-1])]
-    return jnp.asarray(np.pad(table, pad, constant_values=EMPTY))
 
 
 @struct.dataclass
@@ -156,6 +152,56 @@ class Rows:
     segments: Int[Array, "rows length"]
     positions: Int[Array, "rows length"]  #: within the crystal's own text
     loss_mask: Bool[Array, "rows length"]  #: tokens that the loss counts, as targets
+
+
+@struct.dataclass
+class Pieces:
+    """Where the tokens of some pieces start in the list of tokens, and how many they are."""
+
+    start: Int[Array, "*n"]
+    length: Int[Array, "*n"]
+
+    def __getitem__(self, index: object) -> Pieces:
+        return jax.tree.map(lambda x: x[index], self)
+
+    def only(self, when: Bool[Array, "*n"]) -> Pieces:
+        """Nothing unless `when`."""
+        return self.replace(length=self.length * when)
+
+    def without_first(self, count: Int[Array, "*n"]) -> Pieces:
+        return Pieces(self.start + count, self.length - count)
+
+    def without_last(self, count: Int[Array, "*n"]) -> Pieces:
+        return self.replace(length=self.length - count)
+
+    @staticmethod
+    def joined(shape: tuple[int, ...], *parts: Pieces) -> Pieces:
+        """One after the other along a last axis; each part has `shape`, or that and an axis of pieces of its own."""
+
+        def join(*xs: Int[Array, "..."]) -> Int[Array, "*n pieces"]:
+            wide = [x if x.ndim > len(shape) else x[..., None] for x in xs]
+            return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in wide], axis=-1)
+
+        return jax.tree.map(join, *parts)
+
+
+class TokenList:
+    """The list of tokens, while its pieces are laid down."""
+
+    def __init__(self) -> None:
+        self.tables: list[Int[Array, "any"]] = []
+        self.size = 0
+
+    def lay(self, table: Int[Array, "*n width"]) -> Pieces:
+        """A piece for each row, of the tokens before its first EMPTY."""
+        *shape, width = table.shape
+        start = self.size + width * np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
+        self.tables.append(jnp.ravel(table))
+        self.size += table.size
+        return Pieces(jnp.asarray(start), jnp.asarray((table != EMPTY).sum(-1)))
+
+    def tokens(self) -> Int[Array, "size"]:
+        return jnp.concatenate(self.tables)
 
 
 def decimal(
@@ -196,40 +242,44 @@ class Writer:
         return jax.tree.map(lambda x: x.reshape(*examples.index.shape, *x.shape[1:]), draws)
 
     def _draw(self, key: PRNGKeyArray, example: Examples) -> Draws:
-        k_task, k_state, k_order, k_shift, k_atoms, k_mask = jax.random.split(jax.random.fold_in(key, example.index), 6)
-        crystal = example.crystals
-        max_atoms = crystal.species.shape[0]
-        present = jnp.arange(max_atoms) < crystal.num_atoms
-        shuffle = jax.random.uniform(k_atoms, (max_atoms,)) if self.augment.permute else jnp.arange(max_atoms)
+        crystal, count = example.crystals, len(ATTRIBUTES)
+        atoms = jnp.arange(crystal.species.shape[0])
+        words = jax.random.bits(jax.random.fold_in(key, example.index), (5 + 2 * count + len(atoms),), jnp.uint32)
+        task, atom, shift, state = words[0], words[1], words[2:5], words[5:-len(atoms)]  # the atoms', of any number, last
+        if self.augment.permute:
+            order = _shuffled(words[-len(atoms) :], atoms < crystal.num_atoms)
+        else:
+            order = atoms
         return Draws(
-            infill=jax.random.bernoulli(k_task, float(self.augment.infill)),
-            stated=self._stated(k_state, k_order, known=(example.sentences != EMPTY).any(-1)),
-            translation=jax.random.bits(k_shift, (3,), jnp.uint32) * jnp.uint32(self.augment.translate),
-            order=jnp.argsort(jnp.where(present, shuffle, max_atoms), stable=True),
-            masked=crystal.species[jax.random.randint(k_mask, (), 0, jnp.maximum(crystal.num_atoms, 1))],
+            infill=_uniform(task) < self.augment.infill,
+            stated=self._stated(state[:count], state[count:], known=example.sentences[:, 0] != EMPTY),
+            translation=shift * jnp.uint32(self.augment.translate),
+            order=order,
+            masked=crystal.species[atom % jnp.maximum(crystal.num_atoms, 1)],
         )
 
     def _stated(
-        self, k_state: PRNGKeyArray, k_order: PRNGKeyArray, known: Bool[Array, "attributes"]
+        self,
+        chance: UInt32[Array, "attributes"],
+        places: UInt32[Array, "attributes"],
+        known: Bool[Array, "attributes"],
     ) -> Int[Array, "attributes"]:
-        count, formula = len(ATTRIBUTES), ATTRIBUTES.index("pretty_formula")
         known &= np.isin(ATTRIBUTES, self.augment.attributes)
-        rank = jax.random.uniform(k_order, (count,))
-        if self.text.paper_compat:
-            # The original: a uniform number of these, chosen at random; the formula before them, if there are any.
-            others = known & ~np.isin(ATTRIBUTES, ("pretty_formula", "elements"))
-            place = jnp.argsort(jnp.argsort(jnp.where(others, rank, 2.0)))
-            stated = others & (place < jax.random.randint(k_state, (), 0, others.sum() + 1))
-            stated = stated.at[formula].set(known[formula] & stated.any())
-            rank = rank.at[formula].set(-1.0)
-        else:
-            stated = known & jax.random.bernoulli(k_state, float(self.augment.attribute_probability), (count,))
-        order = jnp.argsort(jnp.where(stated, rank, 2.0))
-        return jnp.where(stated[order], order, EMPTY)
+        if not self.text.paper_compat:
+            stated = known & (_uniform(chance) < self.augment.attribute_probability)
+            order = _shuffled(places, stated)
+            return jnp.where(stated[order], order, EMPTY)
+        # The original: a uniform number of these, chosen at random; the formula before them, if there are any.
+        formula = ATTRIBUTES.index("pretty_formula")
+        others = known & ~np.isin(ATTRIBUTES, ("pretty_formula", "elements"))
+        number = chance[0] % (others.sum() + 1)
+        stated = jnp.where(jnp.arange(len(ATTRIBUTES)) < number, _shuffled(places, others), EMPTY)
+        first = jnp.where(known[formula] & (number > 0), formula, EMPTY)
+        return jnp.concatenate([first[None], stated[:-1]])
 
     def lengths(self, examples: Examples, draws: Draws) -> Int[Array, "*n"]:
         """Number of tokens of each text; what packing must know before the rows are written."""
-        return (self._slots(examples, draws)[0] != EMPTY).sum(-1)
+        return self._pieces(examples, draws)[1].length.sum(-1)
 
     def bounds(self, examples: Examples) -> tuple[Int[np.ndarray, "crystals"], Int[np.ndarray, "crystals"]]:
         """Number of tokens of each crystal's shortest and longest possible text, whatever is drawn; on the host."""
@@ -263,100 +313,107 @@ class Writer:
 
         Tokens beyond `length` are cut off: pack by `lengths`.
         """
-        tokens, counted = self._slots(examples, draws)
-        rows, crystals, _ = tokens.shape
-        filled = tokens != EMPTY
-        flat = filled.reshape(rows, -1)
-        # Adding up in a tree is twice as fast on a CPU as `cumsum`; one list of places for all rows, as a scatter into
-        # rows of their own. Empty slots go to one place beyond the last row.
-        place = jax.lax.associative_scan(jnp.add, flat.astype(jnp.int32), axis=1) - 1
-        place = jnp.where(flat & (place < length), place + length * jnp.arange(rows)[:, None], rows * length)
-        # A scatter costs by the slot: this one carries all that a slot knows, the rest follows from the lengths.
-        carried = jnp.zeros(rows * length + 1, tokens.dtype)
-        carried = carried.at[place.reshape(-1)].set((tokens << 1 | counted).reshape(-1), mode="promise_in_bounds")
-        carried = carried[:-1].reshape(rows, length)
-
-        lengths = filled.sum(-1)
-        ends = jnp.cumsum(lengths, axis=-1)
+        tokens, text, answer = self._pieces(examples, draws)
+        rows, crystals, _ = text.length.shape
+        lengths = text.length.reshape(rows, -1)
+        begins = jnp.cumsum(lengths, axis=1) - lengths
+        steps = text.start.reshape(rows, -1) - begins
+        # Rows lie in one list, with a place for what is cut off behind each: XLA then needs no pairs of indices. Of
+        # pieces that begin at one place, all but the last are empty, and the differences add up to its step.
+        at = jnp.minimum(begins, length) + (length + 1) * jnp.arange(rows)[:, None]
+        differences = jnp.diff(steps, axis=1, prepend=0)
+        added = jnp.zeros(rows * (length + 1), jnp.int32).at[at.reshape(-1)].add(differences.reshape(-1))
+        # A sum in a tree: on a CPU three times as fast as `cumsum`.
+        step = jax.lax.associative_scan(jnp.add, added.reshape(rows, -1)[:, :length], axis=1)
         here = jnp.arange(length)
+
+        ends = jnp.cumsum(text.length.sum(-1), axis=1)
         ended = (ends[:, None, :] <= here[:, None]).sum(-1)  # crystals of the row that end before this place
-        begin = jnp.take_along_axis(ends - lengths, jnp.minimum(ended, crystals - 1), axis=1)
+        current = jnp.minimum(ended, crystals - 1)
+        begin = jnp.take_along_axis(ends - text.length.sum(-1), current, axis=1)
+        answered = jnp.take_along_axis(ends - answer, current, axis=1)
         written = here < ends[:, -1:]
         return Rows(
-            tokens=jnp.where(written, carried >> 1, self.tables.pad),
+            tokens=jnp.where(written, tokens.at[here + step].get(mode="clip"), self.tables.pad),
             segments=jnp.where(written, ended + 1, 0),
             positions=jnp.where(written, here - begin, 0),
-            loss_mask=written & (carried & 1 == 1),
+            loss_mask=written & ((here >= answered) | (self.augment.loss_on == "all")),
         )
 
-    def _slots(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "*n slots"], Bool[Array, "*n slots"]]:
-        """The token of every slot, and whether the loss counts it."""
-        write = self._write_one
-        for _ in range(examples.index.ndim):
-            write = jax.vmap(write)
-        return write(examples, draws)
+    def _pieces(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "size"], Pieces, Int[Array, "*n"]]:
+        """The list of tokens, the pieces of each text in it, and how many tokens at the end of a text are its answer."""
+        t, infill, exists = self.tables, draws.infill, examples.index >= 0
+        tokens = TokenList()
+        generation, infilling = tokens.lay(t.introduction), tokens.lay(t.infill_introduction)
+        introduction = jax.tree.map(partial(jnp.where, infill), infilling, generation)
+        sentences = tokens.lay(examples.sentences)
+        stated = jax.tree.map(lambda x: jnp.take_along_axis(x, draws.stated, axis=-1), sentences)
+        body = self._body(tokens, examples.crystals, draws)
+        asked = tokens.lay(t.elements)[draws.masked]
+        text = Pieces.joined(
+            infill.shape,
+            introduction,
+            stated.only((draws.stated != EMPTY) & ~infill[..., None]),
+            tokens.lay(t.request).only(~infill),
+            body,
+            tokens.lay(t.infill_request).only(infill),
+            asked.only(infill),
+            tokens.lay(np.array([t.eos])),
+        )
+        answer = jnp.where(infill, asked.length, body.length.sum(-1)) + 1
+        return tokens.tokens(), text.only(exists[..., None]), answer * exists
 
-    def _write_one(self, example: Examples, draws: Draws) -> tuple[Int[Array, "slots"], Bool[Array, "slots"]]:
-        t, infill = self.tables, draws.infill
-        body = self._body(example.crystals, draws)
-        stated = jnp.where((draws.stated != EMPTY)[:, None], example.sentences[draws.stated], EMPTY).reshape(-1)
-        # One line a piece, in the order of the text: when it is written, its tokens, whether it answers the prompt.
-        always, generate = jnp.bool_(True), ~infill
-        pieces = [
-            (always, jnp.array([t.bos]), False),
-            (generate, t.introduction, False),
-            (generate, stated, False),
-            (generate, t.request, False),
-            (infill, t.infill_introduction, False),
-            (always, body, generate),
-            (infill, t.infill_request, False),
-            (infill, jnp.asarray(t.elements)[draws.masked], True),
-            (always, jnp.array([t.eos]), True),
-        ]
-        exists = example.index >= 0
-        tokens = [jnp.where(exists & when, jnp.asarray(piece), EMPTY) for when, piece, _ in pieces]
-        answers = [jnp.broadcast_to(answer, piece.shape) for (_, piece, answer) in pieces]
-        counted = jnp.concatenate(answers) | (self.augment.loss_on == "all")
-        return jnp.concatenate(tokens), counted
-
-    def _body(self, crystal: CrystalBatch, draws: Draws) -> Int[Array, "slots"]:
-        """The crystal's own text: the line of lengths, the line of angles, then two lines an atom."""
+    def _body(self, tokens: TokenList, crystal: CrystalBatch, draws: Draws) -> Pieces:
+        """The crystals' own texts: the line of lengths, the line of angles, then two lines an atom."""
         t, fmt = self.tables, self.text
-        space, newline = jnp.full((1,), t.space), jnp.full((1,), t.newline)
+        ordered = partial(jnp.take_along_axis, indices=draws.order, axis=-1)
+        whole, digits = decimal(crystal.lengths, CELL_BITS, fmt.length_decimals)
+        lengths = self._below_1000(tokens, whole, digits, fmt.length_decimals)
+        whole, digits = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
+        angles = self._below_1000(tokens, whole, digits, fmt.angle_decimals)
 
-        def line(numbers: Int[Array, "3 width"]) -> Int[Array, "slots"]:
-            return jnp.concatenate([numbers[0], space, numbers[1], space, numbers[2]])
-
-        lengths = self._number(*decimal(crystal.lengths, CELL_BITS, fmt.length_decimals), fmt.length_decimals)
-        angles = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
-        cell = [line(lengths), newline, line(self._number(*angles, fmt.angle_decimals))]
-
-        species = crystal.species[draws.order]
-        whole, digits = decimal(crystal.frac_coords[draws.order] + draws.translation, COORD_BITS, fmt.coord_decimals)
+        species = ordered(crystal.species)
+        line = lambda symbol: np.append(symbol[symbol != EMPTY], t.newline)  # noqa: E731
+        elements, mask = tokens.lay(_ragged([line(symbol) for symbol in t.elements])), tokens.lay(line(t.mask))
+        hidden = draws.infill[..., None] & (species == draws.masked[..., None])
+        element = jax.tree.map(partial(jnp.where, hidden), mask, elements[species])
+        place = jnp.take_along_axis(crystal.frac_coords, draws.order[..., None], axis=-2) + draws.translation[..., None, :]
+        whole, digits = decimal(place, COORD_BITS, fmt.coord_decimals)
         if not fmt.paper_compat:
             whole = jnp.zeros_like(whole)  # 1.00 is 0.00 of the next cell
-        coords = self._number(whole, digits, fmt.coord_decimals, whole_digits=1)
-        width = max(t.elements.shape[1], len(t.mask))
-        hidden = draws.infill & (species == draws.masked)
-        element = jnp.where(hidden[:, None], _widen(t.mask, width), _widen(t.elements, width)[species])
+        table = self._digits(whole, digits, 1, fmt.coord_decimals)
+        coords = tokens.lay(table.reshape(*species.shape, -1))
+        atom = jnp.arange(species.shape[-1])
+        number = crystal.num_atoms[..., None]
+        atoms = jax.tree.map(
+            lambda *x: jnp.stack(x, axis=-1).reshape(*species.shape[:-1], -1),
+            element.only(atom < number),
+            coords.only(atom < number).without_last(atom == number - 1),
+        )
+        return Pieces.joined(draws.infill.shape, lengths, angles, atoms)
 
-        def atom(element: Int[Array, "width"], coords: Int[Array, "3 digits"]) -> Int[Array, "slots"]:
-            return jnp.concatenate([newline, element, newline, line(coords)])
+    def _below_1000(self, tokens, whole, digits, decimals):
+        zeros = (whole < 100).astype(jnp.int32) + (whole < 10)
+        return tokens.lay(self._digits(whole, digits, 3, decimals)).without_first(zeros)
 
-        present = jnp.arange(len(species)) < crystal.num_atoms
-        atoms = jnp.where(present[:, None], jax.vmap(atom)(element, coords), EMPTY)
-        return jnp.concatenate([*cell, atoms.reshape(-1)])
-
-    def _number(
-        self, whole: Int[Array, "*n"], digits: Int[Array, "*n"], decimals: int, whole_digits: int = 3
-    ) -> Int[Array, "*n width"]:
-        """Tokens of numbers below 10**whole_digits, leading zeros EMPTY; the decimal point only before decimals."""
+    def _digits(self, whole, digits, places: int, decimals: int) -> Int[Array, "*n 3 width"]:
+        """Three numbers and what follows each; the decimal point only before decimals."""
         digit = jnp.asarray(self.tables.digits)
-        slots = []
-        for power in reversed(range(whole_digits)):
-            shown = (whole >= 10**power) | (power == 0)
-            slots.append(jnp.where(shown, digit[whole // 10**power % 10], EMPTY))
-        if decimals:
-            slots.append(jnp.full_like(whole, self.tables.point))
-        slots += [digit[digits // 10**power % 10] for power in reversed(range(decimals))]
-        return jnp.stack(slots, axis=-1)
+        ends = jnp.array([self.tables.space, self.tables.space, self.tables.newline])
+        columns = [digit[whole // 10**power % 10] for power in reversed(range(places))]
+        columns += [jnp.full_like(whole, self.tables.point)] * (decimals > 0)
+        columns += [digit[digits // 10**power % 10] for power in reversed(range(decimals))]
+        return jnp.stack([*columns, jnp.broadcast_to(ends, whole.shape)], axis=-1)
+
+
+def _uniform(words: UInt32[Array, "*n"]) -> Float32[Array, "*n"]:
+    """In [0, 1)."""
+    return (words >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _shuffled(words: UInt32[Array, "n"], chosen: Bool[Array, "n"]) -> Int[Array, "n"]:
+    """The numbers below n in a random order, the `chosen` first: each is put in the last bits of a random word, and
+    the words are sorted."""
+    last = (1 << (len(words) - 1).bit_length()) - 1
+    marked = jnp.where(chosen, words >> 1, words | jnp.uint32(1 << 31))
+    return (jnp.sort(marked & ~jnp.uint32(last) | jnp.arange(len(words), dtype=jnp.uint32)) & last).astype(jnp.int32)
