@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -168,40 +167,44 @@ class Pieces:
         """Nothing unless `when`."""
         return self.replace(length=self.length * when)
 
+    def otherwise(self, when: Bool[Array, "*n"], other: Pieces) -> Pieces:
+        """`other` where `when`."""
+        return jax.tree.map(lambda x, y: jnp.where(when, y, x), self, other)
+
     def without_first(self, count: Int[Array, "*n"]) -> Pieces:
         return Pieces(self.start + count, self.length - count)
 
     def without_last(self, count: Int[Array, "*n"]) -> Pieces:
         return self.replace(length=self.length - count)
 
-    @staticmethod
-    def joined(shape: tuple[int, ...], *parts: Pieces) -> Pieces:
-        """One after the other along a last axis; each part has `shape`, or that and an axis of pieces of its own."""
 
-        def join(*xs: Int[Array, "..."]) -> Int[Array, "*n pieces"]:
-            wide = [x if x.ndim > len(shape) else x[..., None] for x in xs]
-            return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in wide], axis=-1)
+def one_after_the_other(shape: tuple[int, ...], *parts: Pieces) -> Pieces:
+    """Along a last axis. Each part has `shape` (or is for all of it), or that and an axis of its own pieces."""
 
-        return jax.tree.map(join, *parts)
+    def join(*xs: Int[Array, "..."]) -> Int[Array, "*n pieces"]:
+        wide = [x if x.ndim > len(shape) else x[..., None] for x in xs]
+        return jnp.concatenate([jnp.broadcast_to(x, (*shape, x.shape[-1])) for x in wide], axis=-1)
+
+    return jax.tree.map(join, *parts)
 
 
 class TokenList:
-    """The list of tokens, while its pieces are laid down."""
+    """The list of tokens of a batch, while its pieces are laid down."""
 
     def __init__(self) -> None:
-        self.tables: list[Int[Array, "any"]] = []
-        self.size = 0
+        self._laid: list[Int[Array, "some"]] = []
+        self._size = 0
 
     def lay(self, table: Int[Array, "*n width"]) -> Pieces:
-        """A piece for each row, of the tokens before its first EMPTY."""
+        """A piece for each row of `table`: its tokens before EMPTY."""
         *shape, width = table.shape
-        start = self.size + width * np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
-        self.tables.append(jnp.ravel(table))
-        self.size += table.size
+        start = self._size + width * np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
+        self._laid.append(jnp.ravel(table))
+        self._size += table.size
         return Pieces(jnp.asarray(start), jnp.asarray((table != EMPTY).sum(-1)))
 
-    def tokens(self) -> Int[Array, "size"]:
-        return jnp.concatenate(self.tables)
+    def tokens(self) -> Int[Array, "all"]:
+        return jnp.concatenate(self._laid)
 
 
 def decimal(
@@ -242,38 +245,36 @@ class Writer:
         return jax.tree.map(lambda x: x.reshape(*examples.index.shape, *x.shape[1:]), draws)
 
     def _draw(self, key: PRNGKeyArray, example: Examples) -> Draws:
-        crystal, count = example.crystals, len(ATTRIBUTES)
+        crystal, n = example.crystals, len(ATTRIBUTES)
         atoms = jnp.arange(crystal.species.shape[0])
-        words = jax.random.bits(jax.random.fold_in(key, example.index), (5 + 2 * count + len(atoms),), jnp.uint32)
-        task, atom, shift, state = words[0], words[1], words[2:5], words[5:-len(atoms)]  # the atoms', of any number, last
-        if self.augment.permute:
-            order = _shuffled(words[-len(atoms) :], atoms < crystal.num_atoms)
-        else:
-            order = atoms
+        # The atoms' words come last: those before them must not depend on how many a batch has room for.
+        words = jax.random.bits(jax.random.fold_in(key, example.index), (5 + 2 * n + len(atoms),), jnp.uint32)
+        task, atom, shift, chance, place, shuffle = jnp.split(words, np.cumsum([1, 1, 3, n, n]))
+        order = _shuffled(shuffle, atoms < crystal.num_atoms) if self.augment.permute else atoms
         return Draws(
-            infill=_uniform(task) < self.augment.infill,
-            stated=self._stated(state[:count], state[count:], known=example.sentences[:, 0] != EMPTY),
+            infill=_uniform(task[0]) < self.augment.infill,
+            stated=self._stated(chance, place, known=(example.sentences != EMPTY).any(-1)),
             translation=shift * jnp.uint32(self.augment.translate),
             order=order,
-            masked=crystal.species[atom % jnp.maximum(crystal.num_atoms, 1)],
+            masked=crystal.species[atom[0] % jnp.maximum(crystal.num_atoms, 1)],
         )
 
     def _stated(
         self,
         chance: UInt32[Array, "attributes"],
-        places: UInt32[Array, "attributes"],
+        place: UInt32[Array, "attributes"],
         known: Bool[Array, "attributes"],
     ) -> Int[Array, "attributes"]:
         known &= np.isin(ATTRIBUTES, self.augment.attributes)
         if not self.text.paper_compat:
             stated = known & (_uniform(chance) < self.augment.attribute_probability)
-            order = _shuffled(places, stated)
+            order = _shuffled(place, stated)
             return jnp.where(stated[order], order, EMPTY)
         # The original: a uniform number of these, chosen at random; the formula before them, if there are any.
         formula = ATTRIBUTES.index("pretty_formula")
         others = known & ~np.isin(ATTRIBUTES, ("pretty_formula", "elements"))
         number = chance[0] % (others.sum() + 1)
-        stated = jnp.where(jnp.arange(len(ATTRIBUTES)) < number, _shuffled(places, others), EMPTY)
+        stated = jnp.where(jnp.arange(len(ATTRIBUTES)) < number, _shuffled(place, others), EMPTY)
         first = jnp.where(known[formula] & (number > 0), formula, EMPTY)
         return jnp.concatenate([first[None], stated[:-1]])
 
@@ -314,43 +315,41 @@ class Writer:
         Tokens beyond `length` are cut off: pack by `lengths`.
         """
         tokens, text, answer = self._pieces(examples, draws)
-        rows, crystals, _ = text.length.shape
-        lengths = text.length.reshape(rows, -1)
-        begins = jnp.cumsum(lengths, axis=1) - lengths
+        rows = len(text.length)
+        lengths = text.length.sum(-1)
+        ends = _sum_before(lengths) + lengths
+        begins = ((ends - lengths)[:, :, None] + _sum_before(text.length)).reshape(rows, -1)
         steps = text.start.reshape(rows, -1) - begins
         # Rows lie in one list, with a place for what is cut off behind each: XLA then needs no pairs of indices. Of
         # pieces that begin at one place, all but the last are empty, and the differences add up to its step.
         at = jnp.minimum(begins, length) + (length + 1) * jnp.arange(rows)[:, None]
         differences = jnp.diff(steps, axis=1, prepend=0)
-        added = jnp.zeros(rows * (length + 1), jnp.int32).at[at.reshape(-1)].add(differences.reshape(-1))
-        # A sum in a tree: on a CPU three times as fast as `cumsum`.
-        step = jax.lax.associative_scan(jnp.add, added.reshape(rows, -1)[:, :length], axis=1)
+        added = jnp.zeros(rows * (length + 1), jnp.int32)
+        added = added.at[at.reshape(-1)].add(differences.reshape(-1), mode="promise_in_bounds")
         here = jnp.arange(length)
-
-        ends = jnp.cumsum(text.length.sum(-1), axis=1)
-        ended = (ends[:, None, :] <= here[:, None]).sum(-1)  # crystals of the row that end before this place
-        current = jnp.minimum(ended, crystals - 1)
-        begin = jnp.take_along_axis(ends - text.length.sum(-1), current, axis=1)
-        answered = jnp.take_along_axis(ends - answer, current, axis=1)
-        written = here < ends[:, -1:]
+        # A sum in a tree: on a CPU three times as fast as `cumsum`.
+        place = here + jax.lax.associative_scan(jnp.add, added.reshape(rows, -1)[:, :length], axis=1)
+        before = ends[:, None, :] <= here[:, None]  # crystals of the row that end before this place
+        written = ~before[:, :, -1]
+        position = here - (before * lengths[:, None, :]).sum(-1)
+        in_answer = (before != (here[:, None] >= (ends - answer)[:, None, :])).any(-1)
         return Rows(
-            tokens=jnp.where(written, tokens.at[here + step].get(mode="clip"), self.tables.pad),
-            segments=jnp.where(written, ended + 1, 0),
-            positions=jnp.where(written, here - begin, 0),
-            loss_mask=written & ((here >= answered) | (self.augment.loss_on == "all")),
+            tokens=jnp.where(written, tokens.at[place].get(mode="clip"), self.tables.pad),
+            segments=jnp.where(written, before.sum(-1) + 1, 0),
+            positions=jnp.where(written, position, 0),
+            loss_mask=written & (in_answer | (self.augment.loss_on == "all")),
         )
 
-    def _pieces(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "size"], Pieces, Int[Array, "*n"]]:
-        """The list of tokens, the pieces of each text in it, and how many tokens at the end of a text are its answer."""
+    def _pieces(self, examples: Examples, draws: Draws) -> tuple[Int[Array, "all"], Pieces, Int[Array, "*n"]]:
+        """The list of tokens, the pieces of each text in it, and how many tokens at the end of each are its answer."""
         t, infill, exists = self.tables, draws.infill, examples.index >= 0
         tokens = TokenList()
-        generation, infilling = tokens.lay(t.introduction), tokens.lay(t.infill_introduction)
-        introduction = jax.tree.map(partial(jnp.where, infill), infilling, generation)
+        introduction = tokens.lay(t.introduction).otherwise(infill, tokens.lay(t.infill_introduction))
         sentences = tokens.lay(examples.sentences)
         stated = jax.tree.map(lambda x: jnp.take_along_axis(x, draws.stated, axis=-1), sentences)
         body = self._body(tokens, examples.crystals, draws)
         asked = tokens.lay(t.elements)[draws.masked]
-        text = Pieces.joined(
+        text = one_after_the_other(
             infill.shape,
             introduction,
             stated.only((draws.stated != EMPTY) & ~infill[..., None]),
@@ -365,45 +364,57 @@ class Writer:
 
     def _body(self, tokens: TokenList, crystal: CrystalBatch, draws: Draws) -> Pieces:
         """The crystals' own texts: the line of lengths, the line of angles, then two lines an atom."""
-        t, fmt = self.tables, self.text
-        ordered = partial(jnp.take_along_axis, indices=draws.order, axis=-1)
-        whole, digits = decimal(crystal.lengths, CELL_BITS, fmt.length_decimals)
-        lengths = self._below_1000(tokens, whole, digits, fmt.length_decimals)
-        whole, digits = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
-        angles = self._below_1000(tokens, whole, digits, fmt.angle_decimals)
+        t, fmt, shape = self.tables, self.text, draws.order.shape
+        lengths = decimal(crystal.lengths, CELL_BITS, fmt.length_decimals)
+        angles = decimal(crystal.angles, CELL_BITS, fmt.angle_decimals, truncate=fmt.paper_compat)
+        cell = [
+            self._cell_line(tokens, *lengths, fmt.length_decimals),
+            self._cell_line(tokens, *angles, fmt.angle_decimals),
+        ]
 
-        species = ordered(crystal.species)
         line = lambda symbol: np.append(symbol[symbol != EMPTY], t.newline)  # noqa: E731
         elements, mask = tokens.lay(_ragged([line(symbol) for symbol in t.elements])), tokens.lay(line(t.mask))
-        hidden = draws.infill[..., None] & (species == draws.masked[..., None])
-        element = jax.tree.map(partial(jnp.where, hidden), mask, elements[species])
-        place = jnp.take_along_axis(crystal.frac_coords, draws.order[..., None], axis=-2) + draws.translation[..., None, :]
-        whole, digits = decimal(place, COORD_BITS, fmt.coord_decimals)
+        species = jnp.take_along_axis(crystal.species, draws.order, axis=-1)
+        element = elements[species].otherwise(draws.infill[..., None] & (species == draws.masked[..., None]), mask)
+
+        frac_coords = jnp.take_along_axis(crystal.frac_coords, draws.order[..., None], axis=-2)
+        whole, digits = decimal(frac_coords + draws.translation[..., None, :], COORD_BITS, fmt.coord_decimals)
         if not fmt.paper_compat:
             whole = jnp.zeros_like(whole)  # 1.00 is 0.00 of the next cell
-        table = self._digits(whole, digits, 1, fmt.coord_decimals)
-        coords = tokens.lay(table.reshape(*species.shape, -1))
-        atom = jnp.arange(species.shape[-1])
-        number = crystal.num_atoms[..., None]
-        atoms = jax.tree.map(
-            lambda *x: jnp.stack(x, axis=-1).reshape(*species.shape[:-1], -1),
-            element.only(atom < number),
-            coords.only(atom < number).without_last(atom == number - 1),
-        )
-        return Pieces.joined(draws.infill.shape, lengths, angles, atoms)
+        coords = tokens.lay(self._numbers(whole, 1, digits, fmt.coord_decimals).reshape(*shape, -1))
 
-    def _below_1000(self, tokens, whole, digits, decimals):
-        zeros = (whole < 100).astype(jnp.int32) + (whole < 10)
-        return tokens.lay(self._digits(whole, digits, 3, decimals)).without_first(zeros)
+        atom, last = jnp.arange(shape[-1]), crystal.num_atoms[..., None] - 1
+        lines = one_after_the_other(shape, element, coords.without_last(atom == last)).only((atom <= last)[..., None])
+        atoms = jax.tree.map(lambda x: x.reshape(*shape[:-1], -1), lines)
+        return one_after_the_other(shape[:-1], *cell, atoms)
 
-    def _digits(self, whole, digits, places: int, decimals: int) -> Int[Array, "*n 3 width"]:
-        """Three numbers and what follows each; the decimal point only before decimals."""
+    def _cell_line(
+        self, tokens: TokenList, whole: Int[Array, "*n 3"], digits: Int[Array, "*n 3"], decimals: int
+    ) -> Pieces:
+        """Three numbers below 1000, a piece each, without leading zeros."""
+        zeros = sum((whole < power).astype(jnp.int32) for power in (10, 100))
+        return tokens.lay(self._numbers(whole, 3, digits, decimals)).without_first(zeros)
+
+    def _numbers(
+        self, whole: Int[Array, "*n 3"], places: int, digits: Int[Array, "*n 3"], decimals: int
+    ) -> Int[Array, "*n 3 width"]:
+        """The tokens of a line of three numbers, and what follows each; the decimal point only before decimals."""
         digit = jnp.asarray(self.tables.digits)
-        ends = jnp.array([self.tables.space, self.tables.space, self.tables.newline])
-        columns = [digit[whole // 10**power % 10] for power in reversed(range(places))]
-        columns += [jnp.full_like(whole, self.tables.point)] * (decimals > 0)
-        columns += [digit[digits // 10**power % 10] for power in reversed(range(decimals))]
-        return jnp.stack([*columns, jnp.broadcast_to(ends, whole.shape)], axis=-1)
+        return jnp.stack(
+            [
+                *(digit[whole // 10**power % 10] for power in reversed(range(places))),
+                *([jnp.full_like(whole, self.tables.point)] if decimals else []),
+                *(digit[digits // 10**power % 10] for power in reversed(range(decimals))),
+                jnp.broadcast_to(jnp.array([self.tables.space, self.tables.space, self.tables.newline]), whole.shape),
+            ],
+            axis=-1,
+        )
+
+
+def _sum_before(x: Int[Array, "*n k"]) -> Int[Array, "*n k"]:
+    """Of what comes before along the last axis: a product with a triangle of ones, which float32 holds exactly."""
+    triangle = np.triu(np.ones((x.shape[-1], x.shape[-1]), np.float32), k=1)
+    return jnp.dot(x.astype(jnp.float32), triangle, precision="highest").astype(jnp.int32)
 
 
 def _uniform(words: UInt32[Array, "*n"]) -> Float32[Array, "*n"]:
@@ -412,8 +423,8 @@ def _uniform(words: UInt32[Array, "*n"]) -> Float32[Array, "*n"]:
 
 
 def _shuffled(words: UInt32[Array, "n"], chosen: Bool[Array, "n"]) -> Int[Array, "n"]:
-    """The numbers below n in a random order, the `chosen` first: each is put in the last bits of a random word, and
-    the words are sorted."""
-    last = (1 << (len(words) - 1).bit_length()) - 1
-    marked = jnp.where(chosen, words >> 1, words | jnp.uint32(1 << 31))
-    return (jnp.sort(marked & ~jnp.uint32(last) | jnp.arange(len(words), dtype=jnp.uint32)) & last).astype(jnp.int32)
+    """The numbers below n in random order, the `chosen` first: each is the end of a word, and the words are sorted."""
+    n, bits = len(words), (len(words) - 1).bit_length()
+    words = jnp.where(chosen, words >> 1, words | jnp.uint32(1 << 31))
+    words = jnp.sort((words >> bits << bits) | jnp.arange(n, dtype=jnp.uint32))
+    return (words & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
