@@ -7,7 +7,7 @@ Both sides have the same crystals with the same draws, and it is asserted first 
 device is timed from the host's arrays to finished packed rows; the host, on all cores, from finished texts to lists of
 tokens, by one call for all or by one call a text, and once more with the making of the texts. Where the device is the
 CPU, each core is one, as in training on a mesh: both sides have the same cores. The sides alternate, so that noise hits
-all; medians are told.
+all, each for half a second or one call; medians are told.
 """
 
 from __future__ import annotations
@@ -150,15 +150,20 @@ def host_sides(
     return sides | {TRANSFORMERS_TEXT: from_structures}
 
 
-def alternate(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call of each side; the sides take turns, after one call of each that does not count."""
+def alternate(sides: dict[str, Callable[[], Any]], rounds: int, turn: float = 0.5) -> dict[str, list[float]]:
+    """Seconds of a call of each side, once a round; the sides take turns, after one call of each that does not count.
+
+    A turn lasts for `turn` seconds or one call: a side that needs less is called again, and the mean is told.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round in range(rounds + 1):
         for name, run in sides.items():
-            start = time.perf_counter()
-            run()
+            start, calls, passed = time.perf_counter(), 0, 0.0
+            while passed < (turn if round else 0) or not calls:
+                run()
+                calls, passed = calls + 1, time.perf_counter() - start
             if round:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(passed / calls)
     return seconds
 
 

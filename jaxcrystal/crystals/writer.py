@@ -7,8 +7,8 @@ are: none for a task not chosen or an atom that is not there, and a number start
     list     <s> Below … │ Generate … │ H ⏎ │ He ⏎ │ … │ 0 0 5 . 2 ␣ │ 1 2 0 ␣ │ … │ 0 . 5 0 ␣ 0 . 5 0 ␣ … ⏎ │ …
     text     <s> Below … │ Generate … │ 5 . 2 ␣ │ … │ Na ⏎ │ 0 . 5 0 ␣ … ⏎ │ … │ </s>
 
-From a place in the text to its token's place in the list is a step that is the same all along a piece. The difference
-to the step before is added where the piece begins, and a cumulative sum makes the steps of all places.
+From a place in the text to its token's place in the list is a step that is the same all along a piece. It is added where
+the piece begins and taken away where it ends; a cumulative sum makes the steps of all places.
 
 This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
 anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
@@ -248,7 +248,8 @@ class Writer:
         crystal, n = example.crystals, len(ATTRIBUTES)
         atoms = jnp.arange(crystal.species.shape[0])
         # The atoms' words come last: those before them must not depend on how many a batch has room for.
-        words = jax.random.bits(jax.random.fold_in(key, example.index), (5 + 2 * n + len(atoms),), jnp.uint32)
+        count = 5 + 2 * n + len(atoms) * self.augment.permute
+        words = jax.random.bits(jax.random.fold_in(key, example.index), (count,), jnp.uint32)
         task, atom, shift, chance, place, shuffle = jnp.split(words, np.cumsum([1, 1, 3, n, n]))
         order = _shuffled(shuffle, atoms < crystal.num_atoms) if self.augment.permute else atoms
         return Draws(
@@ -320,21 +321,22 @@ class Writer:
         ends = _sum_before(lengths) + lengths
         begins = ((ends - lengths)[:, :, None] + _sum_before(text.length)).reshape(rows, -1)
         steps = text.start.reshape(rows, -1) - begins
-        # Rows lie in one list, with a place for what is cut off behind each: XLA then needs no pairs of indices. Of
-        # pieces that begin at one place, all but the last are empty, and the differences add up to its step.
-        at = jnp.minimum(begins, length) + (length + 1) * jnp.arange(rows)[:, None]
-        differences = jnp.diff(steps, axis=1, prepend=0)
+        # A step is added where its piece begins and taken away where it ends. Rows lie in one list, with a place for
+        # what is cut off behind each: XLA then needs no pairs of indices.
         added = jnp.zeros(rows * (length + 1), jnp.int32)
-        added = added.at[at.reshape(-1)].add(differences.reshape(-1), mode="promise_in_bounds")
+        for at, step in ((begins, steps), (begins + text.length.reshape(rows, -1), -steps)):
+            at = jnp.minimum(at, length) + (length + 1) * jnp.arange(rows)[:, None]
+            added = added.at[at.reshape(-1)].add(step.reshape(-1), mode="promise_in_bounds")
         here = jnp.arange(length)
         # A sum in a tree: on a CPU three times as fast as `cumsum`.
         place = here + jax.lax.associative_scan(jnp.add, added.reshape(rows, -1)[:, :length], axis=1)
         before = ends[:, None, :] <= here[:, None]  # crystals of the row that end before this place
         written = ~before[:, :, -1]
+        place = jnp.where(written, place, 0).astype(jnp.uint32)
         position = here - (before * lengths[:, None, :]).sum(-1)
         in_answer = (before != (here[:, None] >= (ends - answer)[:, None, :])).any(-1)
         return Rows(
-            tokens=jnp.where(written, tokens.at[place].get(mode="clip"), self.tables.pad),
+            tokens=jnp.where(written, tokens.at[place].get(mode="promise_in_bounds"), self.tables.pad),
             segments=jnp.where(written, before.sum(-1) + 1, 0),
             positions=jnp.where(written, position, 0),
             loss_mask=written & (in_answer | (self.augment.loss_on == "all")),
