@@ -7,8 +7,8 @@ are: none for a task not chosen or an atom that is not there, and a number start
     list     <s> Below … │ Generate … │ H ⏎ │ He ⏎ │ … │ 0 0 5 . 2 ␣ │ 1 2 0 ␣ │ … │ 0 . 5 0 ␣ 0 . 5 0 ␣ … ⏎ │ …
     text     <s> Below … │ Generate … │ 5 . 2 ␣ │ … │ Na ⏎ │ 0 . 5 0 ␣ … ⏎ │ … │ </s>
 
-From a place in the text to its token's place in the list is a step that is the same all along a piece. It is added where
-the piece begins and taken away where it ends; a cumulative sum makes the steps of all places.
+From a place in the text to its token's place in the list is a step that is the same all along a piece. It is added
+where the piece begins and taken away where it ends; a cumulative sum makes the steps of all places.
 
 This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
 anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
