@@ -87,6 +87,10 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
 
 
+#: Fields of LlamaConfig that say how a model is computed: the same model may be computed in another way at any time.
+EXECUTION = ("scan_layers", "attention", "remat")
+
+
 @dataclass(frozen=True)
 class LlamaConfig:
     """The shape of a LLaMA; field names are those of a Hugging Face `config.json`."""

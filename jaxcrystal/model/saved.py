@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
+from jaxcrystal.config import EXECUTION, LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
 from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
@@ -79,15 +79,17 @@ def describe(
 ) -> None:
     """Writes `model.json` and copies the tokenizer; checkpoints are for the caller to add.
 
-    A directory that is already so described is left as it is. Raises UserError for one that describes another model,
-    that holds something else, or that cannot be written.
+    A directory that is already so described is left as it is, whatever it says of how the model is computed. Raises
+    UserError for one that describes another model, that holds something else, or that cannot be written.
     """
     directory = Path(directory)
     base = None if base is None else os.path.relpath(Path(base).resolve(), directory.resolve())
     description = Description(config, lora, text, base)
     target = directory / MODEL_FILE
     if target.exists():
-        theirs, ours = to_dict(read_description(directory)), to_dict(description)
+        found = read_description(directory)
+        same_way = replace(found.model, **{name: getattr(config, name) for name in EXECUTION})
+        theirs, ours = to_dict(replace(found, model=same_way)), to_dict(description)
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             what = "; ".join(f"{key} is {theirs[key]} there, {ours[key]} here" for key in differing)
             raise UserError(f"{directory} already holds another model ({what}); choose another directory")

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcrystal.config import Recipe, from_dict, to_dict
+from jaxcrystal.config import EXECUTION, Recipe, from_dict, to_dict
 from jaxcrystal.train.packing import Feed
 
-#: Keys that may differ between a run and its continuation: they change what is told and kept, not what is computed.
-FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints", "mesh"}
+#: Keys that may differ between a run and its continuation. They change what is told and kept, or where and in which
+#: order the same sums are taken.
+FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"}
+FREE |= {"mesh", "loss_block", *EXECUTION}
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,15 @@ class Identity:
 
     recipe: dict[str, Any]
     data: dict[str, str]  #: of the training and of the validation set: how many crystals, and a hash of them
-    draws: str  #: JAX's generator and its first numbers, on which everything drawn depends
+    draws: str  #: JAX's generator, and a hash of what it and the writer draw first
 
     @classmethod
     def of(cls, recipe: Recipe, train: Feed, validation: Feed) -> Identity:
         """The identity of this run, with this installation."""
         key = train.key(0)
-        first = np.asarray(jax.random.bits(key, (2,))).tobytes().hex()
+        first = jax.jit(train.writer.draw)(key, jax.tree.map(lambda x: x[:8], train.examples))
         data = {"train": _summary(train), "validation": _summary(validation)}
-        return cls(to_dict(recipe), data, f"{jax.random.key_impl(key)} {first}")
+        return cls(to_dict(recipe), data, f"{jax.random.key_impl(key)} {_hash(first)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `differing` reads."""
@@ -43,7 +45,9 @@ class Identity:
             if theirs["data"][part] != crystals:
                 found.append(f"data.{part} held {theirs['data'][part]}, it holds {crystals} now")
         if theirs["draws"] != self.draws:
-            found.append(f"jax.random drew {theirs['draws']}, it draws {self.draws} now")
+            found.append(
+                f"the seed gave the draws {theirs['draws']}, it gives {self.draws} now: another jax or jaxcrystal"
+            )
         return found
 
 
@@ -66,8 +70,12 @@ def _differing(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -
 
 
 def _summary(feed: Feed) -> str:
+    return f"{len(feed.ids)} crystals {_hash(feed.examples)}"
+
+
+def _hash(tree: Any) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(feed.examples):
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
         digest.update(f"{leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf))
-    return f"{len(feed.ids)} crystals {digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]

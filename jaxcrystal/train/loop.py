@@ -24,7 +24,7 @@ from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jaxcrystal import hosts
-from jaxcrystal.config import LlamaConfig, Recipe, from_dict, to_dict
+from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
@@ -121,8 +121,7 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
 
 def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
     """The shape of a base, computed in the way that a recipe's `model` asks for."""
-    ours = ("dtype", "scan_layers", "attention", "remat")
-    return replace(base, **{name: getattr(model, name) for name in ours})
+    return replace(base, **{name: getattr(model, name) for name in ("dtype", *EXECUTION)})
 
 
 def _check_same(out: Path, recipe: Recipe) -> None:

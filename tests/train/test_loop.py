@@ -86,12 +86,13 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path
     assert not list(killed.glob("damaged-*"))
 
 
-def test_it_goes_on_on_another_mesh(recipe):
+def test_it_goes_on_on_another_mesh_with_less_memory(recipe):
     whole = replace(recipe, out=recipe.out + "-whole")
     train(whole)
     with pytest.raises(KeyboardInterrupt):
         interrupted_after(recipe, 9)
-    train(replace(recipe, mesh=MeshConfig(2, 2, 2)))
+    sparing = replace(SMALL, remat="full", attention="xla")
+    train(replace(recipe, mesh=MeshConfig(2, 2, 2), model=sparing, data=replace(recipe.data, loss_block=64)))
     np.testing.assert_allclose(losses(recipe.out), losses(whole.out), atol=1e-5)
 
 
