@@ -30,7 +30,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
 from jaxtyping import Array, Float32, Int, Int32, Key, UInt32
 
-from jaxcrystal.config import MeshConfig
+from jaxcrystal.config import LlamaConfig, MeshConfig
+from jaxcrystal.crystals.grammar import Grammar, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, replicated
 from jaxcrystal.model.attention import Cache
@@ -57,6 +58,7 @@ class Draw:
     index: int
     tokens: Int[np.ndarray, "drawn"]  #: the end of sequence included, if it came
     log_probability: float  #: of the tokens, by the model alone: temperature 1, before any method; NaN for NAN_LOGITS
+    grammar_log_probability: float  #: Σ log of the probability that the model alone gave to the allowed tokens; ≤ 0
     ending: Ending
 
 
@@ -68,6 +70,8 @@ class Slots:
     logits: Float32[Array, "slots vocab"]  #: of the next token
     crystal: Int32[Array, "slots"]  #: which of the crystals asked for, counted from 0; -1 in an idle slot
     log_probability: Float32[Array, "slots"]
+    grammar_log_probability: Float32[Array, "slots"]
+    grammar: State | None  #: None exactly if the engine has no grammar
     next: Int32[Array, ""]  #: the first crystal that no slot has taken yet
 
 
@@ -79,15 +83,28 @@ class Desk:
     tokens: Int32[Array, "pages limit"]
     length: Int32[Array, "pages"]
     log_probability: Float32[Array, "pages"]
+    grammar_log_probability: Float32[Array, "pages"]
     ending: Int32[Array, "pages"]
+
+
+def check_context(config: LlamaConfig, prompt: int, max_new_tokens: int) -> None:
+    """Raises UserError where so many tokens of the prompt, and then so many new ones, exceed the model's context."""
+    context = config.max_position_embeddings
+    if prompt + max_new_tokens > context:
+        left = context - prompt
+        remedy = f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt"
+        raise UserError(
+            f"the prompt has {prompt} tokens and {max_new_tokens} may follow, but the model's context holds {context}: "
+            f"{remedy}"
+        )
 
 
 class Engine:
     """Draws texts from `model`, `slots` at a time (rounded up to what the mesh can divide).
 
-    `methods` are applied in order to the logits of every token; `end_id` ends a text, and so does the
-    `max_new_tokens`-th token. Programs are compiled when first needed and serve every later call whose prompt has the
-    same length, rounded up to a multiple of 64.
+    `methods` are applied in order to the logits of every token, of which those that `grammar` does not allow are -inf
+    before. `end_id` ends a text, and so does the `max_new_tokens`-th token. Programs are compiled when first needed and
+    serve every later call whose prompt has the same length, rounded up to a multiple of 64.
 
     Raises UserError if `slots` or `max_new_tokens` is not positive.
     """
@@ -98,6 +115,7 @@ class Engine:
         *,
         end_id: int,
         methods: Sequence[Method] = (),
+        grammar: Grammar | None = None,
         slots: int = 64,
         max_new_tokens: int,
         mesh: Mesh | None = None,
@@ -108,6 +126,7 @@ class Engine:
         self._model = model
         self._end_id = end_id
         self._methods = tuple(methods)
+        self._grammar = grammar
         self._limit = max_new_tokens
         self._mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
         parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
@@ -123,14 +142,7 @@ class Engine:
         `prompt` holds token ids, the beginning of sequence included. Raises UserError if it and `max_new_tokens`
         exceed the model's context, or if the seed or an index is not in [0, 2³²).
         """
-        context = self._model.config.max_position_embeddings
-        if len(prompt) + self._limit > context:
-            left = context - len(prompt)
-            remedy = f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt"
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens and {self._limit} may follow, but the model's context holds "
-                f"{context}: {remedy}"
-            )
+        check_context(self._model.config, len(prompt), self._limit)
         for name, values in (("seed", [seed]), ("index", indices)):
             for value in values:
                 if not 0 <= value < 2**32:
@@ -179,6 +191,7 @@ class Engine:
                         index=int(indices[read]),
                         tokens=pages.tokens[page, : pages.length[page]].copy(),
                         log_probability=float(pages.log_probability[page]),
+                        grammar_log_probability=float(pages.grammar_log_probability[page]),
                         ending=Ending(pages.ending[page]),
                     )
                 )
@@ -199,6 +212,8 @@ class Engine:
             logits=jnp.zeros((self.slots, config.padded_vocab_size)),
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
+            grammar_log_probability=jnp.zeros(self.slots),
+            grammar=self._grammar and self._grammar.start(self.slots),
             next=jnp.int32(0),
         )
         desk = Desk(
@@ -206,6 +221,7 @@ class Engine:
             tokens=jnp.zeros((self._pages, self._limit), jnp.int32),
             length=jnp.zeros(self._pages, jnp.int32),
             log_probability=jnp.zeros(self._pages),
+            grammar_log_probability=jnp.zeros(self._pages),
             ending=jnp.zeros(self._pages, jnp.int32),
         )
         return slots, desk, logits[0, length - 1]
@@ -234,8 +250,8 @@ class Engine:
             slots = self._refill(slots, first_logits, allowed)
             page = jnp.where(slots.crystal >= 0, slots.crystal % self._pages, self._pages)  # an idle slot has no page
             index = page_index.at[page].get(mode="fill", fill_value=0)
-            token, normalizer = self._choose(slots, jax.vmap(partial(jax.random.fold_in, key))(index))
-            slots, desk = self._write(slots, desk, page, token, normalizer)
+            token, normalizer, kept = self._choose(slots, jax.vmap(partial(jax.random.fold_in, key))(index))
+            slots, desk = self._write(slots, desk, page, token, normalizer, kept)
             return step + 1, self._read(variables, slots, token), desk
 
         return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, desk))[1:]
@@ -245,22 +261,35 @@ class Engine:
         idle = slots.crystal < 0
         waiting = slots.next + jnp.cumsum(idle) - 1
         taken = idle & (waiting < allowed)
+
+        def reset(start: Array, now: Array) -> Array:
+            return jnp.where(jnp.expand_dims(taken, tuple(range(1, now.ndim))), start, now)
+
         return slots.replace(
             cache=slots.cache.replace(lengths=jnp.where(idle, 0, slots.cache.lengths)),
             logits=jnp.where(taken[:, None], first_logits, slots.logits),
             crystal=jnp.where(taken, waiting, slots.crystal),
             log_probability=jnp.where(taken, 0, slots.log_probability),
+            grammar_log_probability=jnp.where(taken, 0, slots.grammar_log_probability),
+            grammar=self._grammar and jax.tree.map(reset, self._grammar.start(self.slots), slots.grammar),
             next=slots.next + taken.sum(),
         )
 
-    def _choose(self, slots: Slots, keys: Key[Array, "slots"]) -> tuple[Int32[Array, "slots"], Float32[Array, "slots"]]:
-        """Each slot's next token, and log Σ exp of its logits, which is finite unless these are unusable."""
+    def _choose(
+        self, slots: Slots, keys: Key[Array, "slots"]
+    ) -> tuple[Int32[Array, "slots"], Float32[Array, "slots"], Float32[Array, "slots"]]:
+        """Each slot's next token; log Σ exp of all its logits, finite unless these are unusable; of those allowed."""
         logits = slots.logits
+        normalizer = kept = jax.nn.logsumexp(logits, axis=-1)
+        if self._grammar is not None:
+            allowed = self._model.module.rules.constrain(self._grammar.allowed(slots.grammar), "batch", "vocab")
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            kept = jnp.minimum(jax.nn.logsumexp(logits, axis=-1), normalizer)
         for method in self._methods:
             logits = method(logits)
         keys = jax.vmap(jax.random.fold_in)(keys, slots.cache.lengths)
         token = jax.vmap(jax.random.categorical)(keys, logits)
-        return token.astype(jnp.int32), jax.nn.logsumexp(slots.logits, axis=-1)
+        return token.astype(jnp.int32), normalizer, kept
 
     def _write(
         self,
@@ -269,12 +298,14 @@ class Engine:
         page: Int32[Array, "slots"],
         token: Int32[Array, "slots"],
         normalizer: Float32[Array, "slots"],
+        kept: Float32[Array, "slots"],
     ) -> tuple[Slots, Desk]:
         """Tokens onto their pages; crystals that end with them leave their slots."""
         usable = jnp.isfinite(normalizer)
         length = slots.cache.lengths + usable
         logit = jnp.take_along_axis(slots.logits, token[:, None], axis=1)[:, 0]
         log_probability = slots.log_probability + logit - normalizer
+        grammar_log_probability = slots.grammar_log_probability + kept - normalizer
         ended = ~usable | (token == self._end_id) | (length == self._limit)
         ending = jnp.where(token == self._end_id, Ending.FINISHED, Ending.TRUNCATED)
         ending = jnp.where(usable, ending, Ending.NAN_LOGITS)
@@ -284,10 +315,16 @@ class Engine:
             tokens=desk.tokens.at[page, slots.cache.lengths].set(token, mode="drop"),
             length=desk.length.at[done].set(length, mode="drop"),
             log_probability=desk.log_probability.at[done].set(log_probability, mode="drop"),
+            grammar_log_probability=desk.grammar_log_probability.at[done].set(grammar_log_probability, mode="drop"),
             ending=desk.ending.at[done].set(ending, mode="drop"),
         )
-        crystal = jnp.where(ended, -1, slots.crystal)
-        return slots.replace(crystal=crystal, log_probability=log_probability), desk
+        slots = slots.replace(
+            crystal=jnp.where(ended, -1, slots.crystal),
+            log_probability=log_probability,
+            grammar_log_probability=grammar_log_probability,
+            grammar=self._grammar and self._grammar.advance(slots.grammar, token),
+        )
+        return slots, desk
 
     def _read(self, variables: Any, slots: Slots, token: Int32[Array, "slots"]) -> Slots:
         """The model reads each slot's new token."""
@@ -303,4 +340,5 @@ class Engine:
         prefix = NamedSharding(self._mesh, rules.spec((None, "kv_heads", None, None)))
         logits = NamedSharding(self._mesh, rules.spec(("batch", "vocab")))
         cache = Cache(prefix, prefix, whole, keys=tail, values=tail, lengths=whole)
-        return Slots(cache, logits, whole, whole, whole), whole
+        grammar = self._grammar and jax.tree.map(lambda _: whole, jax.eval_shape(self._grammar.start, 1))
+        return Slots(cache, logits, whole, whole, whole, grammar, whole), whole

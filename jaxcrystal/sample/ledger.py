@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("status", pa.string()),
         ("log_probability", pa.float64()),
+        ("grammar_log_probability", pa.float64()),
         ("tokens", pa.int64()),
         ("formula", pa.string()),
         ("cif", pa.string()),
@@ -52,6 +53,7 @@ class Request:
     model: str  #: fingerprint of the weights
     prompt: str
     conditions: str  #: as JSON
+    grammar: str | None  #: its constraints, as JSON; None if the model writes what it likes
     methods: list[str]  #: in the order of their application
     max_new_tokens: int
     seed: int

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 from tqdm import tqdm
 
-from jaxcrystal.config import to_dict
+from jaxcrystal.config import Recipe, load, to_dict
+from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.saved import SavedModel, load_model
 from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge
-from jaxcrystal.sample.engine import Draw, Ending, Engine
+from jaxcrystal.sample.engine import Draw, Ending, Engine, check_context
 from jaxcrystal.sample.ledger import Ledger, Request
 from jaxcrystal.sample.methods import Method, Temperature, TopP
 
@@ -54,6 +56,8 @@ def sample(
     out: str | Path,
     *,
     conditions: Mapping[str, Any] | None = None,
+    constraints: Constraints = Constraints(),  # noqa: B008
+    grammar: bool = True,
     temperature: float = 0.9,
     top_p: float = 0.9,
     seed: int = 0,
@@ -64,16 +68,24 @@ def sample(
     """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`.
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
-    `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. Temperature and top-p are by default the
+    `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. With the grammar every text is a crystal
+    and meets `constraints`, to which a stated formula and stated elements (these and no others) are added; a run whose
+    recipe never stated them is only constrained, not told. Temperature and top-p are by default the
     paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 512. Each copy of
     the model on `mesh` (default: one device) draws `slots` crystals at once.
 
-    Raises UserError for settings out of range, a prompt that the context cannot hold, and as `load_model` and `Ledger`.
+    Raises UserError for settings out of range, constraints that contradict each other or cannot be met, a prompt that
+    the context cannot hold, and as `load_model` and `Ledger`.
     """
     if num < 1:
         raise UserError(f"num is {num}; it must be at least 1")
     methods: tuple[Method, ...] = (Temperature(temperature), TopP(top_p))
     conditions = dict(conditions or {})
+    if grammar:
+        constraints = _constrained(constraints, conditions)
+        conditions = _known(conditions, Path(model_dir))
+    elif constraints != Constraints():
+        raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
     model = load_model(model_dir, mesh)
     tokenizer = load_tokenizer(model.tokenizer_path)
     prompt = generation_prompt(conditions, model.text.paper_compat)
@@ -81,10 +93,16 @@ def sample(
     if max_new_tokens is None:
         left = model.config.max_position_embeddings - len(prompt_tokens)
         max_new_tokens = max(1, min(LONGEST_TEXT, left))
+    check_context(model.config, len(prompt_tokens), max_new_tokens)
+    rules = None
+    if grammar:
+        vocab = model.config.padded_vocab_size
+        rules = Grammar.build(TokenTables.build(tokenizer), model.text, max_new_tokens, vocab, constraints)
     engine = Engine(
         model,
         end_id=tokenizer.eos_id,
         methods=methods,
+        grammar=rules,
         slots=min(slots * (1 if mesh is None else mesh.shape["data"]), num),
         max_new_tokens=max_new_tokens,
         mesh=mesh,
@@ -93,6 +111,7 @@ def sample(
         model=fingerprint(model, tokenizer),
         prompt=prompt,
         conditions=json.dumps(conditions),
+        grammar=json.dumps(asdict(constraints)) if grammar else None,
         methods=[repr(method) for method in methods],
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -107,6 +126,26 @@ def sample(
         ledger.append(attempt)
     ledger.finish()
     return SampleReport(Path(out), dict(sorted(ledger.counts.items())), resumed, time.monotonic() - start)
+
+
+def _constrained(constraints: Constraints, conditions: Mapping[str, Any]) -> Constraints:
+    """What is stated of the composition is kept to as well."""
+    formula, elements = conditions.get("pretty_formula"), conditions.get("elements")
+    if formula is not None:
+        constraints = replace(constraints, formula=formula)
+    if elements is not None:
+        allowed = tuple(elements) if constraints.allowed is None else tuple(constraints.allowed)
+        constraints = replace(constraints, required=(*constraints.required, *elements), allowed=allowed)
+    return constraints
+
+
+def _known(conditions: Mapping[str, Any], model_dir: Path) -> dict[str, Any]:
+    """Without a formula or elements that no training text of the model stated: to it they would be noise."""
+    recipe = model_dir / "recipe.yaml"  # a converted model has none
+    if not recipe.exists():
+        return dict(conditions)
+    unknown = {"pretty_formula", "elements"} - set(load(Recipe, recipe).augment.attributes)
+    return {name: value for name, value in conditions.items() if name not in unknown}
 
 
 def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
@@ -139,11 +178,16 @@ def _attempt(draw: Draw, request: Request, tokenizer: SentencePieceTokenizer) ->
         conditions=request.conditions,
         text=text,
         status=status,
-        log_probability=draw.log_probability if math.isfinite(draw.log_probability) else None,
+        log_probability=_finite(draw.log_probability),
+        grammar_log_probability=None if request.grammar is None else _finite(draw.grammar_log_probability),
         tokens=len(draw.tokens),
         formula=None if crystal is None else crystal.formula,
         cif=None if crystal is None else crystal.to_cif(),
     )
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
 
 
 def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Attempt]:

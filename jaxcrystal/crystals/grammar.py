@@ -1,0 +1,396 @@
+"""Which tokens may come next, so that every text is a crystal: the text format as an automaton, on the device.
+
+    a ␣ b ␣ c ⏎ α ␣ β ␣ γ ⏎ ─┬─▶ symbol ⏎ x ␣ y ␣ z ─┬─▶ end of sequence
+                             └───────── ⏎ ◀──────────┘
+
+The automaton reads and writes letters: ten digits, the point, the two separators, the end, and the tokens that symbols
+are made of. Three questions decide which of them may come, and each looks ahead, so that no text runs into a wall:
+
+  a number    p·10ᵐ ≤ value < (p + 1)·10ᵐ once its digits so far read p and m are to come: the next digit may come if
+              this meets the interval of the field. Angles close a cell if |α - β| < γ < min(α + β, 360° - α - β).
+  a symbol    tokens lead through a tree, at whose leaves and branches elements sit: a token may come if one of the
+              elements behind it may.
+  an atom     may come if the smallest crystal that holds it as well, and all that is still required, has no more atoms
+              than allowed and fits into the tokens that are left; the end may come once nothing is required any more.
+
+All numbers are whole ones in units of the last decimal, all state is a few integers a slot. The vocabulary enters in
+one place: a gather that spreads the answers for the letters over its tokens.
+
+The grammar refuses what `crystals.text.parse` refuses, and two things more: lengths and angles outside `Constraints`
+(by default an edge shorter than any bond, or an angle within 1° of 0° or 180°), and texts that do not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int, Int32
+
+from jaxcrystal.config import TextFormat
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
+from jaxcrystal.crystals.writer import EMPTY, TokenTables
+from jaxcrystal.errors import UserError
+
+SHORTEST, LONGEST = 0.7, 256.0  #: Å: no bond is shorter; the crystal's grid ends
+FLATTEST = 1.0  #: degrees from 0 and from 180; what closes beyond, float64 could not tell from what does not
+
+POINT, SPACE, NEWLINE, END, SYMBOLS = 10, 11, 12, 13, 14  #: letters; before them the digits, from SYMBOLS on symbols'
+ALPHA, BETA, GAMMA, SYMBOL, X, Z = 3, 4, 5, 6, 7, 9  #: fields of a text, in its order, from a = 0
+WHOLE = 3  #: digits that a number may have before the point
+POINTED = WHOLE + 1  #: the column behind the point
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a crystal must be, beyond well written.
+
+    Raises UserError where constraints contradict each other, whatever the model.
+    """
+
+    formula: str | None = None  #: the atoms are a whole number of times these
+    required: tuple[str, ...] = ()  #: elements, each at least once
+    allowed: tuple[str, ...] | None = None  #: elements; None allows all
+    forbidden: tuple[str, ...] = ()  #: elements
+    num_atoms: tuple[int, int | None] = (1, None)  #: least and most; None: as many as fit
+    lengths: tuple[float, float] = (SHORTEST, LONGEST)  #: least and most of a, b, c in Å
+    angles: tuple[float, float] = (FLATTEST, 180 - FLATTEST)  #: least and most of α, β, γ in degrees
+
+    def __post_init__(self) -> None:
+        for symbol in (*self.required, *(self.allowed or ()), *self.forbidden):
+            if symbol not in ATOMIC_NUMBER:
+                raise UserError(f"{symbol!r} is no chemical element")
+        if self.allowed is not None and not set(self.allowed) - set(self.forbidden):
+            raise UserError("no element is left: every one that is allowed is forbidden as well")
+        for what, symbols in (("required", self.required), (f"in {self.formula}", self.unit)):
+            for symbol in symbols:
+                if symbol in self.forbidden or symbol not in (self.allowed or (symbol,)):
+                    raise UserError(f"{symbol} is {what}, but it is {self._fate(symbol)}")
+        for symbol in self.required:
+            if symbol not in (self.unit or self.required):
+                raise UserError(f"{symbol} is required, but {self.formula} has none")
+        for name, low, high, least, most in (
+            ("lengths", *self.lengths, 0, LONGEST),
+            ("angles", *self.angles, FLATTEST, 180 - FLATTEST),
+        ):
+            if not low <= high:
+                raise UserError(f"{name} from {low} to {high} is an empty range")
+            if not least <= low <= high <= most:
+                raise UserError(f"{name} from {low} to {high} are not within {least} and {most}")
+        if self.angles[0] >= 120:
+            raise UserError(f"no cell has three angles of {self.angles[0]} or more: they add up to less than 360")
+        self._check_num_atoms()
+
+    def _fate(self, symbol: str) -> str:
+        return "forbidden" if symbol in self.forbidden else f"not among those allowed: {', '.join(self.allowed)}"
+
+    def _check_num_atoms(self) -> None:
+        low, high = self.num_atoms
+        if low < 1:
+            raise UserError(f"num_atoms is {low}; a crystal has at least 1")
+        if high is None:
+            return
+        stated = f"{low}" if low == high else f"{low} to {high}"
+        if low > high:
+            raise UserError(f"num_atoms from {low} to {high} is an empty range")
+        if high < len(set(self.required)):
+            raise UserError(f"{len(set(self.required))} elements are required, but num_atoms is {stated}")
+        size = sum(self.unit.values())
+        if size and high // size < -(-low // size):
+            raise UserError(f"num_atoms is {stated}, but {self.formula} has {size} atoms: no multiple of them fits")
+
+    @property
+    def unit(self) -> Counter[str]:
+        """Atoms of the formula by element; empty without a formula."""
+        return Counter() if self.formula is None else read_formula(self.formula)
+
+    @property
+    def permitted(self) -> set[str]:
+        """Elements that may be written."""
+        return set(self.unit or self.allowed or ELEMENTS[1:]) - set(self.forbidden)
+
+
+def read_formula(formula: str) -> Counter[str]:
+    """How many atoms of each element a formula has: "Ca3(PO4)2" has 3 Ca, 2 P, 8 O. Raises UserError if it is none."""
+    groups = [Counter[str]()]
+    rest = formula
+    while rest:
+        token = re.match(r"([A-Z][a-z]?|\(|\))([1-9][0-9]*)?", rest)
+        if token is None or (token[1] == "(" and token[2]) or (token[1] == ")" and len(groups) == 1):
+            raise UserError(
+                f"the formula {formula!r} cannot be read from {rest!r} on; write it as LiFePO4 or Ca3(PO4)2"
+            )
+        name, times = token[1], int(token[2] or 1)
+        if name == "(":
+            groups.append(Counter())
+        else:
+            part = groups.pop() if name == ")" else Counter([name])
+            if name != ")" and name not in ATOMIC_NUMBER:
+                raise UserError(f"{name!r} of the formula {formula!r} is no chemical element")
+            groups[-1].update({symbol: count * times for symbol, count in part.items()})
+        rest = rest[token.end() :]
+    if len(groups) > 1 or not groups[0]:
+        raise UserError(f"the formula {formula!r} {'is empty' if not groups[0] else 'lacks a )'}")
+    return groups[0]
+
+
+@struct.dataclass
+class State:
+    """How far the text of each slot is."""
+
+    field: Int32[Array, "slots"]  #: what is being written: 0 to 9 for a, b, c, α, β, γ, symbol, x, y, z
+    value: Int32[Array, "slots"]  #: the digits of the number so far, as one number
+    column: Int32[Array, "slots"]  #: of the number: its digits so far; behind the point POINTED + decimals so far
+    node: Int32[Array, "slots"]  #: of the symbol: where its tokens so far lead
+    angles: Int32[Array, "slots 2"]  #: α and β, in units of their last decimal, once they are written
+    room: Int32[Array, "slots"]  #: tokens for all that follows the cell
+    counts: Int32[Array, "slots 119"]  #: atoms so far, by atomic number
+
+
+@dataclass(frozen=True, eq=False)
+class Grammar:
+    """The automaton for one tokenizer, text format, limit of tokens and set of constraints. Its methods are pure.
+
+    `allowed` says what may come after `start` and any number of `advance`. Whatever is chosen of it, the end of
+    sequence comes at the latest as the last token of the limit, and then `crystals.text.parse` reads a crystal that
+    meets the constraints. An idle slot may advance by any token; its state means nothing until it is started again.
+    """
+
+    letter: Int[np.ndarray, "vocab"]  #: of each token; that of a token of no use is `letters`, which never may come
+    letters: int
+    child: Int[np.ndarray, "nodes symbols"]  #: where a symbol's token leads; the last node leads to no element
+    element: Int[np.ndarray, "nodes"]  #: atomic number of the symbol that is complete there, or 0
+    behind: Bool[np.ndarray, "nodes 119"]  #: elements that can still be reached
+    atom: Int[np.ndarray, "119"]  #: tokens of an atom: symbol and coordinates, each with the separator behind
+    decimals: Int[np.ndarray, "10"]  #: of each field
+    low: Int[np.ndarray, "10"]  #: least value of each field, in units of its last decimal
+    high: Int[np.ndarray, "10"]
+    permitted: Bool[np.ndarray, "119"]
+    required: Bool[np.ndarray, "119"]
+    unit: Int[np.ndarray, "119"]  #: atoms of the formula; 0 everywhere without one
+    num_atoms: tuple[int, int]
+    limit: int  #: tokens of a text, the end of sequence included
+
+    @classmethod
+    def build(
+        cls, tables: TokenTables, text: TextFormat, limit: int, vocab: int, constraints: Constraints | None = None
+    ) -> Grammar:
+        """For texts of at most `limit` tokens, over logits of `vocab` columns.
+
+        Raises UserError if no cell or no crystal that meets the constraints is sure to fit.
+        """
+        constraints = constraints or Constraints()
+        symbols, child, element = _tree(tables.elements)
+        letter = np.full(vocab, SYMBOLS + len(symbols), np.int32)
+        letter[[*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *symbols]] = np.arange(
+            SYMBOLS + len(symbols)
+        )
+        behind = element[:, None] == np.arange(len(ELEMENTS))
+        behind[:, 0] = False
+        for node in reversed(range(len(child))):  # children come after their parent; the last node is its own child
+            behind[node] |= behind[child[node]].any(0)
+        decimals = np.repeat([text.length_decimals, text.angle_decimals, 0, text.coord_decimals], [3, 3, 1, 3])
+        lengths = _interval("lengths", constraints.lengths, text.length_decimals, below=LONGEST)
+        angles = _interval("angles", constraints.angles, text.angle_decimals, below=180)
+        coords = (0, 10**text.coord_decimals - (not text.paper_compat))
+        low, high = np.array([lengths] * 3 + [angles] * 3 + [(0, 0)] + [coords] * 3).T
+        coordinate = 1 + 1 + text.coord_decimals
+        lo, hi = constraints.num_atoms
+        grammar = cls(
+            letter=letter,
+            letters=SYMBOLS + len(symbols),
+            child=child,
+            element=element,
+            behind=behind,
+            atom=(tables.elements != EMPTY).sum(1) + 1 + 3 * (coordinate + 1),
+            decimals=decimals,
+            low=low,
+            high=high,
+            permitted=_is_among(constraints.permitted),
+            required=_is_among(constraints.required),
+            unit=np.array([constraints.unit[symbol] for symbol in ELEMENTS]),
+            num_atoms=(lo, limit if hi is None else hi),  # no atom is shorter than a token
+            limit=limit,
+        )
+        grammar._check_fit(constraints)
+        return grammar
+
+    def _check_fit(self, constraints: Constraints) -> None:
+        turn = 360 * 10 ** self.decimals[ALPHA]
+        if 3 * self.low[ALPHA] >= turn:
+            raise UserError(f"no cell has three angles of {constraints.angles[0]} or more, as the model writes them")
+        whole = np.array([len(str(x)) for x in self.high[:SYMBOL] // 10 ** self.decimals[:SYMBOL]])
+        cell = int((whole + self.decimals[:SYMBOL] + (self.decimals[:SYMBOL] > 0) + 1).sum())
+        low, size = self.num_atoms[0], self.unit.sum()
+        if size:
+            units = -(-low // size)
+            atoms, tokens = units * size, units * (self.unit @ self.atom)
+            what = f"{atoms} atoms of {constraints.formula}"
+        else:
+            atoms = max(low, self.required.sum())
+            filler = (atoms - self.required.sum()) * self.atom[self.permitted].min()
+            tokens = self.atom[self.required].sum() + filler
+            what = "a crystal of one atom" if atoms == 1 else f"a crystal of {atoms} atoms"
+        if cell + tokens > self.limit:
+            raise UserError(
+                f"{what} can take {cell + tokens} tokens, but max_new_tokens is {self.limit}"
+                + (f", which holds about {max(0, (self.limit - cell) * atoms // tokens)} atoms" if atoms > 1 else "")
+            )
+
+    def start(self, slots: int) -> State:
+        """Before the first token."""
+        zero = jnp.zeros(slots, jnp.int32)
+        return State(
+            field=zero,
+            value=zero,
+            column=zero,
+            node=zero,
+            angles=jnp.zeros((slots, 2), jnp.int32),
+            room=jnp.full(slots, self.limit, jnp.int32),
+            counts=jnp.zeros((slots, len(ELEMENTS)), jnp.int32),
+        )
+
+    def advance(self, state: State, token: Int[Array, "slots"]) -> State:
+        """After one more token, which was allowed."""
+        letter = jnp.asarray(self.letter)[token]
+        digit, point, symbol = letter < POINT, letter == POINT, (letter >= SYMBOLS) & (letter < self.letters)
+        ends = (letter == SPACE) | (letter == NEWLINE)
+        in_symbol, in_cell = state.field == SYMBOL, state.field < SYMBOL
+        child = jnp.asarray(self.child)[state.node, jnp.clip(letter - SYMBOLS, 0, self.child.shape[1] - 1)]
+        written = jnp.where(ends & in_symbol, jnp.asarray(self.element)[state.node], 0)
+        angle = jnp.stack([ends & (state.field == ALPHA), ends & (state.field == BETA)], axis=1)
+        return State(
+            field=jnp.where(ends, jnp.where(state.field == Z, SYMBOL, state.field + 1), state.field),
+            value=jnp.where(ends, 0, jnp.where(digit, 10 * state.value + letter, state.value)),
+            column=jnp.where(ends, 0, jnp.where(point, POINTED, state.column + digit)),
+            node=jnp.where(ends, 0, jnp.where(symbol, child, state.node)),
+            angles=jnp.where(angle, state.value[:, None], state.angles),
+            room=state.room - in_cell,
+            counts=state.counts + ((written > 0)[:, None] & (written[:, None] == jnp.arange(len(ELEMENTS)))),
+        )
+
+    def allowed(self, state: State) -> Bool[Array, "slots vocab"]:
+        """Tokens that may come next."""
+        number = state.field != SYMBOL
+        digits, point, complete = self._number(state)
+        atoms = self._atoms(state)
+        symbols = jnp.take_along_axis(
+            (atoms.astype(jnp.float32) @ self.behind.T.astype(np.float32)) > 0,
+            jnp.asarray(self.child)[state.node],
+            axis=1,
+        )
+        element = jnp.asarray(self.element)[state.node]
+        named = jnp.take_along_axis(atoms, element[:, None], axis=1)[:, 0]  # a whole symbol; number 0 may never come
+        last_of_line = (state.field == 2) | (state.field == GAMMA) | (state.field == Z)
+        more = last_of_line & ((state.field == 2) | atoms.any(-1))
+        single = [
+            number & point,
+            number & complete & ~last_of_line,
+            jnp.where(number, complete & more, named),
+            complete & (state.field == Z) & self._satisfied(state),
+            jnp.zeros_like(number),
+        ]
+        point, space, newline, end, never = (x[:, None] for x in single)
+        letters = [number[:, None] & digits, point, space, newline, end, ~number[:, None] & symbols, never]
+        return jnp.concatenate(letters, axis=1)[:, self.letter]
+
+    def _number(self, state: State) -> tuple[Bool[Array, "slots 10"], Bool[Array, "slots"], Bool[Array, "slots"]]:
+        """Which digits may come next, whether the point may, and whether the number may end."""
+        decimals = jnp.asarray(self.decimals)[state.field]
+        low, high = self._bounds(state)
+        value, column = state.value, state.column
+        whole = column < POINTED  # before the point
+
+        def meets(p: Int[Array, "slots *n"], to_come: Int[Array, "slots *n"]) -> Bool[Array, "slots *n"]:
+            """Whether digits p, with so many to come, can lead into the field's interval."""
+            power = jnp.asarray(10 ** np.arange(10, dtype=np.int32))[jnp.clip(to_come, 0, 9)]
+            ahead = (slice(None), *[None] * (p.ndim - 1))
+            return (p * power <= high[ahead]) & ((p + 1) * power > low[ahead])
+
+        p = 10 * value[:, None, None] + jnp.arange(10)[:, None]
+        more = jnp.arange(WHOLE)  # whole digits after the next one; none after a leading zero
+        possible = (more == 0) | (whole[:, None, None] & (column[:, None, None] + 1 + more <= WHOLE) & (p > 0))
+        to_come = jnp.where(whole, decimals, decimals + POINTED - column - 1)[:, None, None] + more
+        room = jnp.where(whole, (column < WHOLE) & ((column == 0) | (value > 0)), column < POINTED + decimals)
+        p, to_come = jnp.broadcast_arrays(p, to_come)
+        digits = room[:, None] & (possible & meets(p, to_come)).any(-1)
+        begun = whole & (column > 0)
+        point = begun & (decimals > 0) & meets(value, decimals)
+        complete = jnp.where(decimals > 0, column == POINTED + decimals, begun) & (low <= value) & (value <= high)
+        return digits, point, complete
+
+    def _bounds(self, state: State) -> tuple[Int[Array, "slots"], Int[Array, "slots"]]:
+        """The interval of the field, where the angles so far leave one to those that follow."""
+        low, high = jnp.asarray(self.low)[state.field], jnp.asarray(self.high)[state.field]
+        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), int(self.low[ALPHA])
+        alpha, beta = state.angles.T
+        most = jnp.select(
+            [state.field == ALPHA, state.field == BETA, state.field == GAMMA],
+            [turn - 1 - 2 * least, turn - 1 - least - alpha, jnp.minimum(alpha + beta, turn - alpha - beta) - 1],
+            high,
+        )
+        low = jnp.where(state.field == GAMMA, jnp.maximum(low, jnp.abs(alpha - beta) + 1), low)
+        return low, jnp.minimum(high, most)
+
+    def _atoms(self, state: State) -> Bool[Array, "slots 119"]:
+        """Elements of which one more atom leaves a way to the end."""
+        counts, room = state.counts, state.room[:, None]
+        low, high = self.num_atoms
+        if size := int(self.unit.sum()):
+            per_unit = np.maximum(self.unit, 1)
+            begun = ((counts + per_unit - 1) // per_unit).max(-1, keepdims=True)
+            units = jnp.maximum(jnp.maximum(begun, counts // per_unit + 1), -(-low // size))
+            return self.permitted & (units <= high // size) & (units * int(self.unit @ self.atom) <= room)
+        missing = self.required & (counts == 0)
+        atoms = (counts + missing).sum(-1, keepdims=True) + ~missing
+        tokens = ((counts + missing) @ self.atom)[:, None] + ~missing * self.atom
+        filler = jnp.maximum(low - atoms, 0)
+        fits = tokens + filler * int(self.atom[self.permitted].min()) <= room
+        return self.permitted & (atoms + filler <= high) & fits
+
+    def _satisfied(self, state: State) -> Bool[Array, "slots"]:
+        """Nothing is required any more."""
+        atoms = state.counts.sum(-1)
+        enough = atoms >= self.num_atoms[0]
+        if size := int(self.unit.sum()):
+            return enough & (state.counts * size == atoms[:, None] * self.unit).all(-1) & (atoms % size == 0)
+        return enough & ~(self.required & (state.counts == 0)).any(-1)
+
+
+def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:
+    return np.isin(np.arange(len(ELEMENTS)), [ATOMIC_NUMBER[symbol] for symbol in symbols])
+
+
+def _interval(name: str, stated: tuple[float, float], decimals: int, below: float) -> tuple[int, int]:
+    """Least and most in units of the last decimal. Raises UserError if no number of so few decimals lies between."""
+    low, high = (Decimal(str(x)).scaleb(decimals) for x in stated)
+    least = max(1, int(low.to_integral_value(ROUND_CEILING)))
+    most = min(int(high.to_integral_value(ROUND_FLOOR)), int(below * 10**decimals) - 1)
+    if least > most:
+        raise UserError(f"{name} from {stated[0]} to {stated[1]}: no number with {decimals} decimals lies between them")
+    return least, most
+
+
+def _tree(
+    elements: Int[np.ndarray, "119 width"],
+) -> tuple[list[int], Int[np.ndarray, "nodes symbols"], Int[np.ndarray, "nodes"]]:
+    """The tokens of symbols, each once; where each leads from every node; which element is complete at a node."""
+    words = [tuple(int(t) for t in row if t != EMPTY) for row in elements]
+    symbols = sorted({token for word in words for token in word})
+    nodes = sorted({word[:n] for word in words for n in range(len(word) + 1)}, key=len)
+    place = {word: node for node, word in enumerate(nodes)}
+    child = np.full((len(nodes) + 1, len(symbols)), len(nodes), np.int32)
+    element = np.zeros(len(nodes) + 1, np.int32)
+    for word, node in place.items():
+        if word:
+            child[place[word[:-1]], symbols.index(word[-1])] = node
+    for number, word in enumerate(words):
+        if word:
+            element[place[word]] = number
+    return symbols, child, element
