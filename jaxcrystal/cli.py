@@ -235,7 +235,8 @@ def _add_sample(verb: Callable) -> None:
         _sample,
         "draw new crystals from a model",
         "Every attempt becomes a row of --out, with its text, status, log-probability and CIF; a run that was stopped "
-        "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once.",
+        "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once. A grammar "
+        "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
@@ -243,12 +244,27 @@ def _add_sample(verb: Callable) -> None:
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     wishes = command.add_argument_group("conditions, stated in the prompt")
-    wishes.add_argument("--formula", metavar="F", help="for example LiFePO4")
-    wishes.add_argument("--elements", metavar="A,B", help="for example Li,O")
+    wishes.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
+    wishes.add_argument(
+        "--elements",
+        type=_symbols,
+        metavar="A,B",
+        help="for example Li,O; the grammar keeps to all of these, no others",
+    )
     wishes.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
     wishes.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
     wishes.add_argument("--band-gap", type=float, metavar="X", help="eV")
     wishes.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    limits = command.add_argument_group("constraints, which the grammar keeps; the prompt does not state them")
+    limits.add_argument("--num-atoms", type=_atoms, metavar="N", help="of the cell: 8, or from 4 to 12 as 4-12")
+    limits.add_argument("--require", type=_symbols, metavar="A,B", help="elements, each at least once")
+    limits.add_argument("--allow", type=_symbols, metavar="A,B", help="elements; all others are forbidden")
+    limits.add_argument("--forbid", type=_symbols, metavar="A,B", help="elements")
+    limits.add_argument("--lengths", type=_range, metavar="X-Y", help="of the cell's edges, Å")
+    limits.add_argument("--angles", type=_range, metavar="X-Y", help="of the cell, degrees")
+    limits.add_argument(
+        "--no-grammar", dest="grammar", action="store_false", help="let the model write what it likes, crystal or not"
+    )
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
@@ -263,24 +279,55 @@ def _add_sample(verb: Callable) -> None:
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
 
 
+def _symbols(typed: str) -> list[str]:
+    return typed.replace(" ", "").split(",")
+
+
+def _range(typed: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, typed.split("-"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed!r} is no range; write it like 2.5-30") from None
+    return low, high
+
+
+def _atoms(typed: str) -> tuple[int, int]:
+    low, dash, high = typed.partition("-")
+    try:
+        return int(low), int(high if dash else low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed!r} is neither a number nor a range like 4-12") from None
+
+
 def _sample(args: argparse.Namespace) -> None:
     from jaxcrystal.config import MeshConfig
+    from jaxcrystal.crystals.grammar import Constraints
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.sample.sampling import sample
 
     conditions = {
         "pretty_formula": args.formula,
-        "elements": args.elements and args.elements.replace(" ", "").split(","),
+        "elements": args.elements,
         "spacegroup.number": args.spacegroup,
         "formation_energy_per_atom": args.formation_energy,
         "band_gap": args.band_gap,
         "e_above_hull": args.e_above_hull,
+    }
+    constraints = {
+        "required": args.require and tuple(args.require),
+        "allowed": args.allow and tuple(args.allow),
+        "forbidden": args.forbid and tuple(args.forbid),
+        "num_atoms": args.num_atoms,
+        "lengths": args.lengths,
+        "angles": args.angles,
     }
     report = sample(
         args.model,
         args.num,
         args.out,
         conditions={name: value for name, value in conditions.items() if value is not None},
+        constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
+        grammar=args.grammar,
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxcrystal import __version__, cli
+from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 
 #: The function behind each verb, and the least that must be typed to reach it.
@@ -70,6 +71,14 @@ OPTIONS = [
     ("sample", ["--formation-energy", "-1.5"], {"conditions": {"formation_energy_per_atom": -1.5}}),
     ("sample", ["--band-gap", "0"], {"conditions": {"band_gap": 0.0}}),  # zero is a wish, not the lack of one
     ("sample", ["--e-above-hull", "0.05"], {"conditions": {"e_above_hull": 0.05}}),
+    ("sample", ["--num-atoms", "8"], {"constraints": Constraints(num_atoms=(8, 8))}),
+    ("sample", ["--num-atoms", "4-12"], {"constraints": Constraints(num_atoms=(4, 12))}),
+    ("sample", ["--require", "Li, O"], {"constraints": Constraints(required=("Li", "O"))}),
+    ("sample", ["--allow", "Li,O"], {"constraints": Constraints(allowed=("Li", "O"))}),
+    ("sample", ["--forbid", "U"], {"constraints": Constraints(forbidden=("U",))}),
+    ("sample", ["--lengths", "2.5-30"], {"constraints": Constraints(lengths=(2.5, 30.0))}),
+    ("sample", ["--angles", "60-120"], {"constraints": Constraints(angles=(60.0, 120.0))}),
+    ("sample", ["--no-grammar"], {"grammar": False}),
     ("sample", ["--temperature", "0.7"], {"temperature": 0.7}),
     ("sample", ["--top-p", "0.5"], {"top_p": 0.5}),
     ("sample", ["--seed", "3"], {"seed": 3}),
@@ -201,7 +210,16 @@ def test_the_verbs_are_listed(capsys):
 
 
 @pytest.mark.parametrize(
-    "typed", [[], ["dream"], ["train"], ["sample", "--num", "many"], ["convert", "x", "--dtype", "y"]]
+    "typed",
+    [
+        [],
+        ["dream"],
+        ["train"],
+        ["sample", "--num", "many"],
+        ["sample", "--num-atoms", "4-x"],
+        ["sample", "--lengths", "2"],
+        ["convert", "x", "--dtype", "y"],
+    ],
 )
 def test_wrong_usage_exits_with_2(typed, capsys):
     with pytest.raises(SystemExit) as caught:

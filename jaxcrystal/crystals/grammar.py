@@ -328,7 +328,7 @@ class Grammar:
     def _bounds(self, state: State) -> tuple[Int[Array, "slots"], Int[Array, "slots"]]:
         """The interval of the field, where the angles so far leave one to those that follow."""
         low, high = jnp.asarray(self.low)[state.field], jnp.asarray(self.high)[state.field]
-        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), int(self.low[ALPHA])
+        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), self.low[ALPHA]
         alpha, beta = state.angles.T
         most = jnp.select(
             [state.field == ALPHA, state.field == BETA, state.field == GAMMA],
@@ -351,7 +351,7 @@ class Grammar:
         atoms = (counts + missing).sum(-1, keepdims=True) + ~missing
         tokens = ((counts + missing) @ self.atom)[:, None] + ~missing * self.atom
         filler = jnp.maximum(low - atoms, 0)
-        fits = tokens + filler * int(self.atom[self.permitted].min()) <= room
+        fits = tokens + filler * jnp.where(self.permitted, self.atom, self.limit).min() <= room
         return self.permitted & (atoms + filler <= high) & fits
 
     def _satisfied(self, state: State) -> Bool[Array, "slots"]:

@@ -340,5 +340,5 @@ class Engine:
         prefix = NamedSharding(self._mesh, rules.spec((None, "kv_heads", None, None)))
         logits = NamedSharding(self._mesh, rules.spec(("batch", "vocab")))
         cache = Cache(prefix, prefix, whole, keys=tail, values=tail, lengths=whole)
-        grammar = self._grammar and jax.tree.map(lambda _: whole, jax.eval_shape(self._grammar.start, 1))
+        grammar = self._grammar and jax.tree.map(lambda _: whole, self._grammar.start(1))
         return Slots(cache, logits, whole, whole, whole, grammar, whole), whole

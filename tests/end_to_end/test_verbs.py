@@ -99,15 +99,15 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "imported").adapters, model.adapters)
 
     samples = tmp_path / "samples.parquet"
-    options = ["--num", 4, "--max-new-tokens", 24, "--formula", "NaCl", "--spacegroup", 225, "--slots", 2]
+    options = ["--num", 4, "--max-new-tokens", 100, "--formula", "NaCl", "--spacegroup", 225, "--slots", 2]
     told = typed("sample", "--model", run, "--out", samples, *options)
     assert told.startswith("4 attempts in ")
     rows = pq.read_table(samples).to_pylist()
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         assert "The chemical formula is NaCl. The spacegroup number is 225. Generate" in row["prompt"]
-        assert row["tokens"] <= 24 and row["log_probability"] < 0
-        assert row["status"] != "truncated" or row["tokens"] == 24
+        assert row["tokens"] <= 100 and row["log_probability"] < row["grammar_log_probability"] < 0
+        assert (row["status"], row["formula"]) == ("ok", "ClNa")
     typed("sample", "--model", base, "--out", tmp_path / "base.parquet", *options)
     untuned = pq.read_table(tmp_path / "base.parquet").to_pylist()
     assert [row["text"] for row in untuned] != [row["text"] for row in rows]

@@ -11,7 +11,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.sample.attempt import Attempt
 from jaxcrystal.sample.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Request
 
-REQUEST = Request("abc", "Below is …:\n", '{"band_gap": 1.5}', ["Temperature(t=0.9)"], 40, 3, 5)
+REQUEST = Request("abc", "Below is …:\n", '{"band_gap": 1.5}', '{"formula": "NaCl"}', ["Temperature(t=0.9)"], 40, 3, 5)
 
 
 def attempt(index: int, status: str = "ok") -> Attempt:
@@ -26,6 +26,7 @@ def attempt(index: int, status: str = "ok") -> Attempt:
         f'5.0 "5.0", 5.0\n{index}',
         status,
         log_probability,
+        None if log_probability is None else -0.25,
         17,
         formula,
         cif,

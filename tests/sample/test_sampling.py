@@ -88,7 +88,7 @@ def whole(model_dir, tmp_path_factory):
 
 
 def test_every_attempt_has_its_row(model_dir, tmp_path):
-    report = sample(model_dir, 50, tmp_path / "s.parquet", temperature=1.0, top_p=0.99, seed=1, slots=16)
+    report = sample(model_dir, 50, tmp_path / "s.parquet", temperature=1.0, top_p=0.99, seed=1, slots=16, grammar=False)
     rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
     assert [row["index"] for row in rows] == list(range(50))
     assert report.attempts == 50 and report.resumed == 0
@@ -106,7 +106,7 @@ def test_every_attempt_has_its_row(model_dir, tmp_path):
             assert row["text"] != text or (row["status"], row["cif"], row["formula"]) == (status, None, None)
         if row["status"] != "truncated":
             assert row["tokens"] == len(tokenizer.encode(row["text"])) + 1
-        assert row["log_probability"] < 0
+        assert row["log_probability"] < 0 and row["grammar_log_probability"] is None
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(model_dir, whole, tmp_path):
@@ -142,7 +142,7 @@ def test_a_finished_run_is_not_drawn_again(model_dir, tmp_path):
 
 def test_settings_change_what_is_drawn(model_dir, tmp_path):
     def texts(name, **options):
-        sample(model_dir, 40, tmp_path / f"{name}.parquet", **{"slots": 8, "seed": 1, **options})
+        sample(model_dir, 40, tmp_path / f"{name}.parquet", **{"slots": 8, "seed": 1, "grammar": False, **options})
         return pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
 
     hot = texts("hot", temperature=3.0, top_p=1.0)
@@ -154,6 +154,25 @@ def test_settings_change_what_is_drawn(model_dir, tmp_path):
     assert {row["status"] for row in short} == {"truncated"}
     assert all(row["tokens"] == 5 for row in short)
     assert [row["text"] for row in texts("seed", temperature=1.0, top_p=1.0, seed=2)] != [row["text"] for row in usual]
+
+
+def test_grammar_leaves_alone_what_is_a_crystal_without_it(model_dir, tmp_path):
+    """A token drawn from all is drawn from fewer as well, if it is among them: the keys are the same."""
+
+    def rows(grammar):
+        options = {"temperature": 1.0, "top_p": 1.0, "seed": 1, "slots": 32, "grammar": grammar}
+        sample(model_dir, 400, tmp_path / f"{grammar}.parquet", **options)
+        return pq.read_table(tmp_path / f"{grammar}.parquet").to_pylist()
+
+    free, kept = rows(False), rows(True)
+    assert {row["status"] for row in kept} == {"ok"}
+    same = [(a, b) for a, b in zip(free, kept, strict=True) if a["status"] == "ok"]
+    assert 100 < len(same) < 300
+    assert all(a["text"] == b["text"] and a["log_probability"] == b["log_probability"] for a, b in same)
+    # exp Σ log (probability of what is allowed), over draws with the grammar, has the free model's rate as its mean.
+    estimates = np.exp([row["grammar_log_probability"] for row in kept])
+    spread = np.sqrt((estimates.var() + 0.25) / 400)
+    assert abs(estimates.mean() - len(same) / 400) < 3 * spread
 
 
 def test_conditions_are_stated_in_the_prompt(model_dir, tmp_path):
