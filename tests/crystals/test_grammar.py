@@ -258,7 +258,7 @@ def test_what_is_no_crystal_is_refused_where_it_goes_wrong():
         GOOD.replace("5.6 5.6 5.6", "5.60 5.6 5.6"): "5.6",
         GOOD.replace("90 90 90", "90 90 180"): "5.6 5.6 5.6\n90 90 18",
         GOOD.replace("90 90 90", "170 170 90"): "5.6 5.6 5.6\n170 170 9",
-        GOOD.replace("90 90 90", "30 30 90"): "5.6 5.6 5.6\n30 30 ",
+        GOOD.replace("90 90 90", "30 30 90"): "5.6 5.6 5.6\n30 30 9",
         GOOD.replace("90 90 90", "179 179 90"): "5.6 5.6 5.6\n179 179 ",
         GOOD.replace("90 90 90", "90.0 90 90"): "5.6 5.6 5.6\n90",
         GOOD.replace("Cl", "9"): f"{cell}\nNa\n0.00 0.00 0.00\n",
