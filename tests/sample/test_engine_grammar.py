@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.grammar import Constraints, Grammar, read_formula
+from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.text import parse
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
@@ -97,13 +96,14 @@ def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     logits = np.asarray(model.module.apply(model.variables, tokens, places)[0], np.float64)
     probability = np.exp(logits - logits.max(-1, keepdims=True))
     probability /= probability.sum(-1, keepdims=True)
+    answer, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
     state, kept = grammar.start(20), np.zeros(20)
     for t in range(len(PROMPT), tokens.shape[1]):
-        allowed = np.asarray(grammar.allowed(state))
+        allowed = np.asarray(answer(state))
         running = t - len(PROMPT) < np.array([len(draw.tokens) for draw in draws])
         with np.errstate(divide="ignore"):
             kept += np.where(running, np.log((probability[:, t - 1] * allowed).sum(-1)), 0)
-        state = grammar.advance(state, jnp.asarray(tokens[:, t]))
+        state = advance(state, tokens[:, t])
     np.testing.assert_allclose([draw.grammar_log_probability for draw in draws], kept, atol=2e-3)
     for draw in draws:
         assert draw.log_probability < draw.grammar_log_probability < 0
@@ -163,7 +163,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 def rows_of(model_dir, out, **options):
-    sample(model_dir, 24, out, slots=24, **options)
+    sample(model_dir, 24, out, slots=24, max_new_tokens=120, **options)
     return pq.read_table(out).to_pylist()
 
 
@@ -242,13 +242,3 @@ def test_contradictions_are_refused_before_anything_is_compiled(model_dir, tmp_p
     with pytest.raises(UserError, match=match):
         sample(model_dir, 1, tmp_path / "s.parquet", **options)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("formula", ["Si", "BaTiO3"])
-def test_compositions_are_exact(model, formula):
-    unit = read_formula(formula)
-    engine = engine_of(model, grammar_of(model, 160, formula=formula), max_new_tokens=160)
-    for draw in engine.draw(PROMPT, 1, range(64)):
-        counts = Counter(crystal_of(draw).symbols)
-        units = counts.total() // unit.total()
-        assert counts == Counter({symbol: units * n for symbol, n in unit.items()})
