@@ -240,6 +240,7 @@ def _add_sample(verb: Callable) -> None:
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
+    command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
@@ -266,7 +267,9 @@ def _add_sample(verb: Callable) -> None:
         "--no-grammar", dest="grammar", action="store_false", help="let the model write what it likes, crystal or not"
     )
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
+    command.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens (default: all)")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
+    command.add_argument("--min-p", type=float, metavar="P", help="keep tokens P times as likely as the likeliest")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
     command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that a copy draws at once")
     command.add_argument(
@@ -325,11 +328,14 @@ def _sample(args: argparse.Namespace) -> None:
         args.model,
         args.num,
         args.out,
+        num_valid=args.num_valid,
         conditions={name: value for name, value in conditions.items() if value is not None},
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
         grammar=args.grammar,
         temperature=args.temperature,
+        top_k=args.top_k,
         top_p=args.top_p,
+        min_p=args.min_p,
         seed=args.seed,
         slots=args.slots,
         max_new_tokens=args.max_new_tokens,
@@ -337,6 +343,8 @@ def _sample(args: argparse.Namespace) -> None:
     )
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
+    if args.num_valid is not None and report.ok < args.num_valid:
+        print(f"fewer than --num-valid {args.num_valid} are ok: --num {args.num} was the limit")
 
 
 def _add_evaluate(verb: Callable) -> None:

@@ -58,6 +58,7 @@ class Request:
     max_new_tokens: int
     seed: int
     num: int  #: attempts; their indices are 0 to num - 1
+    num_valid: int | None = None  #: attempts end once so many are ok
 
 
 class Ledger:
@@ -82,6 +83,12 @@ class Ledger:
     def __len__(self) -> int:
         """Rows that are there; also the index of the next one."""
         return self.counts.total()
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to be drawn."""
+        valid = self.request.num_valid
+        return len(self) >= self.request.num or (valid is not None and self.counts[OK] >= valid)
 
     def append(self, attempt: Attempt) -> None:
         """Writes the next row; it outlives this process from here on."""

@@ -7,6 +7,7 @@ is the paper's setting. Rows never mix, so what a crystal becomes does not depen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +73,40 @@ class TopP:
 
         threshold = jax.lax.fori_loop(0, 30, halve, jnp.zeros(logits.shape[0], jnp.uint32))
         return jnp.where(bits >= threshold[:, None], logits, -jnp.inf)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Only the k most probable tokens (arXiv 1805.04833), and those that tie with the last of them.
+
+    Raises UserError unless k is a positive whole number.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.k, int) and self.k >= 1):
+            raise UserError(f"top-k is {self.k}; it must be a whole number, at least 1 (1 is greedy but for ties)")
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        largest, _ = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
+        return jnp.where(logits >= largest[:, -1:], logits, -jnp.inf)
+
+
+@dataclass(frozen=True)
+class MinP:
+    """Only tokens at least p times as probable as the most probable one (arXiv 2407.01082). Raises UserError unless
+    0 < p ≤ 1."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise UserError(f"min-p is {self.p}; it must lie above 0 and be at most 1 (1 is greedy but for ties)")
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        least = logits.max(-1, keepdims=True) + math.log(self.p)
+        return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jaxcrystal.model.saved import SavedModel, load_model
 from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge
 from jaxcrystal.sample.engine import Draw, Ending, Engine, check_context
 from jaxcrystal.sample.ledger import Ledger, Request
-from jaxcrystal.sample.methods import Method, Temperature, TopP
+from jaxcrystal.sample.methods import Method, MinP, Temperature, TopK, TopP
 
 LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
 
@@ -55,31 +55,40 @@ def sample(
     num: int,
     out: str | Path,
     *,
+    num_valid: int | None = None,
     conditions: Mapping[str, Any] | None = None,
     constraints: Constraints = Constraints(),  # noqa: B008
     grammar: bool = True,
     temperature: float = 0.9,
+    top_k: int | None = None,
     top_p: float = 0.9,
+    min_p: float | None = None,
     seed: int = 0,
     slots: int = 64,
     max_new_tokens: int | None = None,
     mesh: Mesh | None = None,
 ) -> SampleReport:
-    """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`.
+    """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`; with
+    `num_valid` no more than it takes until so many of them are ok.
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
     `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. With the grammar every text is a crystal
     and meets `constraints`, to which a stated formula and stated elements (these and no others) are added; a run whose
-    recipe never stated them is only constrained, not told. Temperature and top-p are by default the
-    paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most 512. Each copy of
-    the model on `mesh` (default: one device) draws `slots` crystals at once.
+    recipe never stated them is only constrained, not told. Temperature, top-k, top-p and min-p act in this order and
+    are by default the paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most
+    512. Each copy of the model on `mesh` (default: one device) draws `slots` crystals at once.
 
     Raises UserError for settings out of range, constraints that contradict each other or cannot be met, a prompt that
     the context cannot hold, and as `load_model` and `Ledger`.
     """
     if num < 1:
         raise UserError(f"num is {num}; it must be at least 1")
-    methods: tuple[Method, ...] = (Temperature(temperature), TopP(top_p))
+    if num_valid is not None and not 1 <= num_valid <= num:
+        raise UserError(f"num_valid is {num_valid}; it must lie between 1 and num, which is {num}")
+    methods: list[Method] = [Temperature(temperature)]
+    methods += [] if top_k is None else [TopK(top_k)]
+    methods += [TopP(top_p)]
+    methods += [] if min_p is None else [MinP(min_p)]
     conditions = dict(conditions or {})
     if grammar:
         constraints = _constrained(constraints, conditions)
@@ -116,14 +125,18 @@ def sample(
         max_new_tokens=max_new_tokens,
         seed=seed,
         num=num,
+        num_valid=num_valid,
     )
     draws = engine.draw(prompt_tokens, seed, range(num))  # refuses before anything is written
     ledger = Ledger(out, request)
     resumed, start = len(ledger), time.monotonic()
     if resumed:
         draws = engine.draw(prompt_tokens, seed, range(resumed, num))
-    for attempt in _with_progress((_attempt(draw, request, tokenizer) for draw in draws), ledger):
-        ledger.append(attempt)
+    if not ledger.complete:
+        for attempt in _with_progress((_attempt(draw, request, tokenizer) for draw in draws), ledger):
+            ledger.append(attempt)
+            if ledger.complete:
+                break
     ledger.finish()
     return SampleReport(Path(out), dict(sorted(ledger.counts.items())), resumed, time.monotonic() - start)
 
@@ -192,9 +205,15 @@ def _finite(x: float) -> float | None:
 
 def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Attempt]:
     """Crystals/s, time left, the share that is ok, and the last crystal's formula."""
-    formula = ""
-    with tqdm(attempts, total=ledger.request.num, initial=len(ledger), unit="crystal", smoothing=0.1) as bar:
-        for attempt in bar:
+    formula, only_valid = "", ledger.request.num_valid is not None
+
+    def done() -> int:
+        return ledger.counts[OK] if only_valid else len(ledger)
+
+    total = ledger.request.num_valid if only_valid else ledger.request.num
+    with tqdm(total=total, initial=done(), unit="crystal", smoothing=0.1) as bar:
+        for attempt in attempts:
             yield attempt
             formula = attempt.formula or formula
             bar.set_postfix_str(f"ok {ledger.counts[OK] / len(ledger):.0%} {formula}", refresh=False)
+            bar.update(done() - bar.n)

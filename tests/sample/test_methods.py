@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
-from transformers.generation.logits_process import TopPLogitsWarper
+from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.sample.methods import Greedy, Temperature, TopP
+from jaxcrystal.sample.methods import Greedy, MinP, Temperature, TopK, TopP
 
 LOGITS = np.log(np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12]))
 
@@ -32,6 +32,11 @@ def nucleus(logits: np.ndarray, p: float) -> np.ndarray:
         ((TopP(0.75 - 1e-4),), np.array([0.30, 0, 0.20, 0.25, 0, 0])),
         # squared, the three largest hold 0.896 of the mass, so the temperature changes what top-p keeps
         ((Temperature(0.5), TopP(0.8)), np.array([0.09, 0, 0.04, 0.0625, 0, 0])),
+        ((TopK(2),), np.array([0.30, 0, 0, 0.25, 0, 0])),
+        ((TopK(99),), np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12])),
+        ((MinP(0.39),), np.array([0.30, 0, 0.20, 0.25, 0, 0.12])),
+        # squared, 0.20 is 0.44 times the likeliest; of the four that top-k leaves, top-p takes three, min-p two
+        ((Temperature(0.5), TopK(4), TopP(0.9), MinP(0.5)), np.array([0.09, 0, 0, 0.0625, 0, 0])),
         ((Greedy(),), np.array([1.0, 0, 0, 0, 0, 0])),
     ],
 )
@@ -68,6 +73,24 @@ def test_top_p_leaves_logits_that_it_keeps_as_they_are_and_forbidden_ones_forbid
     assert TopP(1.0)(logits).tolist() == logits.tolist()
 
 
+@pytest.mark.parametrize("spread", [0.1, 2.0, 10.0])
+def test_top_k_and_min_p_keep_what_transformers_keeps(spread):
+    logits = np.random.default_rng(1).normal(scale=spread, size=(64, 999)).astype(np.float32)
+    logits[:, 7] = logits[:, 8]  # a tie
+    for ours, theirs in (
+        *((TopK(k), TopKLogitsWarper(k)) for k in (1, 5, 40, 999, 2000)),
+        *((MinP(p), MinPLogitsWarper(p)) for p in (0.02, 0.3, 1.0)),
+    ):
+        expected = theirs(None, torch.from_numpy(logits)).numpy()
+        np.testing.assert_array_equal(jax.jit(ours)(logits), expected)
+
+
+def test_top_k_and_min_p_leave_forbidden_tokens_forbidden():
+    logits = jnp.array([[1.5, -jnp.inf, -3.0, -jnp.inf]])
+    assert TopK(3)(logits).tolist() == logits.tolist()
+    assert MinP(1e-6)(logits).tolist() == logits.tolist()
+
+
 def test_greedy_takes_the_first_of_a_tie():
     assert np.isfinite(Greedy()(jnp.array([[0.0, 2.0, 2.0]])))[0].tolist() == [False, True, False]
 
@@ -82,3 +105,15 @@ def test_impossible_temperatures_are_refused(bad):
 def test_impossible_top_p_is_refused(bad):
     with pytest.raises(UserError, match="top-p"):
         TopP(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.5])
+def test_impossible_top_k_is_refused(bad):
+    with pytest.raises(UserError, match="top-k"):
+        TopK(bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, 1.01, float("nan")])
+def test_impossible_min_p_is_refused(bad):
+    with pytest.raises(UserError, match="min-p"):
+        MinP(bad)

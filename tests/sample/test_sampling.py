@@ -142,6 +142,20 @@ def test_a_finished_run_is_not_drawn_again(model_dir, tmp_path):
         sample(model_dir, 20, tmp_path / "s.csv", **{**options, "seed": 2})
 
 
+def test_it_ends_once_so_many_are_ok(model_dir, tmp_path):
+    options = {"temperature": 1.0, "top_p": 0.99, "seed": 1, "slots": 16, "grammar": False}
+    sample(model_dir, 50, tmp_path / "all.parquet", **options)
+    attempts = pq.read_table(tmp_path / "all.parquet").to_pylist()
+    report = sample(model_dir, 50, tmp_path / "s.parquet", num_valid=8, **options)
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert rows == attempts[: len(rows)]
+    assert report.ok == sum(row["status"] == "ok" for row in rows) == 8 and rows[-1]["status"] == "ok"
+    assert sample(model_dir, 50, tmp_path / "s.parquet", num_valid=8, **options).resumed == len(rows) < 50
+    limit = next(i for i, row in enumerate(attempts) if row["status"] != "ok") + 1  # the last attempt is not ok
+    report = sample(model_dir, limit, tmp_path / "limit.parquet", num_valid=limit, **options)
+    assert (report.attempts, report.ok) == (limit, limit - 1)
+
+
 def test_settings_change_what_is_drawn(model_dir, tmp_path):
     def texts(name, **options):
         sample(model_dir, 40, tmp_path / f"{name}.parquet", **{"slots": 8, "seed": 1, "grammar": False, **options})
@@ -149,6 +163,8 @@ def test_settings_change_what_is_drawn(model_dir, tmp_path):
 
     hot = texts("hot", temperature=3.0, top_p=1.0)
     nucleus = texts("nucleus", temperature=1.0, top_p=0.01)
+    for only in ({"top_k": 1}, {"min_p": 1.0}):
+        assert len({row["text"] for row in texts(str(only), temperature=1.0, top_p=1.0, **only)}) == 1
     short = texts("short", max_new_tokens=5)
     usual = texts("usual", temperature=1.0, top_p=1.0)
     distinct = [len({row["text"] for row in rows}) for rows in (nucleus, usual, hot)]
@@ -197,6 +213,10 @@ def test_a_refused_run_leaves_nothing_behind(model_dir, tmp_path):
         ({"seed": -1}, "seed -1"),
         ({"slots": 0}, "slots is 0"),
         ({"num": 0}, "num is 0"),
+        ({"num_valid": 0}, "num_valid is 0"),
+        ({"num_valid": 999}, "num_valid is 999"),
+        ({"top_k": 0}, "top-k is 0"),
+        ({"min_p": 0.0}, "min-p is 0.0"),
     ):
         with pytest.raises(UserError, match=match):
             sample(model_dir, **{"num": 3, "out": tmp_path / "new" / "s.parquet", **options})
