@@ -34,6 +34,11 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         yield "| --- | --: | --: |"
         for name, rate in result["crystals_per_second"].items():
             yield _row(name, f"{rate:,.0f}", _ratio(result, name))
+    elif result["benchmark"] == "sampler":
+        yield "| | crystals/s | tokens/s | ours / this |"
+        yield "| --- | --: | --: | --: |"
+        for name, rate in result["crystals_per_second"].items():
+            yield _row(name, f"{rate:.2f}", f"{result['tokens_per_second'][name]:,.0f}", _ratio(result, name))
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

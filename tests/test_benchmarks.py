@@ -49,6 +49,21 @@ def test_writer(tmp_path):
         assert result["ratio"] is None and result["tokenizer"] == "compact"
 
 
+def test_sampler(tmp_path):
+    import sampler
+
+    sampler.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides are the same model
+    result = only_result(tmp_path)
+    sides = {sampler.OURS, sampler.GENERATE, sampler.NO_REFILL, sampler.SORTED, sampler.GRAMMAR}
+    assert set(result["crystals_per_second"]) == sides and set(result["ratios"]) == sides - {sampler.OURS}
+    # A first token decides how long a text is, so one side with the same draws has the same lengths however it draws.
+    ours, unfilled = (result["turns"][side][0]["lengths"] for side in (sampler.OURS, sampler.NO_REFILL))
+    assert ours == unfilled and len(ours) == 8
+    for side in sides - {sampler.GRAMMAR}:
+        lengths = result["turns"][side][0]["lengths"]
+        assert result["lengths"]["least"] <= min(lengths) <= max(lengths) <= result["lengths"]["most"]
+
+
 @pytest.mark.slow
 def test_train_step(tmp_path):
     import train_step

@@ -216,6 +216,7 @@ def test_no_crystal_of_mp20_is_impossible(tokenizer, shared):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["llama2"], indirect=True)
 def test_none_of_all_of_mp20_is_impossible(tokenizer, shared):
     for part in ("train", "val", "test"):
         cifs = pd.read_parquet(shared / f"data/mp20/{part}.parquet", columns=["cif"])["cif"]

@@ -1,0 +1,262 @@
+"""Crystals per second: drawn by our engine, against Hugging Face's `generate`, side by side in one run.
+
+    python benchmarks/sampler.py            LLaMA 50m on the CPU, some minutes
+    python benchmarks/sampler.py --quick    seconds, a check that it runs; its figures mean nothing
+
+Both sides have the same random weights (that greedy decoding gives the same tokens is asserted first), the same prompt,
+as many crystals at once, and the original's settings: temperature 0.9, top-p 0.9. A model of random weights would not
+end its texts like one that was trained, so on both sides a text is as long as that of a crystal of MP-20, which its
+first token decides: no end is drawn before, and then nothing else. The sides take turns; medians are told.
+
+Rows below ours leave one thing out: `refill` draws as many as there are slots and waits for the longest of them;
+`top-p by a sort` sorts the vocabulary, as transformers does. A row with the grammar shows what keeping texts crystals
+costs: there it, and not the table of lengths, decides what may come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import machine
+import material
+import numpy as np
+import torch
+import transformers
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Int32
+from train_step import SHAPES
+from transformers import LlamaForCausalLM
+
+from jaxcrystal.config import MeshConfig, TextFormat
+from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.grammar import Grammar
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.model.checkpoint_map import load_hf
+from jaxcrystal.model.saved import SavedModel
+from jaxcrystal.sample.engine import Engine
+from jaxcrystal.sample.methods import Greedy, Temperature, TopP
+
+OURS = "jaxcrystal"
+GENERATE = "HF generate"
+NO_REFILL = "jaxcrystal without refill"
+SORTED = "jaxcrystal, top-p by a sort"
+GRAMMAR = "jaxcrystal with the grammar"
+
+
+@struct.dataclass
+class Progress:
+    """Of each slot: tokens so far, and tokens that the text shall have."""
+
+    seen: Int32[Array, "slots"]
+    wanted: Int32[Array, "slots"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """In the place of a grammar: a text's first token t gives it lengths[t % n] tokens, the end included."""
+
+    lengths: Int[np.ndarray, "n"]
+    end: int
+    vocab: int
+
+    def start(self, slots: int) -> Progress:
+        return Progress(jnp.zeros(slots, jnp.int32), jnp.full(slots, self.lengths.max()))
+
+    def advance(self, state: Progress, token: Int[Array, "slots"]) -> Progress:
+        wanted = jnp.asarray(self.lengths)[token % len(self.lengths)]
+        return Progress(state.seen + 1, jnp.where(state.seen == 0, wanted, state.wanted))
+
+    def allowed(self, state: Progress) -> Bool[Array, "slots vocab"]:
+        is_end = jnp.arange(self.vocab) == self.end
+        return is_end == (state.seen == state.wanted - 1)[:, None]
+
+
+class TorchLengths(transformers.LogitsProcessor):
+    """`Lengths` as transformers applies it."""
+
+    def __init__(self, lengths: Lengths, prompt: int) -> None:
+        self._of, self._prompt = lengths, prompt
+        self._lengths = torch.from_numpy(np.asarray(lengths.lengths, np.int64))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen = input_ids.shape[1] - self._prompt
+        if seen:
+            wanted = self._lengths[input_ids[:, self._prompt] % len(self._lengths)]
+            last = wanted == seen + 1
+        else:
+            last = torch.zeros(len(input_ids), dtype=torch.bool)
+        end = torch.arange(scores.shape[1]) == self._of.end
+        return scores.masked_fill(end[None] != last[:, None], -float("inf"))
+
+
+@dataclass(frozen=True)
+class SortedTopP:
+    """What `TopP` keeps, but for ties, found by a sort."""
+
+    p: float
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        order = jnp.argsort(logits, axis=-1, descending=True)
+        probability = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        head = jnp.where(before < self.p, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)
+        return jnp.put_along_axis(logits, order, head, axis=-1, inplace=False)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    material.add_arguments(parser)
+    parser.add_argument("--shape", choices=SHAPES, default="50m")
+    parser.add_argument("--slots", type=int, default=64, help="crystals that are drawn at once (64)")
+    parser.add_argument("--num", type=int, default=256, help="crystals of one turn (256)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each side has (3)")
+    parser.add_argument("--quick", action="store_true", help="a minimal size")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.shape, chosen.tokenizer, chosen.crystals = "tiny", "compact", 40
+        chosen.slots, chosen.num, chosen.rounds = 4, 8, 1
+    measured = machine.facts(uses_accelerator=jax.default_backend() != "cpu")
+
+    tokenizer = load_tokenizer(chosen.tokenizer)
+    lengths = text_lengths(chosen, tokenizer)
+    prompt = [tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt({}))]
+    torch_model, model = same_model(chosen.shape, tokenizer)
+    limit, vocab = int(lengths.max()), model.config.padded_vocab_size
+    kept = Lengths(lengths, tokenizer.eos_id, vocab)
+    nucleus = (Temperature(0.9), TopP(0.9))
+
+    def engine(methods: Sequence[Any] = nucleus, grammar: Any = kept) -> Engine:
+        return Engine(
+            model, end_id=tokenizer.eos_id, methods=methods, grammar=grammar, slots=chosen.slots, max_new_tokens=limit
+        )
+
+    def generate(batch: int, **options: Any) -> list[int]:
+        with torch.inference_mode():
+            out = torch_model.generate(
+                torch.tensor([prompt] * batch),
+                attention_mask=torch.ones(batch, len(prompt), dtype=torch.long),
+                max_new_tokens=limit,
+                logits_processor=transformers.LogitsProcessorList([TorchLengths(kept, len(prompt))]),
+                **options,
+            )
+        return [row[: row.index(tokenizer.eos_id) + 1] for row in out[:, len(prompt) :].tolist()]
+
+    (greedy,) = engine(methods=(Greedy(),)).draw(prompt, 0, [0])
+    assert generate(1, do_sample=False) == [greedy.tokens.tolist()], "the two sides are not the same model"
+
+    def drawn_by(engine: Engine, at_once: int) -> Callable[[int, int], list[int]]:
+        def draw(turn: int, num: int) -> list[int]:
+            indices = range(turn * num, (turn + 1) * num)
+            parts = [indices[i : i + at_once] for i in range(0, num, at_once)]
+            return [len(draw.tokens) for part in parts for draw in engine.draw(prompt, 0, part)]
+
+        return draw
+
+    def by_generate(turn: int, num: int) -> list[int]:
+        torch.manual_seed(turn)
+        batches = [min(chosen.slots, num - done) for done in range(0, num, chosen.slots)]
+        settings = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "top_k": 0}
+        return [len(text) for batch in batches for text in generate(batch, **settings)]
+
+    ours = engine()
+    rules = Grammar.build(TokenTables.build(tokenizer), TextFormat(), limit, vocab)
+    sides = {
+        OURS: drawn_by(ours, chosen.num),
+        GENERATE: by_generate,
+        NO_REFILL: drawn_by(ours, chosen.slots),
+        SORTED: drawn_by(engine((Temperature(0.9), SortedTopP(0.9))), chosen.num),
+        GRAMMAR: drawn_by(engine(grammar=rules), chosen.num),
+    }
+    turns = take_turns(sides, chosen.rounds, chosen.num)
+    rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
+    tokens = {name: statistics.median(sum(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
+    # What the grammar lets end is shorter or longer than the table says: there tokens are compared.
+    ratios = {name: rates[OURS] / rate for name, rate in rates.items() if name not in (OURS, GRAMMAR)}
+    ratios[GRAMMAR] = tokens[OURS] / tokens[GRAMMAR]
+    result = {
+        "benchmark": "sampler",
+        "claim": "crystals/s of our engine / of HF generate, with as many at once",
+        "ratio": ratios[GENERATE],
+        "ratios": ratios,  #: of crystals/s; for the grammar of tokens/s
+        "crystals_per_second": rates,
+        "tokens_per_second": tokens,
+        "turns": turns,
+        "lengths": {"mean": float(lengths.mean()), "least": int(lengths.min()), "most": limit},
+        "prompt_tokens": len(prompt),
+        "slots": chosen.slots,
+        "num": chosen.num,
+        "shape": chosen.shape,
+        "dtype": "float32",
+        "methods": [repr(method) for method in nucleus],
+        "data": Path(chosen.data).name,
+        "quick": chosen.quick,
+        "measured": measured,
+    }
+    path = machine.write(f"sampler_{chosen.shape}", result, chosen.out)
+    print(
+        f"{measured['machine']}\nLLaMA {chosen.shape}, {chosen.slots} at once, {lengths.mean():.0f} tokens on average"
+    )
+    for name, rate in rates.items():
+        told = f"   ours is {ratios[name]:.2f} times it" if name in ratios else ""
+        print(f"  {name:30} {rate:8.2f} crystals/s {tokens[name]:8,.0f} tokens/s{told}")
+    print(f"written to {path}")
+    return result
+
+
+def text_lengths(chosen: argparse.Namespace, tokenizer: Any) -> Int[np.ndarray, "n"]:
+    """Tokens of the crystals' own texts, the end included."""
+    crystals, fmt = material.crystals(chosen.data, chosen.crystals), TextFormat()
+    prompt = len(tokenizer.encode(prompts.generation_prompt({})))
+    texts = (prompts.generation(crystals.crystal(i), {}, fmt) for i in range(len(crystals)))
+    return np.array([len(tokenizer.encode(text)) - prompt + 1 for text in texts], np.int32)
+
+
+def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel]:
+    """Random weights, loaded by both sides from one file."""
+    torch.manual_seed(0)
+    torch.set_num_threads(machine.cores())
+    config = transformers.LlamaConfig(
+        **SHAPES[shape].model,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+    )
+    torch_model = LlamaForCausalLM(config).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        torch_model.save_pretrained(directory)
+        ours, params = load_hf(Path(directory), make_mesh(MeshConfig(1, 1, 1)))
+    return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer.path, 0)
+
+
+def take_turns(
+    sides: dict[str, Callable[[int, int], list[int]]], rounds: int, num: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Seconds and lengths of every turn, after one crystal of each side that does not count."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for round in range(rounds + 1):
+        for name, draw in sides.items():
+            start = time.perf_counter()
+            lengths = draw(round, num if round else 1)
+            seconds = time.perf_counter() - start
+            print(f"{'warm-up' if round == 0 else f'round {round}':8} {name:30} {seconds:7.1f} s", file=sys.stderr)
+            if round:
+                turns[name].append({"seconds": seconds, "lengths": lengths})
+    return turns
+
+
+if __name__ == "__main__":
+    sys.exit(0 if main() else 1)
