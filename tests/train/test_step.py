@@ -48,8 +48,16 @@ def one_device(tokenizer, writer):
     return cache(lambda lora: run(MeshConfig(1, 1, 1), lora, tokenizer, writer))
 
 
-@pytest.mark.parametrize("lora", [None, DRY], ids=["full", "lora"])
-@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), MeshConfig(1, 8, 1), MeshConfig(8, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "lora"),
+    [
+        (MeshConfig(2, 2, 2), None),
+        (MeshConfig(2, 2, 2), DRY),
+        (MeshConfig(1, 8, 1), DRY),
+        (MeshConfig(8, 1, 1), DRY),
+    ],
+    ids=["2x2x2 full", "2x2x2 lora", "1x8x1 lora", "8x1x1 lora"],
+)
 def test_every_mesh_gives_the_same_losses(mesh, lora, one_device, tokenizer, writer):
     one, _, state_one, eval_one = one_device(lora)
     many, _, state_many, eval_many = run(mesh, lora, tokenizer, writer)
