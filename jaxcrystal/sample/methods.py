@@ -13,7 +13,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
 from jaxcrystal.errors import UserError
 
@@ -64,22 +64,16 @@ class TopP:
             return logits  # even those tokens whose probability float32's sum does not notice
         probability = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
         bits = jax.lax.bitcast_convert_type(probability, jnp.uint32)
-        target = self.p * probability.sum(-1)
-
-        def halve(i: Array, threshold: UInt32[Array, "rows"]) -> UInt32[Array, "rows"]:
-            higher = threshold | (jnp.uint32(1 << 29) >> i.astype(jnp.uint32))
-            mass = jnp.where(bits >= higher[:, None], probability, 0).sum(-1)
-            return jnp.where(mass >= target, higher, threshold)
-
-        threshold = jax.lax.fori_loop(0, 30, halve, jnp.zeros(logits.shape[0], jnp.uint32))
-        return jnp.where(bits >= threshold[:, None], logits, -jnp.inf)
+        kept = _head(bits, probability, self.p * probability.sum(-1), halvings=30)
+        return jnp.where(kept, logits, -jnp.inf)
 
 
 @dataclass(frozen=True)
 class TopK:
     """Only the k most probable tokens (arXiv 1805.04833), and those that tie with the last of them.
 
-    Raises UserError unless k is a positive whole number.
+    Found as `TopP` finds its head, with a weight of one for each token. Raises UserError unless k is a positive whole
+    number.
     """
 
     k: int
@@ -89,8 +83,9 @@ class TopK:
             raise UserError(f"top-k is {self.k}; it must be a whole number, at least 1 (1 is greedy but for ties)")
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        largest, _ = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
-        return jnp.where(logits >= largest[:, -1:], logits, -jnp.inf)
+        bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32) + 0.0, jnp.uint32)  # -0 ties with 0
+        bits = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))  # negative floats are ordered the other way
+        return jnp.where(_head(bits, jnp.ones_like(bits), min(self.k, logits.shape[-1]), halvings=32), logits, -jnp.inf)
 
 
 @dataclass(frozen=True)
@@ -116,3 +111,20 @@ class Greedy:
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, logits, -jnp.inf)
+
+
+def _head(
+    bits: UInt32[Array, "rows vocab"],
+    weight: Shaped[Array, "rows vocab"],
+    target: Shaped[Array, "*rows"],
+    halvings: int,
+) -> Bool[Array, "rows vocab"]:
+    """The fewest tokens of highest `bits` whose weights add up to `target`, and what ties with the last of them."""
+
+    def halve(i: Array, threshold: UInt32[Array, "rows"]) -> UInt32[Array, "rows"]:
+        higher = threshold | (jnp.uint32(1 << (halvings - 1)) >> i.astype(jnp.uint32))
+        total = jnp.where(bits >= higher[:, None], weight, 0).sum(-1)
+        return jnp.where(total >= target, higher, threshold)
+
+    threshold = jax.lax.fori_loop(0, halvings, halve, jnp.zeros(bits.shape[0], jnp.uint32))
+    return bits >= threshold[:, None]

@@ -251,6 +251,9 @@ def test_draws_depend_on_key_and_index_alone(tokenizer):
     whole = writer.draw(key, data)
     some = writer.draw(key, jax.tree.map(lambda x: x[[7, 2]], data))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[np.array([7, 2])], whole), some)
+    roomy = writer.draw(key, data.replace(crystals=CrystalBatch.from_crystals(crystals, MAX_ATOMS + 13)))
+    for name in ("infill", "stated", "translation", "masked"):
+        np.testing.assert_array_equal(getattr(roomy, name), getattr(whole, name))
     other = writer.draw(jax.random.key(5), data)
     assert not (other.translation == whole.translation).any()
 

@@ -9,12 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import crystal_set
 
-from jaxcrystal.config import Augment, MeshConfig, TextFormat
+from jaxcrystal.config import Augment, MeshConfig, Recipe, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.train.identity import Identity
 from jaxcrystal.train.packing import Feed, pack
+
+
+def test_a_writer_that_draws_otherwise_is_another_run(tokenizer, writer):
+    feed = Feed.of(crystal_set(20), tokenizer, writer, 1024, rows_per_batch=4, seed=0)
+    now = Identity.of(Recipe(), feed, feed)
+    assert now.differing(now.to_json()) == []
+    other = replace(feed, writer=replace(writer, augment=Augment(translate=False)))
+    (found,) = now.differing(Identity.of(Recipe(), other, feed).to_json())
+    assert "the seed gave the draws" in found
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=400), st.randoms())
