@@ -71,8 +71,8 @@ class Lengths:
     end: int
     vocab: int
 
-    def start(self, slots: int) -> Progress:
-        return Progress(jnp.zeros(slots, jnp.int32), jnp.full(slots, self.lengths.max()))
+    def start(self, constraints: Int[Array, "slots"]) -> Progress:
+        return Progress(jnp.zeros(len(constraints), jnp.int32), jnp.full(len(constraints), self.lengths.max()))
 
     def advance(self, state: Progress, token: Int[Array, "slots"]) -> Progress:
         wanted = jnp.asarray(self.lengths)[token % len(self.lengths)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
@@ -83,6 +83,10 @@ class ShardingRules:
         entry = None if name is None else getattr(self, name)
         return (entry,) if isinstance(entry, str) else entry or ()
 
+    def parts(self, mesh: Mesh | AbstractMesh, name: str | None) -> int:
+        """Into how many an axis of this name is divided on `mesh`."""
+        return math.prod(mesh.shape.get(axis, 1) for axis in self.axes(name))
+
     def spec(self, names: Sequence[str | None], tensor: str = "array") -> PartitionSpec:
         """The PartitionSpec of an array with these axis names. Raises UserError where two axes claim one mesh axis."""
         owner: dict[str, str | None] = {}
@@ -101,7 +105,7 @@ class ShardingRules:
 
     def check_divides(self, mesh: Mesh, name: str | None, size: int, tensor: str) -> None:
         """Raises UserError where the axis `name` of `tensor`, of this size, cannot be divided over `mesh`."""
-        parts = math.prod(mesh.shape[axis] for axis in self.axes(name))
+        parts = self.parts(mesh, name)
         if size % parts:
             raise UserError(
                 f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
@@ -151,11 +151,12 @@ class State:
     angles: Int32[Array, "slots 2"]  #: α and β, in units of their last decimal, once they are written
     room: Int32[Array, "slots"]  #: tokens for all that follows the cell
     counts: Int32[Array, "slots 119"]  #: atoms so far, by atomic number
+    constraints: Int32[Array, "slots"]  #: which of the grammar's the slot keeps to
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """The automaton for one tokenizer, text format, limit of tokens and set of constraints. Its methods are pure.
+    """The automaton for one tokenizer, text format and limit of tokens, and for some constraints. Its methods are pure.
 
     `allowed` says what may come after `start` and any number of `advance`. Whatever is chosen of it, the end of
     sequence comes at the latest as the last token of the limit, and then `crystals.text.parse` reads a crystal that
@@ -169,23 +170,27 @@ class Grammar:
     behind: Bool[np.ndarray, "nodes 119"]  #: elements that can still be reached
     atom: Int[np.ndarray, "119"]  #: tokens of an atom: symbol and coordinates, each with the separator behind
     decimals: Int[np.ndarray, "10"]  #: of each field
-    low: Int[np.ndarray, "10"]  #: least value of each field, in units of its last decimal
-    high: Int[np.ndarray, "10"]
-    permitted: Bool[np.ndarray, "119"]
-    required: Bool[np.ndarray, "119"]
-    unit: Int[np.ndarray, "119"]  #: atoms of the formula; 0 everywhere without one
-    num_atoms: tuple[int, int]
+    low: Int[np.ndarray, "constraints 10"]  #: least value of each field, in units of its last decimal
+    high: Int[np.ndarray, "constraints 10"]
+    permitted: Bool[np.ndarray, "constraints 119"]
+    required: Bool[np.ndarray, "constraints 119"]
+    unit: Int[np.ndarray, "constraints 119"]  #: atoms of the formula; 0 everywhere without one
+    num_atoms: Int[np.ndarray, "constraints 2"]  #: least and most
     limit: int  #: tokens of a text, the end of sequence included
 
     @classmethod
     def build(
-        cls, tables: TokenTables, text: TextFormat, limit: int, vocab: int, constraints: Constraints | None = None
+        cls,
+        tables: TokenTables,
+        text: TextFormat,
+        limit: int,
+        vocab: int,
+        constraints: Sequence[Constraints] = (Constraints(),),
     ) -> Grammar:
         """For texts of at most `limit` tokens, over logits of `vocab` columns.
 
-        Raises UserError if no cell or no crystal that meets the constraints is sure to fit.
+        Raises UserError if no cell or no crystal that meets some of the constraints is sure to fit.
         """
-        constraints = constraints or Constraints()
         symbols, child, element = _tree(tables.elements)
         letter = np.full(vocab, SYMBOLS + len(symbols), np.int32)
         letter[[*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *symbols]] = np.arange(
@@ -196,12 +201,13 @@ class Grammar:
         for node in reversed(range(len(child))):  # children come after their parent; the last node is its own child
             behind[node] |= behind[child[node]].any(0)
         decimals = np.repeat([text.length_decimals, text.angle_decimals, 0, text.coord_decimals], [3, 3, 1, 3])
-        lengths = _interval("lengths", constraints.lengths, text.length_decimals, below=LONGEST)
-        angles = _interval("angles", constraints.angles, text.angle_decimals, below=180)
+        lengths = [_interval("lengths", c.lengths, text.length_decimals, below=LONGEST) for c in constraints]
+        angles = [_interval("angles", c.angles, text.angle_decimals, below=180) for c in constraints]
         coords = (0, 10**text.coord_decimals - (not text.paper_compat))
-        low, high = np.array([lengths] * 3 + [angles] * 3 + [(0, 0)] + [coords] * 3).T
+        intervals = np.array(
+            [3 * [a] + 3 * [b] + [(0, 0)] + 3 * [coords] for a, b in zip(lengths, angles, strict=True)]
+        )
         coordinate = 1 + 1 + text.coord_decimals
-        lo, hi = constraints.num_atoms
         grammar = cls(
             letter=letter,
             letters=SYMBOLS + len(symbols),
@@ -210,32 +216,34 @@ class Grammar:
             behind=behind,
             atom=(tables.elements != EMPTY).sum(1) + 1 + 3 * (coordinate + 1),
             decimals=decimals,
-            low=low,
-            high=high,
-            permitted=_is_among(constraints.permitted),
-            required=_is_among(constraints.required),
-            unit=np.array([constraints.unit[symbol] for symbol in ELEMENTS]),
-            num_atoms=(lo, limit if hi is None else hi),  # no atom is shorter than a token
+            low=intervals[..., 0],
+            high=intervals[..., 1],
+            permitted=np.array([_is_among(c.permitted) for c in constraints]),
+            required=np.array([_is_among(c.required) for c in constraints]),
+            unit=np.array([[c.unit[symbol] for symbol in ELEMENTS] for c in constraints]),
+            # No atom is shorter than a token.
+            num_atoms=np.array([(c.num_atoms[0], c.num_atoms[1] or limit) for c in constraints]),
             limit=limit,
         )
-        grammar._check_fit(constraints)
+        for number, stated in enumerate(constraints):
+            grammar._check_fit(number, stated)
         return grammar
 
-    def _check_fit(self, constraints: Constraints) -> None:
+    def _check_fit(self, number: int, constraints: Constraints) -> None:
         turn = 360 * 10 ** self.decimals[ALPHA]
-        if 3 * self.low[ALPHA] >= turn:
+        if 3 * self.low[number, ALPHA] >= turn:
             raise UserError(f"no cell has three angles of {constraints.angles[0]} or more, as the model writes them")
-        whole = np.array([len(str(x)) for x in self.high[:SYMBOL] // 10 ** self.decimals[:SYMBOL]])
+        whole = np.array([len(str(x)) for x in self.high[number, :SYMBOL] // 10 ** self.decimals[:SYMBOL]])
         cell = int((whole + self.decimals[:SYMBOL] + (self.decimals[:SYMBOL] > 0) + 1).sum())
-        low, size = self.num_atoms[0], self.unit.sum()
-        if size:
+        low, unit, required = self.num_atoms[number, 0], self.unit[number], self.required[number]
+        if size := unit.sum():
             units = -(-low // size)
-            atoms, tokens = units * size, units * (self.unit @ self.atom)
+            atoms, tokens = units * size, units * (unit @ self.atom)
             what = f"{atoms} atoms of {constraints.formula}"
         else:
-            atoms = max(low, self.required.sum())
-            filler = (atoms - self.required.sum()) * self.atom[self.permitted].min()
-            tokens = self.atom[self.required].sum() + filler
+            atoms = max(low, required.sum())
+            filler = (atoms - required.sum()) * self.atom[self.permitted[number]].min()
+            tokens = self.atom[required].sum() + filler
             what = "a crystal of one atom" if atoms == 1 else f"a crystal of {atoms} atoms"
         if cell + tokens > self.limit:
             raise UserError(
@@ -243,8 +251,9 @@ class Grammar:
                 + (f", which holds about {max(0, (self.limit - cell) * atoms // tokens)} atoms" if atoms > 1 else "")
             )
 
-    def start(self, slots: int) -> State:
-        """Before the first token."""
+    def start(self, constraints: Int[Array, "slots"]) -> State:
+        """Before the first token; `constraints` says which each slot keeps to, counted from 0."""
+        slots = len(constraints)
         zero = jnp.zeros(slots, jnp.int32)
         return State(
             field=zero,
@@ -254,6 +263,7 @@ class Grammar:
             angles=jnp.zeros((slots, 2), jnp.int32),
             room=jnp.full(slots, self.limit, jnp.int32),
             counts=jnp.zeros((slots, len(ELEMENTS)), jnp.int32),
+            constraints=constraints.astype(jnp.int32),
         )
 
     def advance(self, state: State, token: Int[Array, "slots"]) -> State:
@@ -265,7 +275,7 @@ class Grammar:
         child = jnp.asarray(self.child)[state.node, jnp.clip(letter - SYMBOLS, 0, self.child.shape[1] - 1)]
         written = jnp.where(ends & in_symbol, jnp.asarray(self.element)[state.node], 0)
         angle = jnp.stack([ends & (state.field == ALPHA), ends & (state.field == BETA)], axis=1)
-        return State(
+        return state.replace(
             field=jnp.where(ends, jnp.where(state.field == Z, SYMBOL, state.field + 1), state.field),
             value=jnp.where(ends, 0, jnp.where(digit, 10 * state.value + letter, state.value)),
             column=jnp.where(ends, 0, jnp.where(point, POINTED, state.column + digit)),
@@ -327,8 +337,8 @@ class Grammar:
 
     def _bounds(self, state: State) -> tuple[Int[Array, "slots"], Int[Array, "slots"]]:
         """The interval of the field, where the angles so far leave one to those that follow."""
-        low, high = jnp.asarray(self.low)[state.field], jnp.asarray(self.high)[state.field]
-        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), self.low[ALPHA]
+        low, high = (jnp.asarray(x)[state.constraints, state.field] for x in (self.low, self.high))
+        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), jnp.asarray(self.low[:, ALPHA])[state.constraints]
         alpha, beta = state.angles.T
         most = jnp.select(
             [state.field == ALPHA, state.field == BETA, state.field == GAMMA],
@@ -341,26 +351,43 @@ class Grammar:
     def _atoms(self, state: State) -> Bool[Array, "slots 119"]:
         """Elements of which one more atom leaves a way to the end."""
         counts, room = state.counts, state.room[:, None]
-        low, high = self.num_atoms
-        if size := int(self.unit.sum()):
-            per_unit = np.maximum(self.unit, 1)
-            begun = ((counts + per_unit - 1) // per_unit).max(-1, keepdims=True)
-            units = jnp.maximum(jnp.maximum(begun, counts // per_unit + 1), -(-low // size))
-            return self.permitted & (units <= high // size) & (units * int(self.unit @ self.atom) <= room)
-        missing = self.required & (counts == 0)
+        permitted, required, unit = self._composition(state)
+        low, high = self._size(state)
+        missing = required & (counts == 0)
         atoms = (counts + missing).sum(-1, keepdims=True) + ~missing
         tokens = ((counts + missing) @ self.atom)[:, None] + ~missing * self.atom
         filler = jnp.maximum(low - atoms, 0)
-        fits = tokens + filler * jnp.where(self.permitted, self.atom, self.limit).min() <= room
-        return self.permitted & (atoms + filler <= high) & fits
+        shortest = jnp.where(permitted, self.atom, self.limit).min(-1, keepdims=True)
+        free = (atoms + filler <= high) & (tokens + filler * shortest <= room)
+        size = unit.sum(-1, keepdims=True)
+        per_unit = jnp.maximum(unit, 1)
+        begun = (-(-counts // per_unit)).max(-1, keepdims=True)
+        units = jnp.maximum(jnp.maximum(begun, counts // per_unit + 1), -(-low // jnp.maximum(size, 1)))
+        bound = (units * size <= high) & (units * (unit @ self.atom)[:, None] <= room)
+        return permitted & jnp.where(size > 0, bound, free)
 
     def _satisfied(self, state: State) -> Bool[Array, "slots"]:
         """Nothing is required any more."""
-        atoms = state.counts.sum(-1)
-        enough = atoms >= self.num_atoms[0]
-        if size := int(self.unit.sum()):
-            return enough & (state.counts * size == atoms[:, None] * self.unit).all(-1) & (atoms % size == 0)
-        return enough & ~(self.required & (state.counts == 0)).any(-1)
+        _, required, unit = self._composition(state)
+        low, _ = self._size(state)
+        atoms, size = (x.sum(-1, keepdims=True) for x in (state.counts, unit))
+        whole = (state.counts * size == atoms * unit).all(-1) & (atoms[:, 0] % jnp.maximum(size[:, 0], 1) == 0)
+        complete = jnp.where(size[:, 0] > 0, whole, ~(required & (state.counts == 0)).any(-1))
+        return complete & (atoms >= low)[:, 0]
+
+    def _composition(
+        self, state: State
+    ) -> tuple[Bool[Array, "slots 119"], Bool[Array, "slots 119"], Int[Array, "slots 119"]]:
+        """Elements that each slot may write, those that it must, and the atoms of its formula."""
+        permitted, required, unit = (
+            jnp.asarray(x)[state.constraints] for x in (self.permitted, self.required, self.unit)
+        )
+        return permitted, required, unit
+
+    def _size(self, state: State) -> tuple[Int[Array, "slots 1"], Int[Array, "slots 1"]]:
+        """Least and most atoms."""
+        low, high = jnp.split(jnp.asarray(self.num_atoms)[state.constraints], 2, axis=1)
+        return low, high
 
 
 def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:

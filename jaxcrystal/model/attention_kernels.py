@@ -54,13 +54,13 @@ def choose(config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> t
 
 def _obstacle(kernel: Implementation, config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> str | None:
     """What keeps `kernel` from running, if anything."""
-    sizes = jax.sharding.get_abstract_mesh().shape
+    mesh = jax.sharding.get_abstract_mesh()
     for name, size in (
         ("batch", rows),
         ("heads", config.num_attention_heads),
         ("kv_heads", config.num_key_value_heads),
     ):
-        parts = math.prod(sizes.get(axis, 1) for axis in rules.axes(name))
+        parts = rules.parts(mesh, name)
         if size % parts:
             return (
                 f"{name} of size {size} cannot be divided over the mesh axis {' x '.join(rules.axes(name))} of {parts}"

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Float32, Int
 from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import attention_kernels
-from jaxcrystal.model.attention import Cache, Past, View, attend
+from jaxcrystal.model.attention import View, attend
+from jaxcrystal.model.cache import Cache
 from jaxcrystal.model.lora import Linear, check_targets
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
 
@@ -89,12 +90,13 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens).astype(self.config.dtype)
         x = self.rules.constrain(x, "batch", None, None)
         rotation = rotary(self.config, positions)
-        implementation = "xla"  # it alone reads a cache, and takes the one token that initialization is shown
+        implementation = "xla"  # takes the one token that initialization is shown
         if cache is None and not self.is_initializing():
             implementation, _ = attention_kernels.choose(self.config, *tokens.shape, self.rules)
         view = View.of(implementation, tokens.shape[1], segments, cache)
-        x, written = self.layers(x, rotation, view, None if cache is None else cache.layers, deterministic)
-        return self.norm(x), None if cache is None else cache.append(*written)
+        number = None if cache is None else jnp.arange(self.config.num_hidden_layers)
+        x, written = self.layers(x, rotation, view, number, deterministic)
+        return self.norm(x), None if cache is None else cache.append(*written, self.rules)
 
     def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
         """The scalar product with each column of the head."""
@@ -145,7 +147,10 @@ class Head(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); also its keys and values, if there is a cache."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); also its keys and values, if there is a cache.
+
+    `number` is the layer's own, from 0, which tells what it reads of the cache.
+    """
 
     config: LlamaConfig
     lora: LoraConfig | None
@@ -157,19 +162,19 @@ class Layer(nn.Module):
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
         view: View,
-        past: Past | None,
+        number: Int[Array, ""] | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
         h, written = Attention(self.config, self.lora, self.rules, name="self_attn")(
-            h, rotation, view, past, deterministic
+            h, rotation, view, number, deterministic
         )
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
         x = x + FeedForward(self.config, self.lora, self.rules, name="mlp")(h, deterministic)
         # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
-        return self.rules.constrain(x, "batch", None, None), None if past is None else written
+        return self.rules.constrain(x, "batch", None, None), None if number is None else written
 
 
 class Attention(nn.Module):
@@ -185,7 +190,7 @@ class Attention(nn.Module):
         x: Float[Array, "batch time embed"],
         rotation: Rotation,
         view: View,
-        past: Past | None,
+        number: Int[Array, ""] | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
         config = self.config
@@ -200,7 +205,7 @@ class Attention(nn.Module):
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
-        y = attend(queries, keys, values, view, self.rules, past).reshape(*x.shape[:2], -1)
+        y = attend(queries, keys, values, view, self.rules, number).reshape(*x.shape[:2], -1)
         y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)
 

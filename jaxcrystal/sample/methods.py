@@ -13,9 +13,11 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
 
 from jaxcrystal.errors import UserError
+
+GROUP = 128  #: tokens whose probabilities `pick` adds up first
 
 
 class Method(Protocol):
@@ -111,6 +113,53 @@ class Greedy:
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, logits, -jnp.inf)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv 2306.17806, equation 7): z = z₀ + w (z₁ - z₀).
+
+    z₁ are the logits behind the prompt that states what is asked for, z₀ those behind the prompt that states nothing.
+    w = 1 is the model as it is, w > 1 presses what was asked for, w = 0 forgets it. Raises UserError unless w is finite
+    and not negative.
+    """
+
+    w: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.w < float("inf"):
+            raise UserError(f"the guidance weight is {self.w}; it must be at least 0 (1 is the model without guidance)")
+
+    def __call__(
+        self, conditional: Float[Array, "rows vocab"], unconditional: Float[Array, "rows vocab"]
+    ) -> Float[Array, "rows vocab"]:
+        guided = unconditional + self.w * (conditional - unconditional)
+        return jnp.where(conditional == -jnp.inf, -jnp.inf, guided)  # -inf in the columns beyond the vocabulary
+
+
+def pick(keys: Key[Array, "rows"], logits: Float[Array, "rows vocab"]) -> Int32[Array, "rows"]:
+    """A token of each row, drawn from the softmax: where the running sum of the probabilities passes a random share.
+
+    One random number a row, where Gumbel's way needs one for each token. The sum runs over groups of tokens, and then
+    over the tokens of one group. A token of logit -inf never comes, whatever the sums' rounding.
+    """
+    weights = jnp.exp(logits.astype(jnp.float32) - logits.max(-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -logits.shape[1] % GROUP))).reshape(len(logits), -1, GROUP)
+
+    def passes(weights: Float32[Array, "rows n"], share: Float32[Array, "rows"]) -> tuple[Array, Array]:
+        """The first of `weights` with which their sum is above `share`, and the sum before it."""
+        total = jnp.cumsum(weights, axis=-1)
+        there = weights > 0
+        above = there & (total > share[:, None])
+        last = weights.shape[1] - 1 - jnp.argmax(there[:, ::-1], axis=-1)
+        first = jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last)[:, None]
+        return first[:, 0], jnp.take_along_axis(total - weights, first, axis=1)[:, 0]
+
+    groups = weights.sum(-1)
+    share = jax.vmap(jax.random.uniform)(keys) * groups.sum(-1)
+    group, before = passes(groups, share)
+    token, _ = passes(jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0], share - before)
+    return GROUP * group + token
 
 
 def _head(

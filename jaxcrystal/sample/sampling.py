@@ -106,7 +106,7 @@ def sample(
     rules = None
     if grammar:
         vocab = model.config.padded_vocab_size
-        rules = Grammar.build(TokenTables.build(tokenizer), model.text, max_new_tokens, vocab, constraints)
+        rules = Grammar.build(TokenTables.build(tokenizer), model.text, max_new_tokens, vocab, [constraints])
     engine = Engine(
         model,
         end_id=tokenizer.eos_id,

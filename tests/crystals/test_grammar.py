@@ -35,7 +35,7 @@ def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
 
 
 def build(tokenizer=COMPACT, fmt=TextFormat(), limit=LIMIT, **constraints) -> Grammar:  # noqa: B008
-    return Grammar.build(TokenTables.build(tokenizer), fmt, limit, tokenizer.vocab_size, Constraints(**constraints))
+    return Grammar.build(TokenTables.build(tokenizer), fmt, limit, tokenizer.vocab_size, [Constraints(**constraints)])
 
 
 def of_letters(grammar: Grammar) -> tuple[Grammar, np.ndarray]:
@@ -60,7 +60,7 @@ def walk(grammar: Grammar, key: jax.Array, texts: int) -> tuple[jax.Array, jax.A
         state = grammar.advance(state, jnp.maximum(letter, 0))
         return (state, ended | (letter == 13)), (letter, ended | allowed.any(-1))
 
-    start = (grammar.start(texts), jnp.zeros(texts, bool))
+    start = (grammar.start(jnp.zeros(texts, jnp.int32)), jnp.zeros(texts, bool))
     (_, ended), (letters, possible) = jax.lax.scan(step, start, jax.random.split(key, grammar.limit))
     return letters.T, possible.all() & ended.all()
 
@@ -95,7 +95,7 @@ def test_texts_fill_what_room_there_is(tokenizer):
     grammar = build(tokenizer, limit=120, formula="C")
     small, _ = of_letters(grammar)
     # Never the end, where something else may come.
-    endless = dataclasses.replace(small, num_atoms=(1, 99))
+    endless = dataclasses.replace(small, num_atoms=np.array([(1, 99)]))
 
     def step(state: State, key: jax.Array):
         allowed = endless.allowed(state)
@@ -103,7 +103,7 @@ def test_texts_fill_what_room_there_is(tokenizer):
         letter = jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
         return endless.advance(state, letter), letter
 
-    _, letters = jax.jit(lambda keys: jax.lax.scan(step, endless.start(64), keys))(
+    _, letters = jax.jit(lambda keys: jax.lax.scan(step, endless.start(jnp.zeros(64, jnp.int32)), keys))(
         jax.random.split(jax.random.key(0), 120)
     )
     lengths = (np.asarray(letters).T == 13).argmax(1) + 1
@@ -140,7 +140,9 @@ def _constrained():
 
     @jax.jit
     def run(permitted, required, low, high, key):
-        grammar = dataclasses.replace(small, permitted=permitted, required=required, num_atoms=(low, high))
+        grammar = dataclasses.replace(
+            small, permitted=permitted[None], required=required[None], num_atoms=np.array([(low, high)])
+        )
         return walk(grammar, key, 40)
 
     return run, tokens
@@ -167,7 +169,7 @@ def test_elements_and_numbers_of_atoms_are_kept(data):
     )
     run, tokens = _constrained()
     key = jax.random.key(data.draw(st.integers(0, 2**31)))
-    letters, possible = jax.device_get(run(grammar.permitted, grammar.required, *grammar.num_atoms, key))
+    letters, possible = jax.device_get(run(grammar.permitted[0], grammar.required[0], *grammar.num_atoms[0], key))
     assert possible
     for row in letters:
         crystal = read(COMPACT, tokens[row[row >= 0]])
@@ -189,7 +191,7 @@ def rejected(tokenizer, grammar: Grammar, texts: list[str]) -> list[tuple[str, i
             allowed = jnp.take_along_axis(small.allowed(state), letter[:, None], axis=1)[:, 0]
             return small.advance(state, letter), allowed
 
-        return jax.lax.scan(step, small.start(letters.shape[0]), letters.T)[1].T
+        return jax.lax.scan(step, small.start(jnp.zeros(letters.shape[0], jnp.int32)), letters.T)[1].T
 
     followed = np.asarray(follow(letters))
     first_bad = (~followed).argmax(1)
@@ -283,7 +285,7 @@ def test_every_pair_of_angles_leaves_exactly_the_angles_that_close_a_cell():
     alpha, beta = (x.ravel() for x in np.meshgrid(degrees, degrees, indexing="ij"))
     grammar = build()
     state = dataclasses.replace(
-        grammar.start(len(alpha)),
+        grammar.start(jnp.zeros(len(alpha), jnp.int32)),
         field=jnp.full(len(alpha), GAMMA, jnp.int32),
         angles=jnp.stack([alpha, beta], axis=1),
     )
@@ -307,7 +309,9 @@ def test_the_flattest_cells_are_still_cells():
     keep = alpha + beta <= 36000 - 101
     angles = np.stack([alpha, beta], axis=1)[keep]
     state = dataclasses.replace(
-        grammar.start(len(angles)), field=jnp.full(len(angles), GAMMA, jnp.int32), angles=jnp.asarray(angles)
+        grammar.start(jnp.zeros(len(angles), jnp.int32)),
+        field=jnp.full(len(angles), GAMMA, jnp.int32),
+        angles=jnp.asarray(angles),
     )
     for gamma in map(np.asarray, grammar._bounds(state)):
         for triple in np.column_stack([angles, gamma]) / 100:
@@ -322,7 +326,9 @@ def _next_digits(decimals: int):
     @jax.jit
     def allowed(low, high, value, column):
         grammar = dataclasses.replace(small, low=jnp.full(10, low), high=jnp.full(10, high))
-        return grammar.allowed(dataclasses.replace(grammar.start(len(value)), value=value, column=column))
+        return grammar.allowed(
+            dataclasses.replace(grammar.start(jnp.zeros(len(value), jnp.int32)), value=value, column=column)
+        )
 
     return allowed
 
@@ -359,7 +365,7 @@ def test_columns_beyond_the_vocabulary_and_control_pieces_never_come(tokenizer):
     vocab = tokenizer.vocab_size + 40
     grammar = Grammar.build(TokenTables.build(tokenizer), TextFormat(), LIMIT, vocab)
     small, tokens = of_letters(grammar)
-    state = grammar.start(2)
+    state = grammar.start(jnp.zeros(2, jnp.int32))
     for letter in (5, 10, 6, 11):
         few, many = np.asarray(small.allowed(state)), np.asarray(grammar.allowed(state))
         assert many.shape == (2, vocab) and many.sum() == few.sum() > 0

@@ -9,7 +9,8 @@ import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.attention import Cache, visible
+from jaxcrystal.model.attention import View, visible
+from jaxcrystal.model.cache import BLOCK, Cache, Codes
 from jaxcrystal.model.llama import Llama, initialize
 
 CONFIG = LlamaConfig(
@@ -21,7 +22,9 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     head_dim=8,
 )
-PREFIX, LENGTHS = 6, np.array([11, 4, 7, 1])
+FOLLOWED = [1, 0, 1, 0]  #: the prompt of each row
+PREFIX = np.array([6, 70, 6, 70])  #: tokens of it
+LENGTHS = np.array([11, 64, 67, 1])  #: tokens of each row behind it
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,9 @@ def llama(variables, request):
 
 
 def sequences() -> np.ndarray:
-    tokens = np.random.default_rng(0).integers(0, 64, (4, 20))
-    tokens[:, :PREFIX] = tokens[0, :PREFIX]
+    """Rows that follow one prompt begin alike."""
+    tokens = np.random.default_rng(0).integers(0, 64, (4, 160))
+    tokens[2, : PREFIX[0]], tokens[3, : PREFIX[1]] = tokens[0, : PREFIX[0]], tokens[1, : PREFIX[1]]
     return tokens
 
 
@@ -47,65 +51,130 @@ def positions(tokens: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
 
 
-def cached(llama, tokens: np.ndarray, room: int = 0, chunk: int = 11) -> tuple[Cache, np.ndarray]:
-    """A shared prefix, then one call on padded rows whose `lengths` are then set to what each row really has."""
-    where = positions(tokens)
-    empty = Cache.empty(CONFIG, batch=1, tail=PREFIX + room)
-    _, prefix = llama(tokens[:1, :PREFIX], where[:1, :PREFIX], cache=empty)
-    cache = prefix.as_prefix(batch=len(tokens), tail=16)
-    logits, cache = llama(tokens[:, PREFIX : PREFIX + chunk], where[:, PREFIX : PREFIX + chunk], cache=cache)
+def heard(llama, prompt: np.ndarray, blocks: int) -> Cache:
+    """A row that has read a prompt, in calls of a block each, the last one padded."""
+    tokens = np.zeros((1, blocks * BLOCK), np.int32)
+    tokens[0, : len(prompt)] = prompt
+    cache = Cache.empty(CONFIG, rows=1, tail=blocks * BLOCK)
+    for start in range(0, len(prompt), BLOCK):
+        at = np.arange(start, start + BLOCK)[None]
+        _, cache = llama(tokens[:, start : start + BLOCK], at, cache=cache)
+    return cache.replace(lengths=jnp.array([len(prompt)]))
+
+
+def cached(llama, tokens: np.ndarray, chunk: int = 11, dtype: str | None = None) -> tuple[Cache, np.ndarray]:
+    """Two prompts, then one call on padded rows whose `lengths` are then set to what each row really has."""
+    cache = Cache.empty(CONFIG, rows=4, tail=LENGTHS.max() + 8, prompts=2, room=70, dtype=dtype)
+    for number, row in ((1, 0), (0, 1)):
+        read = heard(llama, tokens[row, : PREFIX[row]], blocks=2)
+        if dtype is not None:
+            read = read.replace(**{n: coded(getattr(read, n)) for n in ("keys", "values")})
+        cache = cache.with_prompt(jnp.int32(number), read)
+    cache = cache.replace(prompt=jnp.array(FOLLOWED))
+    np.testing.assert_array_equal(cache.positions, PREFIX)
+    at = PREFIX[:, None] + np.arange(chunk)
+    logits, cache = llama(np.take_along_axis(tokens, at, 1), at, cache=cache)
     np.testing.assert_array_equal(cache.lengths, chunk)
-    return cache.replace(lengths=jnp.array(LENGTHS)), logits
+    return cache.replace(lengths=jnp.array(np.minimum(LENGTHS, chunk))), logits
 
 
-@pytest.mark.parametrize("room", [0, 5], ids=["exact prefix", "prefix with room"])
-def test_rows_of_different_lengths_equal_the_uncached_forward(llama, room):
+def coded(x) -> Codes:
+    scale = jnp.abs(x).max(-1) / 127
+    return Codes(jnp.round(x / jnp.maximum(scale, 1e-30)[..., None]).astype(jnp.int8), scale)
+
+
+@pytest.mark.parametrize("chunk", [LENGTHS.max(), 11], ids=["one call", "token by token"])
+def test_rows_of_different_lengths_equal_the_uncached_forward(llama, chunk):
+    """Behind two prompts, one of them longer than a block; tails end within, at the end of and behind a block."""
     tokens = sequences()
     full = np.asarray(llama(tokens, positions(tokens))[0])
-    cache, logits = cached(llama, tokens, room)
-    np.testing.assert_allclose(logits, full[:, PREFIX : PREFIX + 11], atol=1e-5)
+    cache, logits = cached(llama, tokens, chunk)
     rows = np.arange(4)
-    for _ in range(3):
-        at = PREFIX + np.asarray(cache.lengths)
+    np.testing.assert_allclose(logits, full[rows[:, None], PREFIX[:, None] + np.arange(chunk)], atol=1e-5)
+    steps = 3 if chunk > 11 else LENGTHS.max() - 11
+    before = np.asarray(cache.lengths)
+    for _ in range(steps):
+        at = np.asarray(cache.positions)
         logits, cache = llama(tokens[rows, at][:, None], at[:, None], cache=cache)
         np.testing.assert_allclose(logits[:, 0], full[rows, at], atol=1e-5)
-    at = (PREFIX + np.asarray(cache.lengths))[:, None] + np.arange(2)  # two tokens in one call
-    logits, cache = llama(tokens[rows[:, None], at % 20], at, cache=cache)
-    np.testing.assert_allclose(logits[1:], full[rows[1:, None], at[1:]], atol=1e-5)
-    np.testing.assert_array_equal(cache.lengths, LENGTHS + 5)
+    at = np.asarray(cache.positions)[:, None] + np.arange(2)  # two tokens in one call
+    logits, cache = llama(tokens[rows[:, None], at], at, cache=cache)
+    np.testing.assert_allclose(logits, full[rows[:, None], at], atol=1e-5)
+    np.testing.assert_array_equal(cache.lengths, before + steps + 2)
 
 
 def test_a_row_does_not_depend_on_the_others(llama):
     tokens = sequences()
     others = tokens.copy()
-    others[1:, PREFIX:] = (others[1:, PREFIX:] + 1) % 64
+    others[1, PREFIX[1] :] = (others[1, PREFIX[1] :] + 1) % 64
+    others[3, PREFIX[3] :] = (others[3, PREFIX[3] :] + 1) % 64
     results = []
-    for batch in (tokens, others):
-        cache, _ = cached(llama, batch)
-        at = PREFIX + LENGTHS
+    for batch, lengths in ((tokens, LENGTHS), (others, LENGTHS), (tokens, [LENGTHS[0], 70, LENGTHS[2], 0])):
+        cache, _ = cached(llama, batch, LENGTHS.max())
+        cache = cache.replace(lengths=jnp.array(lengths))
+        at = np.asarray(cache.positions)
         results.append(np.asarray(llama(batch[np.arange(4), at][:, None], at[:, None], cache=cache)[0]))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    assert (np.abs(results[0][1:] - results[1][1:]).max(axis=(1, 2)) > 1e-3).all()
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0][[0, 2]], other[[0, 2]])
+        assert (np.abs(results[0][[1, 3]] - other[[1, 3]]).max(axis=(1, 2)) > 1e-3).all()
 
 
 def test_forgotten_entries_are_never_read(llama):
     """What a slot engine relies on when it gives a row to the next crystal: lengths 0, and old entries are nothing."""
     tokens = sequences()
     cache, _ = cached(llama, tokens)
-    cache = cache.replace(lengths=jnp.zeros(4, jnp.int32))
-    poisoned = cache.replace(keys=cache.keys + 100, values=cache.values - 100)
-    at = np.full((4, 1), PREFIX)
-    first, second = (llama(tokens[:, PREFIX : PREFIX + 1], at, cache=c)[0] for c in (cache, poisoned))
+    cache = cache.replace(lengths=jnp.array([0, 3, 0, 0]))
+    poisoned = cache.replace(
+        keys=cache.keys.at[:, [0, 2, 3]].set(jnp.nan), values=cache.values.at[:, [0, 2, 3]].add(-100)
+    )
+    at = np.asarray(cache.positions)[:, None]
+    first, second = (llama(np.take_along_axis(tokens, at, 1), at, cache=c)[0] for c in (cache, poisoned))
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_prefix_is_stored_once():
-    prefix = Cache.empty(CONFIG, batch=1, tail=6).as_prefix(batch=50, tail=4)
-    assert prefix.prefix_keys.shape == (3, 2, 6, 8) and prefix.keys.shape == (3, 50, 2, 4, 8)
-    with pytest.raises(ValueError, match="one row"):
-        Cache.empty(CONFIG, batch=2, tail=6).as_prefix(batch=3, tail=4)
-    with pytest.raises(ValueError, match="no prefix itself"):
-        Cache.empty(CONFIG, batch=1, tail=6, prefix=2).as_prefix(batch=3, tail=4)
+def test_what_is_no_number_stays_in_its_row(llama):
+    """The next sequence of the row must not meet it, nor must another row, whichever lies behind it in memory."""
+    tokens = sequences()
+    cache, _ = cached(llama, tokens)
+    at = np.asarray(cache.positions)[:, None]
+    expected, _ = llama(np.take_along_axis(tokens, at, 1), at, cache=cache)
+    spoilt = cache.replace(values=cache.values.at[:, 2, 0, :, 1].set(jnp.nan))
+    found, after = llama(np.take_along_axis(tokens, at, 1), at, cache=spoilt)
+    others = np.array([0, 1, 3])
+    assert np.isnan(found[2]).all()
+    np.testing.assert_array_equal(found[others], expected[others])
+    assert np.isfinite(after.values[:, 2, 0, :, 11]).all()  # what the row appended when all was lost
+
+
+def test_a_prompt_is_stored_once_and_may_be_replaced(llama):
+    empty = Cache.empty(CONFIG, rows=50, tail=4, prompts=3, room=65)
+    assert empty.prompt_keys.shape == (3, 2, 3 * 2 * BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)
+    tokens = sequences()
+    first, second = (heard(llama, tokens[row, : PREFIX[row]], blocks=2) for row in (0, 1))
+    cache = empty.with_prompt(jnp.int32(1), first).with_prompt(jnp.int32(1), second)
+    once = empty.with_prompt(jnp.int32(1), second)
+    jax.tree.map(np.testing.assert_array_equal, cache, once)
+    np.testing.assert_array_equal(cache.prompt_lengths, [0, PREFIX[1], 0])
+
+
+def test_an_int8_cache_is_near_the_exact_one_and_a_quarter_of_it(llama):
+    tokens = sequences()
+    exact, expected = cached(llama, tokens)
+    cache, logits = cached(llama, tokens, dtype="int8")
+    assert cache.keys.codes.dtype == jnp.int8 and cache.keys.scale.shape == cache.keys.codes.shape[:-1]
+    for name in ("keys", "values"):
+        stored, true = (np.asarray(x, np.float64) for x in (getattr(cache, name).codes, getattr(exact, name)))
+        scale = np.asarray(getattr(cache, name).scale)[..., None]
+        written = np.zeros(true.shape, bool)
+        written[0, :, 0, :, :11] = True  # layers above have read what is already rounded
+        assert (np.abs(stored * scale - true) <= 0.5001 * scale)[written].all() and (scale[written[..., :1]] > 0).all()
+    at = np.asarray(cache.positions)[:, None]
+    step, _ = llama(np.take_along_axis(tokens, at, 1), at, cache=cache)
+    true, _ = llama(np.take_along_axis(tokens, at, 1), at, cache=exact)
+    spread = np.std(true)
+    for a, b in ((logits, expected), (step, true)):
+        off = np.asarray(a) - b
+        assert 0 < np.std(off) < 0.02 * spread and np.abs(off).max() < 0.1 * spread
 
 
 @pytest.mark.parametrize("changes", [{"remat": "full"}, {"remat": "dots"}, {"attention": "splash"}], ids=str)
@@ -127,6 +196,7 @@ def test_cache_has_the_dtype_asked_for():
     assert Cache.empty(CONFIG, 1, 2).keys.dtype == jnp.float32
     assert Cache.empty(dataclasses.replace(CONFIG, dtype="bfloat16"), 1, 2).keys.dtype == jnp.bfloat16
     assert Cache.empty(CONFIG, 1, 2, dtype=jnp.bfloat16).keys.dtype == jnp.bfloat16
+    assert Cache.empty(CONFIG, 1, 2, dtype="int8").values.codes.dtype == jnp.int8
 
 
 def test_visible_is_causal_within_segments():
@@ -134,4 +204,4 @@ def test_visible_is_causal_within_segments():
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
     np.testing.assert_array_equal(visible(5, segments)[0], np.array(expected, bool))
     with pytest.raises(ValueError, match="exclude each other"):
-        visible(5, segments, Cache.empty(CONFIG, 1, 5))
+        View.of("xla", 5, segments, Cache.empty(CONFIG, 1, 5))

@@ -51,7 +51,7 @@ def model() -> SavedModel:
 
 def grammar_of(model: SavedModel, limit: int = LIMIT, **constraints) -> Grammar:
     tables = TokenTables.build(load_tokenizer(model.tokenizer_path))
-    return Grammar.build(tables, model.text, limit, model.config.padded_vocab_size, Constraints(**constraints))
+    return Grammar.build(tables, model.text, limit, model.config.padded_vocab_size, [Constraints(**constraints)])
 
 
 def engine_of(model: SavedModel, grammar: Grammar | None = None, **options) -> Engine:
@@ -97,7 +97,7 @@ def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     probability = np.exp(logits - logits.max(-1, keepdims=True))
     probability /= probability.sum(-1, keepdims=True)
     answer, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
-    state, kept = grammar.start(20), np.zeros(20)
+    state, kept = grammar.start(jnp.zeros(20, jnp.int32)), np.zeros(20)
     for t in range(len(PROMPT), tokens.shape[1]):
         allowed = np.asarray(answer(state))
         running = t - len(PROMPT) < np.array([len(draw.tokens) for draw in draws])
