@@ -194,6 +194,10 @@ def _add_train(verb: Callable) -> None:
         metavar="KEY=VALUE",
         help="override one key of the recipe, for example optimizer.learning_rate=1e-3; may be repeated",
     )
+    _add_hosts(command)
+
+
+def _add_hosts(command: argparse.ArgumentParser) -> None:
     hosts = command.add_argument_group(
         "many hosts", "needed only outside Slurm, TPU pods and GKE, which are recognised"
     )
@@ -256,6 +260,19 @@ def _add_sample(verb: Callable) -> None:
     wishes.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
     wishes.add_argument("--band-gap", type=float, metavar="X", help="eV")
     wishes.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    wishes.add_argument(
+        "--conditions",
+        type=Path,
+        metavar="FILE",
+        help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
+        "pretty_formula, elements (Li O), spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull",
+    )
+    wishes.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="press what is stated: 1 is the model as it is, 2 twice as far from what it says unasked",
+    )
     limits = command.add_argument_group("constraints, which the grammar keeps; the prompt does not state them")
     limits.add_argument("--num-atoms", type=_atoms, metavar="N", help="of the cell: 8, or from 4 to 12 as 4-12")
     limits.add_argument("--require", type=_symbols, metavar="A,B", help="elements, each at least once")
@@ -271,7 +288,17 @@ def _add_sample(verb: Callable) -> None:
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--min-p", type=float, metavar="P", help="keep tokens P times as likely as the likeliest")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
-    command.add_argument("--slots", type=int, default=64, metavar="B", help="crystals that a copy draws at once")
+    command.add_argument(
+        "--symprec", type=float, default=0.1, metavar="X", help="Å, for the symmetrized CIF beside the one in P1 (0.1)"
+    )
+    command.add_argument(
+        "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
+    )
+    command.add_argument(
+        "--cache-dtype",
+        choices=["float32", "bfloat16", "int8"],
+        help="of keys and values (default: the model's; int8 has scales, and room for more slots)",
+    )
     command.add_argument(
         "--tensor",
         type=int,
@@ -280,6 +307,7 @@ def _add_sample(verb: Callable) -> None:
         help="devices that share a copy of the model; the others hold copies",
     )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
+    _add_hosts(command)
 
 
 def _symbols(typed: str) -> list[str]:
@@ -303,12 +331,16 @@ def _atoms(typed: str) -> tuple[int, int]:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import jax
+
+    from jaxcrystal import hosts
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.crystals.grammar import Constraints
     from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.sample.conditions import read
     from jaxcrystal.sample.sampling import sample
 
-    conditions = {
+    flags = {
         "pretty_formula": args.formula,
         "elements": args.elements,
         "spacegroup.number": args.spacegroup,
@@ -316,6 +348,9 @@ def _sample(args: argparse.Namespace) -> None:
         "band_gap": args.band_gap,
         "e_above_hull": args.e_above_hull,
     }
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if flags and args.conditions is not None:
+        raise UserError("conditions come from --conditions or from the other options, not from both")
     constraints = {
         "required": args.require and tuple(args.require),
         "allowed": args.allow and tuple(args.allow),
@@ -324,25 +359,33 @@ def _sample(args: argparse.Namespace) -> None:
         "lengths": args.lengths,
         "angles": args.angles,
     }
+    hosts.start(args.coordinator, args.processes, args.process_id)
     report = sample(
         args.model,
         args.num,
         args.out,
         num_valid=args.num_valid,
-        conditions={name: value for name, value in conditions.items() if value is not None},
+        conditions=flags if args.conditions is None else read(args.conditions),
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
         grammar=args.grammar,
+        guidance=args.guidance,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
+        symprec=args.symprec,
         slots=args.slots,
+        cache_dtype=args.cache_dtype,
         max_new_tokens=args.max_new_tokens,
-        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor)),
+        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor), jax.local_devices()),
     )
+    if not hosts.is_first():
+        return
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
+    if report.out != args.out:
+        print("the other hosts' parts are not here: bring all to one folder, and run this there, alone, to join them")
     if args.num_valid is not None and report.ok < args.num_valid:
         print(f"fewer than --num-valid {args.num_valid} are ok: --num {args.num} was the limit")
 

@@ -279,8 +279,9 @@ def _part(
     scores = jnp.where(visible[:, None, None], scores, _lowest)
     highest = scores.max(-1, initial=_lowest)
     weights = jnp.exp(scores - highest[..., None])
-    output = product(f"bkgts,{axes}->bkgtd", scaled(weights, values).astype(queries.dtype), values)
-    return Part(highest, weights.sum(-1), output)
+    order = "bkgtd" if axes == "bksd" else "kbgtd"  # as the product has it: XLA's CPUs know no other in bfloat16
+    output = product(f"bkgts,{axes}->{order}", scaled(weights, values).astype(queries.dtype), values)
+    return Part(highest, weights.sum(-1), jnp.moveaxis(output, order.index("b"), 0))
 
 
 def _stored(x: Float[Array, "*n head_dim"], like: Stored) -> Stored:

@@ -19,7 +19,8 @@ PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
 class Attempt:
     """A row of the ledger."""
 
-    index: int  #: the crystal is a function of the model, the prompt, the methods, `seed` and `index`
+    index: int  #: of the row
+    draw: int  #: the crystal is a function of the model, the prompt, the methods, `seed` and `draw`
     seed: int
     prompt: str
     conditions: str  #: the attributes that the prompt states, as JSON
@@ -30,6 +31,8 @@ class Attempt:
     tokens: int  #: how many were drawn, the end of sequence counted
     formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None unless ok
     cif: str | None  #: in P1; None unless ok
+    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where spglib finds none
+    symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
 
 
 def judge(text: str) -> tuple[str, Crystal | None]:

@@ -18,6 +18,7 @@ With guidance each slot has two rows of the cache: one behind its prompt and one
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from jaxcrystal.model.saved import SavedModel
 from jaxcrystal.sample.methods import Guidance, Method, pick
 
 STEPS_PER_CALL = 64  #: tokens of each slot between two looks of the host
+WORKING = 8  #: copies of all logits that a step takes at most, as compiled programs tell
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 
 
@@ -206,6 +208,22 @@ class Engine:
             allowed = jax.ShapeDtypeStruct((), jnp.int32)
             return self._run.lower(variables, slots, desk, first, key, orders, allowed).compile()
 
+    def memory(self, prompt_tokens: int, prompts: int = 1) -> int:
+        """Bytes on each device beside the model's, for so many prompts at once of up to so many tokens.
+
+        What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each row and token
+        of the vocabulary.
+        """
+        opened = jax.eval_shape(partial(self._open, prompts, whole_blocks(prompt_tokens)))
+        slots_sharding, whole = self._shardings()
+        shardings = jax.tree.leaves(jax.tree.broadcast((slots_sharding, whole, whole), opened))
+        kept = sum(
+            math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x, sharding in zip(jax.tree.leaves(opened), shardings, strict=True)
+        )
+        logits = slots_sharding.logits.shard_shape(opened[0].logits.shape)
+        return kept + 4 * WORKING * math.prod(logits)
+
     def _draw(self, prompts: list[tuple[int, ...]], key: Key[Array, ""], tasks: Sequence[Task]) -> Iterator[Draw]:
         places = most_at_once(tasks, 2 * self.slots)
         blocks = whole_blocks(max(map(len, (*prompts, *self._always)), default=0))
@@ -369,7 +387,9 @@ class Engine:
         lengths = jnp.where(jnp.repeat(idle, rows), 0, slots.cache.lengths)
         return slots.replace(
             cache=slots.cache.replace(lengths=lengths, prompt=prompt.reshape(-1)),
-            logits=jnp.where(taken[:, None, None], first[prompt], slots.logits),
+            logits=jax.lax.cond(
+                taken.any(), lambda x: jnp.where(taken[:, None, None], first[prompt], x), lambda x: x, slots.logits
+            ),
             crystal=jnp.where(taken, waiting, slots.crystal),
             log_probability=jnp.where(taken, 0, slots.log_probability),
             grammar_log_probability=jnp.where(taken, 0, slots.grammar_log_probability),

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +19,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 from tqdm import tqdm
 
-from jaxcrystal.config import Recipe, load, to_dict
+from jaxcrystal import hosts
+from jaxcrystal.config import MeshConfig, Recipe, load, to_dict
 from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.prompts import generation_prompt
+from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.saved import SavedModel, load_model
 from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge
-from jaxcrystal.sample.engine import Draw, Ending, Engine, check_context
-from jaxcrystal.sample.ledger import Ledger, Request
-from jaxcrystal.sample.methods import Method, MinP, Temperature, TopK, TopP
+from jaxcrystal.sample.engine import Draw, Ending, Engine, Task, check_context
+from jaxcrystal.sample.ledger import Ledger, Part, Request, finished, join
+from jaxcrystal.sample.memory import fitting, left
+from jaxcrystal.sample.methods import Guidance, Method, MinP, Temperature, TopK, TopP
+
+T = TypeVar("T")
 
 LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
 
@@ -56,15 +64,18 @@ def sample(
     out: str | Path,
     *,
     num_valid: int | None = None,
-    conditions: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
     constraints: Constraints = Constraints(),  # noqa: B008
     grammar: bool = True,
+    guidance: float | None = None,
     temperature: float = 0.9,
     top_k: int | None = None,
     top_p: float = 0.9,
     min_p: float | None = None,
     seed: int = 0,
-    slots: int = 64,
+    symprec: float = 0.1,
+    slots: int | None = None,
+    cache_dtype: str | None = None,
     max_new_tokens: int | None = None,
     mesh: Mesh | None = None,
 ) -> SampleReport:
@@ -72,73 +83,121 @@ def sample(
     `num_valid` no more than it takes until so many of them are ok.
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
-    `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states. With the grammar every text is a crystal
-    and meets `constraints`, to which a stated formula and stated elements (these and no others) are added; a run whose
-    recipe never stated them is only constrained, not told. Temperature, top-k, top-p and min-p act in this order and
-    are by default the paper's. `max_new_tokens` is by default what the model's context leaves after the prompt, at most
-    512. Each copy of the model on `mesh` (default: one device) draws `slots` crystals at once.
+    `conditions` are attributes (`config.ATTRIBUTES`) that the prompt states; a list of them makes as many prompts, of
+    `num` attempts each. With the grammar every text is a crystal and meets `constraints`, to which a stated formula and
+    stated elements (these and no others) are added; a run whose recipe never stated them is only constrained, not told.
+    `guidance` is the weight of what is stated (`Guidance`). It, temperature, top-k, top-p and min-p act in this order,
+    and are by default the paper's. `symprec`, in Å, is how far a crystal may be from the symmetry that is told of it.
+
+    `max_new_tokens` is by default what the model's context leaves after the longest prompt, at most 512. Each copy of
+    the model on `mesh` (default: one device) draws `slots` crystals at once, by default as many as its memory holds;
+    keys and values are kept as `cache_dtype` (default: the model's). Processes that were joined (`hosts.start`) share
+    the rows: each has a mesh of its own devices and draws a part, and the first joins the parts where it sees them all.
 
     Raises UserError for settings out of range, constraints that contradict each other or cannot be met, a prompt that
-    the context cannot hold, and as `load_model` and `Ledger`.
+    the context cannot hold, slots that do not fit, and as `load_model` and `Ledger`.
     """
     if num < 1:
         raise UserError(f"num is {num}; it must be at least 1")
     if num_valid is not None and not 1 <= num_valid <= num:
         raise UserError(f"num_valid is {num_valid}; it must lie between 1 and num, which is {num}")
-    methods: list[Method] = [Temperature(temperature)]
-    methods += [] if top_k is None else [TopK(top_k)]
-    methods += [TopP(top_p)]
-    methods += [] if min_p is None else [MinP(min_p)]
-    conditions = dict(conditions or {})
-    if grammar:
-        constraints = _constrained(constraints, conditions)
-        conditions = _known(conditions, Path(model_dir))
-    elif constraints != Constraints():
+    if not 0 < symprec < float("inf"):
+        raise UserError(f"symprec is {symprec}; it must be above 0 Å (0.1 is usual for crystals that are not relaxed)")
+    if not grammar and constraints != Constraints():
         raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
+    guide = None if guidance is None else Guidance(guidance)
+    methods = _methods(temperature, top_k, top_p, min_p)
+    stated = [conditions] if isinstance(conditions, Mapping) else list(conditions)
+    if not stated:
+        raise UserError("there is no row of conditions, not even an empty one")
+    part = Part(jax.process_index(), jax.process_count())
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
+    if num_valid is not None and (len(stated) > 1 or part.of > 1):
+        raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
+    kept = _of_each(stated, partial(_constrained, constraints)) if grammar else []
+    if grammar:
+        stated = _known(stated, Path(model_dir))
     model = load_model(model_dir, mesh)
     tokenizer = load_tokenizer(model.tokenizer_path)
-    prompt = generation_prompt(conditions, model.text.paper_compat)
-    prompt_tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    plain, *prompts = _of_each([{}, *stated], partial(generation_prompt, paper_compat=model.text.paper_compat))
+    _check_prompts(prompts, kept, plain, guide)
+    nothing, *tokens = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in (plain, *prompts)]
+    longest = max(map(len, tokens))
     if max_new_tokens is None:
-        left = model.config.max_position_embeddings - len(prompt_tokens)
-        max_new_tokens = max(1, min(LONGEST_TEXT, left))
-    check_context(model.config, len(prompt_tokens), max_new_tokens)
+        max_new_tokens = max(1, min(LONGEST_TEXT, model.config.max_position_embeddings - longest))
+    check_context(model.config, longest, max_new_tokens)
     rules = None
     if grammar:
         vocab = model.config.padded_vocab_size
-        rules = Grammar.build(TokenTables.build(tokenizer), model.text, max_new_tokens, vocab, [constraints])
-    engine = Engine(
-        model,
-        end_id=tokenizer.eos_id,
-        methods=methods,
-        grammar=rules,
-        slots=min(slots * (1 if mesh is None else mesh.shape["data"]), num),
-        max_new_tokens=max_new_tokens,
-        mesh=mesh,
-    )
+        tables = TokenTables.build(tokenizer)
+        rules = Grammar.build(tables, model.text, max_new_tokens, vocab, kept)
+
+    def make(slots: int) -> Engine:
+        return Engine(
+            model,
+            end_id=tokenizer.eos_id,
+            methods=methods,
+            grammar=rules,
+            guidance=guide,
+            unconditional=nothing,
+            slots=slots,
+            max_new_tokens=max_new_tokens,
+            cache_dtype=cache_dtype,
+            mesh=mesh,
+        )
+
     request = Request(
         model=fingerprint(model, tokenizer),
-        prompt=prompt,
-        conditions=json.dumps(conditions),
-        grammar=json.dumps(asdict(constraints)) if grammar else None,
+        prompts=prompts,
+        conditions=[json.dumps(each) for each in stated],
+        grammar=[json.dumps(asdict(each)) for each in kept] if grammar else None,
+        guidance=guide and repr(guide),
         methods=[repr(method) for method in methods],
+        cache=cache_dtype or model.config.dtype,
+        symprec=symprec,
         max_new_tokens=max_new_tokens,
         seed=seed,
         num=num,
         num_valid=num_valid,
     )
-    draws = engine.draw(prompt_tokens, seed, range(num))  # refuses before anything is written
-    ledger = Ledger(out, request)
-    resumed, start = len(ledger), time.monotonic()
-    if resumed:
-        draws = engine.draw(prompt_tokens, seed, range(resumed, num))
-    if not ledger.complete:
-        for attempt in _with_progress((_attempt(draw, request, tokenizer) for draw in draws), ledger):
-            ledger.append(attempt)
-            if ledger.complete:
-                break
-    ledger.finish()
-    return SampleReport(Path(out), dict(sorted(ledger.counts.items())), resumed, time.monotonic() - start)
+    rows = part.rows(request.rows)
+    engine = fitting(
+        make,
+        None if slots is None else slots * mesh.shape["data"],
+        max(1, len(rows)),
+        lambda engine: engine.memory(longest, min(len(prompts), 2 * engine.slots)),
+        left(mesh),
+    )
+    tasks = [Task(*divmod(row, num)) for row in rows]
+    draws = engine.draw_all(tokens, seed, tasks)  # refuses before anything is written
+    there = finished(out, request) or (join(out, request) if part.of == 1 else None)
+    if there is not None:
+        return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0)
+    start = time.monotonic()
+    with hosts.together():
+        ledger = Ledger(out, request, part)
+        resumed = len(ledger)
+        if resumed:
+            draws = engine.draw_all(tokens, seed, tasks[resumed:])
+        if not ledger.complete:
+            attempts = (_attempt(draw, request, tokenizer) for draw in draws)  # on the host, while the device goes on
+            for attempt in _with_progress(attempts, ledger):
+                ledger.append(attempt)
+                if ledger.complete:
+                    break
+        ledger.finish()
+    counts, place = ledger.counts, ledger.out
+    if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
+        counts, place = join(out, request), Path(out)
+    return SampleReport(place, dict(sorted(counts.items())), resumed, time.monotonic() - start)
+
+
+def _methods(temperature: float, top_k: int | None, top_p: float, min_p: float | None) -> list[Method]:
+    methods: list[Method] = [Temperature(temperature)]
+    methods += [] if top_k is None else [TopK(top_k)]
+    methods += [TopP(top_p)]
+    methods += [] if min_p is None else [MinP(min_p)]
+    return methods
 
 
 def _constrained(constraints: Constraints, conditions: Mapping[str, Any]) -> Constraints:
@@ -152,13 +211,36 @@ def _constrained(constraints: Constraints, conditions: Mapping[str, Any]) -> Con
     return constraints
 
 
-def _known(conditions: Mapping[str, Any], model_dir: Path) -> dict[str, Any]:
+def _of_each(stated: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+    """What `make` makes of each; where there are several, an error says which row it is of."""
+    made = []
+    for row, each in enumerate(stated, start=1):
+        try:
+            made.append(make(each))
+        except UserError as error:
+            raise UserError(f"conditions, row {row}: {error}") if len(stated) > 1 else error from None
+    return made
+
+
+def _known(conditions: Sequence[Mapping[str, Any]], model_dir: Path) -> list[dict[str, Any]]:
     """Without a formula or elements that no training text of the model stated: to it they would be noise."""
     recipe = model_dir / "recipe.yaml"  # a converted model has none
-    if not recipe.exists():
-        return dict(conditions)
-    unknown = {"pretty_formula", "elements"} - set(load(Recipe, recipe).augment.attributes)
-    return {name: value for name, value in conditions.items() if name not in unknown}
+    unknown = {"pretty_formula", "elements"}
+    unknown = unknown - set(load(Recipe, recipe).augment.attributes) if recipe.exists() else set()
+    return [{name: value for name, value in each.items() if name not in unknown} for each in conditions]
+
+
+def _check_prompts(prompts: Sequence[str], kept: Sequence[Constraints], plain: str, guidance: Guidance | None) -> None:
+    seen: dict[Any, int] = {}
+    for row, asked in enumerate(zip(prompts, kept or prompts, strict=True), start=1):
+        if guidance is not None and asked[0] == plain:
+            raise UserError(
+                f"guidance weighs what the prompt states, and prompt {row} states nothing that this model was told of"
+            )
+        if (other := seen.setdefault(asked, row)) != row:
+            raise UserError(
+                f"conditions, row {row}: the same as row {other}; raise num for more crystals of one prompt"
+            )
 
 
 def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
@@ -177,18 +259,18 @@ def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
 
 
 def _attempt(draw: Draw, request: Request, tokenizer: SentencePieceTokenizer) -> Attempt:
-    finished = draw.ending is Ending.FINISHED
-    text = tokenizer.decode(draw.tokens[:-1] if finished else draw.tokens)
-    crystal = None
-    if finished:
+    ended = draw.ending is Ending.FINISHED
+    text = tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
+    status, crystal = TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS, None
+    if ended:
         status, crystal = judge(text)
-    else:
-        status = TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS
+    symmetrized = None if crystal is None else symmetrize(crystal, request.symprec)
     return Attempt(
-        index=draw.index,
+        index=draw.prompt * request.num + draw.index,
+        draw=draw.index,
         seed=request.seed,
-        prompt=request.prompt,
-        conditions=request.conditions,
+        prompt=request.prompts[draw.prompt],
+        conditions=request.conditions[draw.prompt],
         text=text,
         status=status,
         log_probability=_finite(draw.log_probability),
@@ -196,6 +278,8 @@ def _attempt(draw: Draw, request: Request, tokenizer: SentencePieceTokenizer) ->
         tokens=len(draw.tokens),
         formula=None if crystal is None else crystal.formula,
         cif=None if crystal is None else crystal.to_cif(),
+        space_group=None if symmetrized is None else symmetrized.number,
+        symmetrized_cif=None if symmetrized is None else symmetrized.to_cif(),
     )
 
 
@@ -210,8 +294,9 @@ def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Atte
     def done() -> int:
         return ledger.counts[OK] if only_valid else len(ledger)
 
-    total = ledger.request.num_valid if only_valid else ledger.request.num
-    with tqdm(total=total, initial=done(), unit="crystal", smoothing=0.1) as bar:
+    total = ledger.request.num_valid if only_valid else len(ledger.rows)
+    hidden = not hosts.is_first()  # its part is as large as the others'
+    with tqdm(total=total, initial=done(), unit="crystal", smoothing=0.1, disable=hidden) as bar:
         for attempt in attempts:
             yield attempt
             formula = attempt.formula or formula

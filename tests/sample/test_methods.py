@@ -9,9 +9,19 @@ from scipy.stats import chi2
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.sample.methods import Greedy, MinP, Temperature, TopK, TopP
+from jaxcrystal.sample.methods import GROUP, Greedy, Guidance, MinP, Temperature, TopK, TopP, pick
 
 LOGITS = np.log(np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12]))
+
+
+def assert_follows(logits: jax.Array, probability: np.ndarray, seed: int = 3) -> None:
+    """100,000 draws from these logits: a chi-square test at 0.1 %, and nothing that has no probability."""
+    draw = jax.jit(jax.vmap(lambda key: pick(key[None], logits[None])[0]))
+    counts = np.bincount(draw(jax.random.split(jax.random.key(seed), 100_000)), minlength=len(probability))
+    possible = probability > 0
+    assert counts[~possible].sum() == 0
+    expected = 100_000 * probability[possible] / probability.sum()
+    assert ((counts[possible] - expected) ** 2 / expected).sum() <= chi2.isf(1e-3, df=max(possible.sum() - 1, 1))
 
 
 def nucleus(logits: np.ndarray, p: float) -> np.ndarray:
@@ -44,12 +54,43 @@ def test_draws_follow_the_exact_probabilities(methods, probability):
     logits = jnp.asarray(LOGITS, jnp.float32)[None]
     for method in methods:
         logits = method(logits)
-    drawn = jax.random.categorical(jax.random.key(3), logits[0], shape=(100_000,))
-    counts = np.bincount(drawn, minlength=6)
-    possible = probability > 0
-    assert counts[~possible].sum() == 0
-    expected = 100_000 * probability[possible] / probability.sum()
-    assert ((counts[possible] - expected) ** 2 / expected).sum() < chi2.isf(1e-3, df=possible.sum())
+    assert_follows(logits[0], probability)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.0])
+def test_guided_draws_follow_the_exact_probabilities(w):
+    """p ∝ p₁ʷ p₀¹⁻ʷ, then what other methods make of it."""
+    asked, plain = np.exp(LOGITS), np.array([0.10, 0.30, 0.10, 0.20, 0.10, 0.20])
+    probability = asked**w * plain ** (1 - w)
+    guided = Guidance(w)(*(jnp.log(jnp.asarray(x, jnp.float32))[None] for x in (asked, plain)))
+    assert_follows(guided[0], probability)
+    assert_follows(Temperature(0.5)(guided)[0], probability**2)
+
+
+def test_guidance_leaves_forbidden_tokens_forbidden():
+    asked, plain = jnp.array([[1.0, -jnp.inf, 0.5, -jnp.inf]]), jnp.array([[2.0, 3.0, 0.0, -jnp.inf]])
+    assert Guidance(3.0)(asked, plain).tolist() == [[-1.0, -jnp.inf, 1.5, -jnp.inf]]
+
+
+@pytest.mark.parametrize("vocab", [GROUP - 1, GROUP, 5 * GROUP + 17])
+def test_draws_from_a_vocabulary_of_many_groups(vocab):
+    random = np.random.default_rng(vocab)
+    logits = random.normal(size=vocab)
+    logits[random.random(vocab) < 0.5] = -np.inf
+    assert_follows(jnp.asarray(logits, jnp.float32), np.exp(logits))
+
+
+def test_a_draw_is_its_rows_own_whatever_the_other_rows_are():
+    logits = jnp.asarray(np.random.default_rng(0).normal(scale=3, size=(50, 999)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 50)
+    each = [int(pick(keys[i : i + 1], logits[i : i + 1])[0]) for i in range(50)]
+    assert pick(keys, logits).tolist() == each
+
+
+@pytest.mark.parametrize("only", [0, 127, 128, 500, 998])
+def test_the_only_token_that_is_left_is_drawn(only):
+    logits = jnp.full((64, 999), -jnp.inf).at[:, only].set(-1e4)
+    assert set(pick(jax.random.split(jax.random.key(0), 64), logits).tolist()) == {only}
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
@@ -117,3 +158,9 @@ def test_impossible_top_k_is_refused(bad):
 def test_impossible_min_p_is_refused(bad):
     with pytest.raises(UserError, match="min-p"):
         MinP(bad)
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
+def test_impossible_guidance_is_refused(bad):
+    with pytest.raises(UserError, match="guidance weight"):
+        Guidance(bad)

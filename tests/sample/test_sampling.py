@@ -174,8 +174,8 @@ def test_settings_change_what_is_drawn(model_dir, tmp_path):
     assert [row["text"] for row in texts("seed", temperature=1.0, top_p=1.0, seed=2)] != [row["text"] for row in usual]
 
 
-def test_grammar_leaves_alone_what_is_a_crystal_without_it(model_dir, tmp_path):
-    """A token drawn from all is drawn from fewer as well, if it is among them: the keys are the same."""
+def test_what_the_grammar_removes_is_told_so_exactly_that_the_free_model_is_known(model_dir, tmp_path):
+    """The mean of exp(grammar_log_probability) over draws with the grammar is how often the model alone writes so."""
 
     def rows(grammar):
         options = {"temperature": 1.0, "top_p": 1.0, "seed": 1, "slots": 32, "grammar": grammar}
@@ -184,14 +184,15 @@ def test_grammar_leaves_alone_what_is_a_crystal_without_it(model_dir, tmp_path):
 
     free, kept = rows(False), rows(True)
     assert {row["status"] for row in kept} == {"ok"}
-    same = [(a, b) for a, b in zip(free, kept, strict=True) if a["status"] == "ok"]
-    assert 100 < len(same) < 300
-    for a, b in same:
-        assert a["text"] == b["text"] and a["log_probability"] == pytest.approx(b["log_probability"], abs=1e-3)
-    # exp Σ log (probability of what is allowed), over draws with the grammar, has the free model's rate as its mean.
-    estimates = np.exp([row["grammar_log_probability"] for row in kept])
-    spread = np.sqrt((estimates.var() + 0.25) / 400)
-    assert abs(estimates.mean() - len(same) / 400) < 3 * spread
+    of_free = {row["text"]: row["log_probability"] for row in free if row["status"] == "ok"}
+    assert set(GOOD) <= set(of_free)
+    for row in kept:
+        assert row["log_probability"] == pytest.approx(of_free.get(row["text"], row["log_probability"]), abs=1e-3)
+    weight = np.exp([row["grammar_log_probability"] for row in kept])
+    for same in (lambda row: row["status"] == "ok", *(lambda row, t=text: row["text"] == t for text in GOOD)):
+        estimates = weight * [same(row) for row in kept]
+        spread = np.sqrt((estimates.var() + 0.25) / 400)
+        assert abs(estimates.mean() - np.mean([same(row) for row in free])) < 3 * spread
 
 
 def test_conditions_are_stated_in_the_prompt(model_dir, tmp_path):
