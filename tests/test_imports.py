@@ -20,7 +20,7 @@ ALLOWED = {
     "evaluate": BASE | {"evaluate", "crystals.crystal", "crystals.text"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.
-HOST_ONLY = {"torch", "matgl", "chgnet", "pymatgen", "ase", "smact", "spglib", "matplotlib"}
+HOST_ONLY = {"torch", "matgl", "chgnet", "pymatgen", "ase", "smact", "matplotlib"}
 
 
 def imports(path: Path, top_level_only: bool) -> set[str]:
