@@ -6,11 +6,14 @@
 Both sides have the same random weights (that greedy decoding gives the same tokens is asserted first), the same prompt,
 as many crystals at once, and the original's settings: temperature 0.9, top-p 0.9. A model of random weights would not
 end its texts like one that was trained, so on both sides a text is as long as that of a crystal of MP-20, which its
-first token decides: no end is drawn before, and then nothing else. The sides take turns; medians are told.
+first token decides: no end is drawn before, and then nothing else. The sides take turns; medians are told. `generate`
+knows nothing but whole batches, so that one batch a turn shows its rate; our engine draws --num crystals a turn, and
+the slots that fall idle at the turn's end count against it.
 
-Rows below ours leave one thing out: `refill` draws as many as there are slots and waits for the longest of them;
-`top-p by a sort` sorts the vocabulary, as transformers does. A row with the grammar shows what keeping texts crystals
-costs: there it, and not the table of lengths, decides what may come.
+Rows below ours leave one thing out: `without refill` draws as many as there are slots and waits for the longest of
+them; `each crystal reads the prompt itself` behind nothing but the begin of sequence; `top-p by a sort` sorts the
+vocabulary, as transformers does. Two rows add one: a cache of int8, and the grammar, which shows what keeping texts
+crystals costs: there it, and not the table of lengths, decides what may come.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,8 @@ OURS = "jaxcrystal"
 GENERATE = "HF generate"
 NO_REFILL = "jaxcrystal without refill"
 SORTED = "jaxcrystal, top-p by a sort"
+NO_PREFIX = "jaxcrystal, each crystal reads the prompt itself"
+INT8 = "jaxcrystal, cache of int8"
 GRAMMAR = "jaxcrystal with the grammar"
 
 
@@ -65,14 +70,18 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """In the place of a grammar: a text's first token t gives it lengths[t % n] tokens, the end included."""
+    """In the place of a grammar: a text's first token t gives it lengths[t % n] tokens, the end included.
+
+    The tokens of `before` come first of all, and are no part of the text.
+    """
 
     lengths: Int[np.ndarray, "n"]
     end: int
     vocab: int
+    before: tuple[int, ...] = ()
 
     def start(self, constraints: Int[Array, "slots"]) -> Progress:
-        return Progress(jnp.zeros(len(constraints), jnp.int32), jnp.full(len(constraints), self.lengths.max()))
+        return Progress(jnp.full(len(constraints), -len(self.before)), jnp.full(len(constraints), self.lengths.max()))
 
     def advance(self, state: Progress, token: Int[Array, "slots"]) -> Progress:
         wanted = jnp.asarray(self.lengths)[token % len(self.lengths)]
@@ -80,7 +89,11 @@ class Lengths:
 
     def allowed(self, state: Progress) -> Bool[Array, "slots vocab"]:
         is_end = jnp.arange(self.vocab) == self.end
-        return is_end == (state.seen == state.wanted - 1)[:, None]
+        allowed = is_end == (state.seen == state.wanted - 1)[:, None]
+        if not self.before:
+            return allowed
+        told = jnp.arange(self.vocab) == jnp.asarray(self.before)[state.seen][:, None]  # -1 is the last of them
+        return jnp.where(state.seen[:, None] < 0, told, allowed)
 
 
 class TorchLengths(transformers.LogitsProcessor):
@@ -120,8 +133,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     material.add_arguments(parser)
     parser.add_argument("--shape", choices=SHAPES, default="50m")
     parser.add_argument("--slots", type=int, default=64, help="crystals that are drawn at once (64)")
-    parser.add_argument("--num", type=int, default=256, help="crystals of one turn (256)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that each side has (3)")
+    parser.add_argument("--num", type=int, default=192, help="crystals of one turn of ours (192)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that each side has (2)")
     parser.add_argument("--quick", action="store_true", help="a minimal size")
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     chosen = parser.parse_args(arguments)
@@ -138,10 +151,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     kept = Lengths(lengths, tokenizer.eos_id, vocab)
     nucleus = (Temperature(0.9), TopP(0.9))
 
-    def engine(methods: Sequence[Any] = nucleus, grammar: Any = kept) -> Engine:
-        return Engine(
-            model, end_id=tokenizer.eos_id, methods=methods, grammar=grammar, slots=chosen.slots, max_new_tokens=limit
-        )
+    def engine(**options: Any) -> Engine:
+        usual = {"methods": nucleus, "grammar": kept, "max_new_tokens": limit}
+        return Engine(model, end_id=tokenizer.eos_id, slots=chosen.slots, **usual | options)
 
     def generate(batch: int, **options: Any) -> list[int]:
         with torch.inference_mode():
@@ -157,30 +169,36 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     (greedy,) = engine(methods=(Greedy(),)).draw(prompt, 0, [0])
     assert generate(1, do_sample=False) == [greedy.tokens.tolist()], "the two sides are not the same model"
 
-    def drawn_by(engine: Engine, at_once: int) -> Callable[[int, int], list[int]]:
-        def draw(turn: int, num: int) -> list[int]:
-            indices = range(turn * num, (turn + 1) * num)
-            parts = [indices[i : i + at_once] for i in range(0, num, at_once)]
-            return [len(draw.tokens) for part in parts for draw in engine.draw(prompt, 0, part)]
+    def drawn_by(engine: Engine, at_once: int = chosen.num, before: int = 0) -> Callable[[int], list[int]]:
+        def draw(turn: int) -> list[int]:
+            indices = range(turn * chosen.num, (turn + 1) * chosen.num)
+            parts = [indices[i : i + at_once] for i in range(0, chosen.num if turn else 1, at_once)]
+            return [
+                len(draw.tokens) - before
+                for part in parts
+                for draw in engine.draw(prompt[: len(prompt) - before], 0, part)
+            ]
 
         return draw
 
-    def by_generate(turn: int, num: int) -> list[int]:
+    def by_generate(turn: int) -> list[int]:
         torch.manual_seed(turn)
-        batches = [min(chosen.slots, num - done) for done in range(0, num, chosen.slots)]
         settings = {"do_sample": True, "temperature": 0.9, "top_p": 0.9, "top_k": 0}
-        return [len(text) for batch in batches for text in generate(batch, **settings)]
+        return [len(text) for text in generate(chosen.slots if turn else 1, **settings)]
 
     ours = engine()
+    told = Lengths(lengths, tokenizer.eos_id, vocab, before=tuple(prompt[1:]))
     rules = Grammar.build(TokenTables.build(tokenizer), TextFormat(), limit, vocab)
     sides = {
-        OURS: drawn_by(ours, chosen.num),
+        OURS: drawn_by(ours),
         GENERATE: by_generate,
         NO_REFILL: drawn_by(ours, chosen.slots),
-        SORTED: drawn_by(engine((Temperature(0.9), SortedTopP(0.9))), chosen.num),
-        GRAMMAR: drawn_by(engine(grammar=rules), chosen.num),
+        NO_PREFIX: drawn_by(engine(grammar=told, max_new_tokens=limit + len(told.before)), before=len(told.before)),
+        SORTED: drawn_by(engine(methods=(Temperature(0.9), SortedTopP(0.9)))),
+        INT8: drawn_by(engine(cache_dtype="int8")),
+        GRAMMAR: drawn_by(engine(grammar=rules)),
     }
-    turns = take_turns(sides, chosen.rounds, chosen.num)
+    turns = take_turns(sides, chosen.rounds)
     rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
     tokens = {name: statistics.median(sum(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
     # What the grammar lets end is shorter or longer than the table says: there tokens are compared.
@@ -242,15 +260,13 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
     return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer.path, 0)
 
 
-def take_turns(
-    sides: dict[str, Callable[[int, int], list[int]]], rounds: int, num: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Seconds and lengths of every turn, after one crystal of each side that does not count."""
+def take_turns(sides: dict[str, Callable[[int], list[int]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Seconds and lengths of every turn, after one crystal of each side, turn 0, that does not count."""
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for round in range(rounds + 1):
         for name, draw in sides.items():
             start = time.perf_counter()
-            lengths = draw(round, num if round else 1)
+            lengths = draw(round)
             seconds = time.perf_counter() - start
             print(f"{'warm-up' if round == 0 else f'round {round}':8} {name:30} {seconds:7.1f} s", file=sys.stderr)
             if round:

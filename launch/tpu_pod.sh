@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Trains a recipe on every host of a TPU pod slice. Run it where `gcloud` is logged in, from the checkout:
-#   TPU_NAME=my-v5e-256 ZONE=us-east5-b BUCKET=gs://my-bucket bash launch/tpu_pod.sh configs/llama2_7b_mp20.yaml
-# Arguments behind the recipe go to `jaxcrystal train`. A slice that is preempted saves first; run this again to go on.
+# Trains or samples on every host of a TPU pod slice. Run it where `gcloud` is logged in, from the checkout:
+#   export TPU_NAME=my-v5e-256 ZONE=us-east5-b BUCKET=gs://my-bucket
+#   bash launch/tpu_pod.sh train configs/llama2_7b_mp20.yaml
+#   bash launch/tpu_pod.sh sample --model runs/llama2_7b_mp20 --num 100000 --out runs/samples.parquet
+# Arguments are those of `jaxcrystal`; what lies in data/, models/ and runs/ is the bucket's. A slice that is preempted
+# saves first; run this again to go on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,8 +12,7 @@ TPU_NAME=${TPU_NAME:?name of the TPU slice}
 ZONE=${ZONE:?its zone}
 BUCKET=${BUCKET:?gs:// folder with data/ and models/, which also takes runs/}
 
-recipe=${1:?a recipe, such as configs/llama2_7b_mp20.yaml}
-shift
+: "${1:?a verb, as in: train configs/llama2_7b_mp20.yaml}"
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker all --command "$1"
@@ -26,4 +28,4 @@ on_all_hosts "
   ln -sfn ~/bucket/data data && ln -sfn ~/bucket/models models && mkdir -p ~/bucket/runs && ln -sfn ~/bucket/runs runs
   source launch/environment.sh && make_environment tpu
 "
-on_all_hosts "cd ~/jaxcrystal && .venv/bin/jaxcrystal train $recipe $*"
+on_all_hosts "cd ~/jaxcrystal && .venv/bin/jaxcrystal $(printf '%q ' "$@")"

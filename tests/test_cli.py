@@ -87,6 +87,9 @@ OPTIONS = [
     ("sample", ["--seed", "3"], {"seed": 3}),
     ("sample", ["--slots", "5"], {"slots": 5}),
     ("sample", ["--max-new-tokens", "99"], {"max_new_tokens": 99}),
+    ("sample", ["--guidance", "1.5"], {"guidance": 1.5}),
+    ("sample", ["--symprec", "0.01"], {"symprec": 0.01}),
+    ("sample", ["--cache-dtype", "int8"], {"cache_dtype": "int8"}),
     ("evaluate", ["--out", "x"], {"out_dir": Path("x")}),
     ("evaluate", ["--train", "t"], {"train": "t"}),
     ("evaluate", ["--reference", "r"], {"reference": "r"}),
@@ -157,11 +160,12 @@ def test_set_changes_the_recipe(received):
     assert changed.out == "elsewhere"
 
 
-def test_hosts_are_found_before_training(received, monkeypatch):
+@pytest.mark.parametrize("verb", ["train", "sample"])
+def test_hosts_are_found_before_anything_else(received, monkeypatch, verb):
     calls = []
     monkeypatch.setattr("jaxcrystal.hosts.start", lambda *arguments: calls.append(arguments))
-    received("train")
-    received("train", "--coordinator", "node1:8476", "--processes", "4", "--process-id", "3")
+    received(verb)
+    received(verb, "--coordinator", "node1:8476", "--processes", "4", "--process-id", "3")
     assert calls == [(None, None, None), ("node1:8476", 4, 3)]
 
 
@@ -178,11 +182,19 @@ def test_conditions_add_up(received):
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
 
 
+def test_conditions_of_many_prompts_come_from_a_file(received, capsys):
+    Path("wishes.csv").write_text("pretty_formula,band_gap\nNaCl,5\nMgO,\n")
+    wishes = received("sample", "--conditions", "wishes.csv")["conditions"]
+    assert wishes == [{"pretty_formula": "NaCl", "band_gap": 5.0}, {"pretty_formula": "MgO"}]
+    assert cli.main(["sample", *VERBS["sample"][1], "--conditions", "wishes.csv", "--band-gap", "1"]) == 1
+    assert "from --conditions or from the other options, not from both" in capsys.readouterr().err
+
+
 def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
-        ("train", option) for option in ("--set", "--coordinator", "--processes", "--process-id")
+        (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested.add(("sample", "--tensor"))
+    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

@@ -1,6 +1,7 @@
 """Launch scripts are whole: bash and YAML read them, and what they run is a command of ours."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,11 +28,28 @@ def test_bash_reads_them(name):
 def test_three_variables_are_to_be_filled_in(name, variables):
     text = (ROOT / "launch" / name).read_text()
     assert re.findall(r"^([A-Z_]+)=\$\{", text, re.M) == variables
-    (command,) = re.findall(r"(?:jaxcrystal|jaxcrystal\.cli) (train .*)$", text, re.M)
-    for shell in ("$recipe $*", '"$@"'):
-        command = command.replace(shell, "configs/llama2_7b_mp20.yaml --set steps=5")
-    args = _parser().parse_args(command.rstrip('"').split())
-    assert load(Recipe, ROOT / args.config, args.set).steps == 5
+    examples = [line.split() for line in re.findall(r"^#   .*launch/\S+ ((?:train|sample) .*)$", text, re.M)]
+    for verb, *rest in examples:
+        if rest[-1] != "...":
+            args = _parser().parse_args([verb, *rest])
+            assert args.verb == "sample" or load(Recipe, ROOT / args.config)
+    assert {verb for verb, *_ in examples} == {"train", "sample"}
+
+
+def test_arguments_reach_every_host_as_they_were_typed(tmp_path):
+    """With a `gcloud` that notes what it was asked: the last command is run by a shell there."""
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {tmp_path}/asked\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    settings = {"TPU_NAME": "v5e", "ZONE": "east", "BUCKET": "gs://b", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    typed = ["sample", "--model", "runs/a b", "--num", "5", "--formula", "Mg(OH)2", "--out", "runs/s.parquet"]
+    script = tmp_path / "checkout/launch/tpu_pod.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "launch/tpu_pod.sh", script)
+    subprocess.run(["bash", script, *typed], env=settings, check=True)
+    command = (tmp_path / "asked").read_text().split("\0")[-2]
+    shell = command.replace("cd ~/jaxcrystal && .venv/bin/jaxcrystal", "printf '%s\\n'")
+    told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == typed
 
 
 def test_a_missing_variable_is_asked_for():

@@ -212,7 +212,7 @@ class Engine:
         """Bytes on each device beside the model's, for so many prompts at once of up to so many tokens.
 
         What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each row and token
-        of the vocabulary.
+        of the vocabulary; parameters that lie divided over `fsdp` take more when they are gathered.
         """
         opened = jax.eval_shape(partial(self._open, prompts, whole_blocks(prompt_tokens)))
         slots_sharding, whole = self._shardings()

@@ -180,11 +180,8 @@ def sample(
         if resumed:
             draws = engine.draw_all(tokens, seed, tasks[resumed:])
         if not ledger.complete:
-            attempts = (_attempt(draw, request, tokenizer) for draw in draws)  # on the host, while the device goes on
-            for attempt in _with_progress(attempts, ledger):
-                ledger.append(attempt)
-                if ledger.complete:
-                    break
+            # Each is judged on the host while the device goes on.
+            _record((_attempt(draw, request, tokenizer) for draw in draws), ledger)
         ledger.finish()
     counts, place = ledger.counts, ledger.out
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
@@ -287,8 +284,8 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Attempt]:
-    """Crystals/s, time left, the share that is ok, and the last crystal's formula."""
+def _record(attempts: Iterator[Attempt], ledger: Ledger) -> None:
+    """Writes them down until the ledger is complete; shows crystals/s, time left, the share ok, the last formula."""
     formula, only_valid = "", ledger.request.num_valid is not None
 
     def done() -> int:
@@ -298,7 +295,9 @@ def _with_progress(attempts: Iterator[Attempt], ledger: Ledger) -> Iterator[Atte
     hidden = not hosts.is_first()  # its part is as large as the others'
     with tqdm(total=total, initial=done(), unit="crystal", smoothing=0.1, disable=hidden) as bar:
         for attempt in attempts:
-            yield attempt
+            ledger.append(attempt)
             formula = attempt.formula or formula
             bar.set_postfix_str(f"ok {ledger.counts[OK] / len(ledger):.0%} {formula}", refresh=False)
             bar.update(done() - bar.n)
+            if ledger.complete:
+                return

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,15 @@ def test_a_prompt_longer_than_the_context(refused, model, tmp_path):
     assert "the model's context holds 64: shorten the prompt" in told
     told = refused("sample", "--model", model, "--num", 2, "--out", tmp_path / "s.csv", "--max-new-tokens", 63)
     assert "63 may follow" in told and "the model's context holds 64" in told
+    assert not list(tmp_path.glob("s.csv*"))
+
+
+def test_a_model_without_its_tokenizer(refused, model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "tokenizer.model").unlink()
+    told = refused("sample", "--model", bare, "--num", 2, "--out", tmp_path / "s.csv")
+    assert "bare is not complete: tokenizer.model is missing" in told
     assert not list(tmp_path.glob("s.csv*"))
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
+from pymatgen.core import Composition
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.text import parse
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
@@ -20,7 +22,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.model.saved import SavedModel, describe
-from jaxcrystal.sample.engine import Draw, Ending, Engine
+from jaxcrystal.sample.engine import Draw, Ending, Engine, Task
 from jaxcrystal.sample.methods import Temperature, TopP
 from jaxcrystal.sample.sampling import sample
 
@@ -71,6 +73,38 @@ def test_two_thousand_of_two_thousand_texts_are_crystals(model):
     assert len(found) == 2000 and len({crystal.formula for crystal in found}) > 50
     # The model alone would never have written one of them.
     assert max(draw.grammar_log_probability for draw in draws) < -20
+
+
+FORMULAS = ("Si", "NaCl", "MgO2", "LiFeO2", "SrTiO3", "Fe2O3", "CaCO3", "LaNiO3", "Cu2ZnSnS4", "LiFePO4")
+
+
+def test_ten_formulas_in_one_run(model):
+    """Each slot is kept to what its own crystal was asked for, whatever its neighbours and its forerunner were."""
+    tables = TokenTables.build(TOKENIZER)
+    constraints = [Constraints(formula=formula) for formula in FORMULAS]
+    grammar = Grammar.build(tables, model.text, 160, model.config.padded_vocab_size, constraints)
+    tasks = [Task(number, index) for index in range(20) for number in range(10)]
+    engine = engine_of(model, grammar, slots=32, max_new_tokens=160)
+    sizes = set()
+    for draw in engine.draw_all([PROMPT] * 10, 0, tasks):
+        unit = Composition(FORMULAS[draw.prompt])
+        crystal = crystal_of(draw)
+        found = Composition("".join(crystal.symbols))
+        assert found.reduced_formula == unit.reduced_formula
+        sizes.add((draw.prompt, found.num_atoms // unit.num_atoms))
+    assert len({number for number, _ in sizes}) == 10 and len(sizes) > 20
+
+
+def test_random_masks_of_elements_in_one_run(model):
+    random = np.random.default_rng(0)
+    masks = [tuple(random.choice(ELEMENTS[1:95], 20, replace=False).tolist()) for _ in range(8)]
+    tables = TokenTables.build(TOKENIZER)
+    for name, fits in (("forbidden", lambda mask, x: not mask & x), ("allowed", lambda mask, x: x <= mask)):
+        constraints = [Constraints(**{name: mask}) for mask in masks]
+        grammar = Grammar.build(tables, model.text, LIMIT, model.config.padded_vocab_size, constraints)
+        tasks = [Task(number, index) for index in range(25) for number in range(8)]
+        drawn = list(engine_of(model, grammar).draw_all([PROMPT] * 8, 1, tasks))
+        assert all(fits(set(masks[draw.prompt]), set(crystal_of(draw).symbols)) for draw in drawn)
 
 
 def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):

@@ -6,12 +6,26 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sample.attempt import Attempt
-from jaxcrystal.sample.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Request
+from jaxcrystal.sample.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Part, Request, finished, join
 
-REQUEST = Request("abc", "Below is …:\n", '{"band_gap": 1.5}', '{"formula": "NaCl"}', ["Temperature(t=0.9)"], 40, 3, 5)
+REQUEST = Request(
+    model="abc",
+    prompts=["Below is …:\n"],
+    conditions=['{"band_gap": 1.5}'],
+    grammar=['{"formula": "NaCl"}'],
+    guidance=None,
+    methods=["Temperature(t=0.9)"],
+    cache="float32",
+    symprec=0.1,
+    max_new_tokens=40,
+    seed=3,
+    num=5,
+)
 
 
 def attempt(index: int, status: str = "ok") -> Attempt:
@@ -20,9 +34,10 @@ def attempt(index: int, status: str = "ok") -> Attempt:
     formula, cif = ("ClNa", f"data_ClNa\n_cell_length_a {index}.5\n") if ok else (None, None)
     return Attempt(
         index,
+        index,
         3,
-        REQUEST.prompt,
-        REQUEST.conditions,
+        REQUEST.prompts[0],
+        REQUEST.conditions[0],
         f'5.0 "5.0", 5.0\n{index}',
         status,
         log_probability,
@@ -30,6 +45,8 @@ def attempt(index: int, status: str = "ok") -> Attempt:
         17,
         formula,
         cif,
+        225 if ok else None,
+        "data_ClNa\n" if ok and index else None,  # spglib may find no group
     )
 
 
@@ -82,8 +99,11 @@ def test_csv_holds_every_row(tmp_path):
 
 def test_a_folder_holds_a_cif_for_each_crystal_and_every_row(tmp_path):
     write(tmp_path / "cifs").finish()
-    assert sorted(p.name for p in (tmp_path / "cifs").iterdir()) == ["000000.cif", "000004.cif", "attempts.parquet"]
+    names = ["000000.cif", "000004.cif", "attempts.parquet", "symmetrized"]
+    assert sorted(p.name for p in (tmp_path / "cifs").iterdir()) == names
     assert (tmp_path / "cifs" / "000004.cif").read_text() == ATTEMPTS[4].cif
+    (symmetrized,) = (tmp_path / "cifs" / "symmetrized").iterdir()
+    assert (symmetrized.name, symmetrized.read_text()) == ("000004.cif", ATTEMPTS[4].symmetrized_cif)
     assert pq.read_table(tmp_path / "cifs" / "attempts.parquet").to_pylist() == ROWS
 
 
@@ -115,12 +135,22 @@ def test_a_finished_ledger_is_opened_as_finished(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seed", 4), ("model", "other"), ("prompt", "Below"), ("num", 6), ("max_new_tokens", 41), ("methods", [])],
+    [
+        ("seed", 4),
+        ("model", "other"),
+        ("prompts", ["Below"]),
+        ("num", 6),
+        ("max_new_tokens", 41),
+        ("methods", []),
+        ("guidance", "Guidance(w=2.0)"),
+        ("cache", "int8"),
+        ("symprec", 0.01),
+    ],
 )
-@pytest.mark.parametrize("finished", [True, False])
-def test_another_request_is_refused_and_nothing_is_touched(tmp_path, field, value, finished):
+@pytest.mark.parametrize("done", [True, False])
+def test_another_request_is_refused_and_nothing_is_touched(tmp_path, field, value, done):
     ledger = write(tmp_path / "s.parquet")
-    if finished:
+    if done:
         ledger.finish()
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(UserError, match=rf"s\.parquet belongs to another run: {field} was .*now it is"):
@@ -157,3 +187,89 @@ def test_a_place_that_cannot_be_written_and_a_form_that_is_unknown(tmp_path):
 def test_rows_come_in_order(tmp_path):
     with pytest.raises(ValueError, match="next row is 0, not 1"):
         Ledger(tmp_path / "s.csv", REQUEST).append(attempt(1))
+
+
+def test_a_long_setting_is_told_in_short(tmp_path):
+    write(tmp_path / "s.csv")
+    with pytest.raises(UserError, match=r"prompts was .*, now it is .*…") as told:
+        Ledger(tmp_path / "s.csv", dataclasses.replace(REQUEST, prompts=[str(i) for i in range(10_000)]))
+    assert len(str(told.value)) < 1000
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_parts_are_all_rows_each_once(total, of):
+    parts = [Part(number, of).rows(total) for number in range(of)]
+    assert [row for rows in parts for row in rows] == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def write_part(out, part: Part, request=REQUEST) -> Ledger:
+    ledger = Ledger(out, request, part)
+    for index in ledger.rows:
+        ledger.append(ATTEMPTS[index])
+    assert ledger.complete
+    ledger.finish()
+    return ledger
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["s.parquet", "s.csv", "cifs"])
+@pytest.mark.parametrize("of", [2, 3, 7])
+def test_parts_are_joined_to_what_one_process_would_have_written(tmp_path, name, of):
+    write(tmp_path / "one" / name).finish()
+    for number in reversed(range(of)):
+        write_part(tmp_path / "many" / name, Part(number, of))
+    assert finished(tmp_path / "many" / name, REQUEST) is None
+    assert join(tmp_path / "many" / name, REQUEST) == finished(tmp_path / "many" / name, REQUEST) == COUNTS
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert join(tmp_path / "many" / name, REQUEST) is None
+
+
+def test_a_part_goes_on_where_it_stood(tmp_path):
+    ledger = Ledger(tmp_path / "s.csv", REQUEST, Part(1, 2))
+    assert list(ledger.rows) == [2, 3, 4]
+    ledger.append(ATTEMPTS[2])
+    again = Ledger(tmp_path / "s.csv", REQUEST, Part(1, 2))
+    assert len(again) == 1 and not again.complete
+    with pytest.raises(ValueError, match="next row is 3, not 2"):
+        again.append(ATTEMPTS[2])
+
+
+def test_parts_of_an_unfinished_run_are_named_and_left(tmp_path):
+    write_part(tmp_path / "s.parquet", Part(0, 3))
+    Ledger(tmp_path / "s.parquet", REQUEST, Part(1, 3))  # has begun
+    before = contents(tmp_path)
+    missing = r"run of 3 processes that is not done: s-00001-of-00003\.parquet, s-00002-of-00003\.parquet; go on"
+    with pytest.raises(UserError, match=missing):
+        join(tmp_path / "s.parquet", REQUEST)
+    for part in (Part(), Part(0, 2)):
+        with pytest.raises(UserError, match=f"is a part of a run on 3 processes, this one is on {part.of}; go on"):
+            Ledger(tmp_path / "s.parquet", REQUEST, part)
+    assert contents(tmp_path) == before
+
+
+def test_a_part_of_another_run_is_refused(tmp_path):
+    write_part(tmp_path / "s.parquet", Part(0, 2))
+    other = dataclasses.replace(REQUEST, seed=4)
+    write_part(tmp_path / "elsewhere" / "s.parquet", Part(1, 2), other)
+    for name in ("s-00001-of-00002.parquet", "s-00001-of-00002.parquet.json"):
+        (tmp_path / "elsewhere" / name).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"s-00001-of-00002\.parquet belongs to another run: seed was 4, now it is 3"):
+        join(tmp_path / "s.parquet", REQUEST)
+    with pytest.raises(UserError, match="model was 'abc', now it is 'other'"):
+        Ledger(tmp_path / "s.parquet", dataclasses.replace(REQUEST, model="other"), Part(0, 2))
+
+
+def test_a_join_that_was_killed_while_it_removed_the_parts_is_ended(tmp_path):
+    for number in range(3):
+        write_part(tmp_path / "s.csv", Part(number, 3))
+    parts = contents(tmp_path)
+    join(tmp_path / "s.csv", REQUEST)
+    whole = contents(tmp_path)
+    for name in ("s-00001-of-00003.csv.json", "s-00002-of-00003.csv", "s-00002-of-00003.csv.json"):
+        (tmp_path / name).write_bytes(parts[name])
+    assert join(tmp_path / "s.csv", REQUEST) == COUNTS
+    assert contents(tmp_path) == whole

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from pymatgen.core import Structure
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
@@ -195,6 +197,116 @@ def test_what_the_grammar_removes_is_told_so_exactly_that_the_free_model_is_know
         assert abs(estimates.mean() - np.mean([same(row) for row in free])) < 3 * spread
 
 
+WISHES = [{}, {"pretty_formula": "NaCl"}, {"pretty_formula": "MgO", "band_gap": 5.0}, {"band_gap": 1.0}]
+
+
+@pytest.fixture(scope="module")
+def many(model_dir, tmp_path_factory):
+    """Ten attempts of each of four prompts, in one run."""
+    out = tmp_path_factory.mktemp("many") / "s.parquet"
+    report = sample(model_dir, 10, out, conditions=WISHES, seed=3, slots=8)
+    assert report.attempts == 40
+    return pq.read_table(out).to_pylist()
+
+
+def test_prompts_of_one_run_give_what_each_gives_alone(model_dir, many, tmp_path):
+    assert [(row["index"], row["draw"]) for row in many] == [(i, i % 10) for i in range(40)]
+    for number, conditions in enumerate(WISHES):
+        sample(model_dir, 10, tmp_path / f"{number}.parquet", conditions=conditions, seed=3, slots=3)
+        for ours, alone in zip(
+            many[10 * number :], pq.read_table(tmp_path / f"{number}.parquet").to_pylist(), strict=False
+        ):
+            for name in ("draw", "prompt", "conditions", "text", "status", "cif", "space_group", "symmetrized_cif"):
+                assert ours[name] == alone[name]
+            assert ours["log_probability"] == pytest.approx(alone["log_probability"], abs=1e-3)
+    assert {row["formula"] for row in many[10:20]} == {"ClNa"}
+    assert {row["formula"] for row in many[20:30]} == {"MgO"}
+
+
+TWO = """
+import sys
+from jaxcrystal import hosts
+from jaxcrystal.sample.sampling import sample
+hosts.start(sys.argv[1], 2, int(sys.argv[2]))
+report = sample(sys.argv[3], 10, sys.argv[4], conditions=%r, seed=3, slots=8)
+print(report.out, report.attempts)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_would(model_dir, many, tmp_path):
+    """One of them is killed, and so the other ends as well; the same two commands then go on, and join their parts."""
+    out = tmp_path / "s.parquet"
+
+    def start():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [sys.executable, "-c", TWO % WISHES, address]
+        return [
+            subprocess.Popen([*command, str(i), str(model_dir), str(out)], stdout=subprocess.PIPE, text=True)
+            for i in range(2)
+        ]
+
+    processes = start()
+    journal = tmp_path / "s-00001-of-00002.parquet.journal"
+    while not journal.exists() or not journal.read_bytes():
+        assert processes[1].poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    for process in processes:
+        process.kill()
+        process.wait()
+    there = journal.read_bytes().count(b"\n")
+    assert not out.exists() and there
+    processes = start()
+    told = [process.communicate(timeout=300)[0].splitlines()[-1] for process in processes]
+    assert told == [f"{out} 40", f"{tmp_path / 's-00001-of-00002.parquet'} 20"]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert pq.read_table(out).to_pylist() == many
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.parquet", "s.parquet.json"]
+    assert sample(model_dir, 10, out, conditions=WISHES, seed=3).resumed == 40
+
+
+def test_guidance_presses_what_is_stated(model_dir, tmp_path):
+    def rows(name, **options):
+        sample(model_dir, 20, tmp_path / f"{name}.parquet", conditions={"band_gap": 2.0}, slots=8, **options)
+        return pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+
+    plain, one, three = rows("plain"), rows("one", guidance=1.0), rows("three", guidance=3.0)
+    assert [row["text"] for row in one] == [row["text"] for row in plain]
+    assert [row["text"] for row in three] != [row["text"] for row in plain]
+    assert {row["status"] for row in three} == {"ok"}
+    with pytest.raises(UserError, match="prompt 2 states nothing that this model was told of"):
+        sample(model_dir, 2, tmp_path / "t.parquet", conditions=[{"band_gap": 2.0}, {}], guidance=2.0)
+
+
+def test_a_cache_of_int8_is_another_run(model_dir, tmp_path):
+    options = {"seed": 1, "slots": 8, "cache_dtype": "int8"}
+    sample(model_dir, 20, tmp_path / "s.parquet", **options)
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    exact = sample(model_dir, 20, tmp_path / "exact.parquet", **{**options, "cache_dtype": None})
+    told = [row["log_probability"] for row in pq.read_table(exact.out).to_pylist()]
+    assert told != [row["log_probability"] for row in rows]
+    with pytest.raises(UserError, match="cache was 'int8', now it is 'float32'"):
+        sample(model_dir, 20, tmp_path / "s.parquet", **{**options, "cache_dtype": None})
+
+
+def test_symprec_decides_which_symmetry_is_told(model_dir, tmp_path):
+    constraints = Constraints(formula="NaCl", num_atoms=(2, 2), lengths=(3.0, 9.9))
+    groups = []
+    for symprec in (0.01, 3.0):
+        out = tmp_path / f"{symprec}.parquet"
+        sample(model_dir, 30, out, constraints=constraints, temperature=2.0, top_p=1.0, slots=8, symprec=symprec)
+        rows = pq.read_table(out).to_pylist()
+        groups.append([row["space_group"] for row in rows])
+        for row in rows:
+            assert f"symprec {symprec:g} Angstrom" in row["symmetrized_cif"]
+            assert f"_space_group_IT_number {row['space_group']}\n" in row["symmetrized_cif"]
+            assert "symmetry" in row["cif"] and "'P 1'" in row["cif"]
+    assert groups[0] != groups[1] and max(groups[1]) > 1
+
+
 def test_conditions_are_stated_in_the_prompt(model_dir, tmp_path):
     conditions = {"pretty_formula": "NaCl", "band_gap": 5.0}
     sample(model_dir, 3, tmp_path / "s.parquet", conditions=conditions, slots=3)
@@ -218,6 +330,14 @@ def test_a_refused_run_leaves_nothing_behind(model_dir, tmp_path):
         ({"num_valid": 999}, "num_valid is 999"),
         ({"top_k": 0}, "top-k is 0"),
         ({"min_p": 0.0}, "min-p is 0.0"),
+        ({"symprec": 0.0}, "symprec is 0.0"),
+        ({"guidance": -1.0}, "guidance weight is -1.0"),
+        ({"guidance": 2.0}, "prompt 1 states nothing"),
+        ({"conditions": []}, "there is no row of conditions"),
+        ({"conditions": [{"band_gap": 1.0}, {}, {"band_gap": 1.0}]}, "row 3: the same as row 1; raise num"),
+        ({"conditions": [{}, {"pretty_formula": "NaXx"}]}, "conditions, row 2: 'Xx' of the formula 'NaXx'"),
+        ({"conditions": [{}, {"spacegroup.number": 231}]}, "conditions, row 2: space group 231 does not exist"),
+        ({"conditions": [{}, {"band_gap": 1.0}], "num_valid": 2}, "num_valid counts along one row of attempts"),
     ):
         with pytest.raises(UserError, match=match):
             sample(model_dir, **{"num": 3, "out": tmp_path / "new" / "s.parquet", **options})
