@@ -60,13 +60,20 @@ Ca Ca1 1 a 0 0 0 1
 
 
 def read(cif: str) -> Structure:
-    """By pymatgen, which moves no coordinate and must not complain."""
+    """By pymatgen, which shall move no coordinate to a special position near by."""
     parser = CifParser.from_str(cif, frac_tolerance=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (structure,) = parser.parse_structures(primitive=False)
     assert structure.is_ordered
     return structure
+
+
+def distinct(points: np.ndarray) -> np.ndarray:
+    """Without those that lie on an earlier one, in fractional coordinates."""
+    away = points[:, None] - points[None]
+    same = (np.abs(away - np.round(away)) < 1e-6).all(-1)
+    return points[same.argmax(-1) == np.arange(len(points))]
 
 
 def matched(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, float]:
@@ -78,8 +85,7 @@ def matched(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, float]
 
 def orbit(found: SymmetrizedCrystal, site: Site) -> np.ndarray:
     """Images of an atom under the operations, each once."""
-    images = found.rotations @ np.array(site.frac_coords) + found.translations
-    return images[np.unique(matched(images, images)[0])]
+    return distinct(found.rotations @ np.array(site.frac_coords) + found.translations)
 
 
 def crystal_of_lattice(lattice: np.ndarray, species, coords) -> Crystal:
@@ -89,7 +95,8 @@ def crystal_of_lattice(lattice: np.ndarray, species, coords) -> Crystal:
 
 
 @cache
-def examples() -> dict[StructureType, Crystal]:
+def examples() -> dict[str, tuple[StructureType, Crystal]]:
+    """The first decoration of every structure type, by its name."""
     return {t.name: (t, next(decorations(t)).crystal) for t in structure_types()}
 
 
@@ -101,10 +108,8 @@ def crystal_with_group(hall: int) -> tuple[Crystal, list[int]]:
     vectors = np.diag(rng.uniform(6, 12, 3)) + rng.uniform(-2, 2, (3, 3))
     metric = np.mean([r.T @ vectors @ vectors.T @ r for r in rotations], axis=0)
     general = 3 if len(rotations) <= 8 else 2 if len(rotations) <= 48 else 1
-    orbits = []
-    for point in [np.zeros(3), *rng.random((general, 3))]:
-        images = rotations @ point + translations
-        orbits.append(images[np.unique(matched(images, images)[0])])
+    points = [np.zeros(3), *rng.random((general, 3))]
+    orbits = [distinct(rotations @ point + translations) for point in points]
     species = np.repeat(20 + np.arange(len(orbits)), [len(images) for images in orbits])
     crystal = crystal_of_lattice(np.linalg.cholesky(metric), species, np.concatenate(orbits))
     return crystal, [len(images) / len(rotations) for images in orbits]
@@ -175,7 +180,7 @@ def test_real_crystals_against_pymatgen(shared, written):
 
 
 def test_pymatgens_writer_states_the_same_symbol(shared):
-    for name, crystal, _ in real_crystals(shared)[::5]:
+    for name, crystal, _ in real_crystals(shared)[::8]:
         (block,) = CifWriter(crystal.to_structure(), symprec=SYMPREC).cif_file.data.values()
         symbol = block["_symmetry_space_group_name_H-M"].replace("_", "")
         found = symmetrize(crystal, SYMPREC)
@@ -186,7 +191,7 @@ def test_pymatgens_writer_states_the_same_symbol(shared):
 def test_letters_are_those_of_the_written_setting(shared):
     """spglib, given the crystal in the setting in which we write it, names its orbits as we do."""
     same = 0
-    for name, crystal, _ in real_crystals(shared):
+    for name, crystal, _ in real_crystals(shared)[::2]:
         found = symmetrize(crystal, SYMPREC)
         read_back = read(found.to_cif())
         again = spglib.get_symmetry_dataset(
@@ -197,7 +202,7 @@ def test_letters_are_those_of_the_written_setting(shared):
             same += 1
             (atoms, _) = matched(np.array([site.frac_coords for site in found.sites]), read_back.frac_coords)
             assert [again.wyckoffs[i] for i in atoms] == [site.wyckoff for site in found.sites], name
-    assert same > 180
+    assert same > 90
 
 
 @pytest.mark.parametrize("name", examples())
@@ -258,11 +263,10 @@ def test_a_crystal_without_symmetry_keeps_all_its_atoms(seed, atoms):
     rng = np.random.default_rng(seed)
     lattice = np.diag(rng.uniform(5, 9, 3)) + rng.uniform(-1, 1, (3, 3))
     crystal = crystal_of_lattice(lattice, rng.permutation(np.arange(3, 3 + atoms)), rng.random((atoms, 3)))
-    found = symmetrize(crystal, 0.001)  # two atoms of unlike elements always have some symmetry in common cells
-    if atoms > 2:
-        assert (found.number, found.symbol) == (1, "P 1")
-        assert [site.symbol for site in found.sites] == crystal.symbols
-        assert {(site.multiplicity, site.wyckoff) for site in found.sites} == {(1, "a")}
+    found = symmetrize(crystal, 0.001)
+    assert (found.number, found.symbol) == (1, "P 1")
+    assert [site.symbol for site in found.sites] == crystal.symbols
+    assert {(site.multiplicity, site.wyckoff) for site in found.sites} == {(1, "a")}
     read_back = read(found.to_cif())
     assert read_back.volume == pytest.approx(crystal.volume, rel=1e-6)
     distances, expected = (np.sort(s.distance_matrix, axis=None) for s in (read_back, crystal.to_structure()))
@@ -288,6 +292,7 @@ def test_a_refined_crystal_has_its_atoms_on_its_orbits(crystal):
     if found is None:  # atoms of one element lie on each other, nearly always
         return
     assert [len(orbit(found, site)) for site in found.sites] == [site.multiplicity for site in found.sites]
+    assert all(0 <= x < 1 for site in found.sites for x in site.frac_coords)
     count = Counter()
     for site in found.sites:
         count[site.symbol] += site.multiplicity
@@ -302,6 +307,22 @@ def test_the_text():
     coords = [[0.31, 0.22, 0.13], [0.69, 0.78, 0.875], [0, 0, 0]]
     crystal = Crystal([4, 5, 6], [95, 100, 105], [8, 8, 20], coords)
     assert symmetrize(crystal).to_cif() == CENTROSYMMETRIC.format(version=spglib.__version__)
+
+
+def test_an_orbit_that_spglib_leaves_off_its_site_is_put_there():
+    """Distorted Fe2Al of the nickel indium type: spglib says 2a, which is 0 0 0, and returns 0.0033, 0.9986, 0.9999."""
+    coords = [[205, 388, 316], [467, 58, 975], [969, 59, 975], [702, 386, 317], [959, 721, 647], [464, 721, 643]]
+    cell = [4.826, 6.223, 6.223], [113.698, 39.157, 140.843]
+    found = symmetrize(Crystal(*cell, [26, 13, 26, 26, 13, 26], np.array(coords) / 1000), SYMPREC)
+    assert found.number == 194
+    assert found.sites[0] == Site("Fe", 2, "a", (0.0, 0.0, 0.0))
+    assert read(found.to_cif()).composition.formula == "Al2 Fe4"
+
+
+def test_coordinates_lie_below_1():
+    """This one is 0.999999998 in spglib's cell, which turns the axis round."""
+    crystal = Crystal([5, 6, 7], [80, 85, 95], [3, 8], [[0.5, 0.2, 0.3], [2e-9, 0.1, 0.7]])
+    assert symmetrize(crystal, 0.001).sites[1].frac_coords == (0.0, 0.9, 0.7)
 
 
 def test_no_group_is_none_and_silent(capfd, monkeypatch):
