@@ -19,7 +19,7 @@ from test_writer import p1_crystal
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.prototypes import StructureType, decorations, structure_types
-from jaxcrystal.crystals.symmetry import Site, SymmetrizedCrystal, symmetrize
+from jaxcrystal.crystals.symmetry import Site, SymmetrizedCrystal, _on_site, symmetrize
 from jaxcrystal.errors import UserError
 
 SYMPREC = 0.1
@@ -180,7 +180,7 @@ def test_real_crystals_against_pymatgen(shared, written):
 
 
 def test_pymatgens_writer_states_the_same_symbol(shared):
-    for name, crystal, _ in real_crystals(shared)[::8]:
+    for name, crystal, _ in real_crystals(shared)[::10]:
         (block,) = CifWriter(crystal.to_structure(), symprec=SYMPREC).cif_file.data.values()
         symbol = block["_symmetry_space_group_name_H-M"].replace("_", "")
         found = symmetrize(crystal, SYMPREC)
@@ -191,7 +191,7 @@ def test_pymatgens_writer_states_the_same_symbol(shared):
 def test_letters_are_those_of_the_written_setting(shared):
     """spglib, given the crystal in the setting in which we write it, names its orbits as we do."""
     same = 0
-    for name, crystal, _ in real_crystals(shared)[::2]:
+    for name, crystal, _ in real_crystals(shared)[::4]:
         found = symmetrize(crystal, SYMPREC)
         read_back = read(found.to_cif())
         again = spglib.get_symmetry_dataset(
@@ -202,7 +202,7 @@ def test_letters_are_those_of_the_written_setting(shared):
             same += 1
             (atoms, _) = matched(np.array([site.frac_coords for site in found.sites]), read_back.frac_coords)
             assert [again.wyckoffs[i] for i in atoms] == [site.wyckoff for site in found.sites], name
-    assert same > 90
+    assert same > 45
 
 
 @pytest.mark.parametrize("name", examples())
@@ -229,7 +229,7 @@ def test_ase_reads_the_same_atoms(name, tmp_path):
     assert [by_pymatgen[i].specie.Z for i in atoms] == by_ase.numbers.tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(name=st.sampled_from(sorted(examples())), seed=st.integers(0, 2**32 - 1))
 def test_the_group_outlives_what_symprec_forgives(name, seed):
     """Another cell, origin and order of atoms, and every atom moved by 0.02 Å: the same group, the same orbits."""
@@ -284,7 +284,7 @@ def crystals_of_few_decimals(draw) -> Crystal:
     return Crystal(lengths, angles, draw(st.lists(st.sampled_from([8, 22]), min_size=atoms, max_size=atoms)), coords)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(crystals_of_few_decimals())
 def test_a_refined_crystal_has_its_atoms_on_its_orbits(crystal):
     """What a model may write: no group, or orbits of the stated sizes, with the crystal's composition and density."""
@@ -317,6 +317,13 @@ def test_an_orbit_that_spglib_leaves_off_its_site_is_put_there():
     assert found.number == 194
     assert found.sites[0] == Site("Fe", 2, "a", (0.0, 0.0, 0.0))
     assert read(found.to_cif()).composition.formula == "Al2 Fe4"
+
+
+def test_the_nearest_special_position_is_nearest_in_angstrom():
+    """Pmmm, 0.09 Å off the mirror at x = 0 and 0.6 Å off that at z = 0, which is nearer in units of the cell."""
+    operations = spglib.get_symmetry_from_database(227)
+    exact = _on_site(np.array([0.03, 0.2, 0.02]), 4, np.diag([3.0, 3.0, 30.0]), **operations)
+    np.testing.assert_allclose(exact, [0, 0.2, 0.02], atol=1e-12)
 
 
 def test_coordinates_lie_below_1():
