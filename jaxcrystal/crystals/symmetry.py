@@ -106,7 +106,7 @@ def symmetrize(crystal: Crystal, symprec: float = 0.1) -> SymmetrizedCrystal | N
         angles=np.degrees(np.arccos((metric / np.outer(lengths, lengths))[[1, 0, 0], [2, 2, 1]])),
         rotations=operations["rotations"],
         translations=operations["translations"],
-        sites=_sites(found),
+        sites=_sites(found, operations),
         symprec=symprec,
     )
 
@@ -128,18 +128,36 @@ def _lattice(crystal: Crystal) -> Float[np.ndarray, "3 3"]:
     return np.linalg.cholesky(cosines * np.outer(crystal.lengths, crystal.lengths))
 
 
-def _sites(found: spglib.SpglibDataset) -> tuple[Site, ...]:
+def _sites(found: spglib.SpglibDataset, operations: dict[str, np.ndarray]) -> tuple[Site, ...]:
     """One refined atom of every orbit. Given and refined atoms are matched through the primitive cell of both."""
     given = {p: atom for atom, p in enumerate(found.mapping_to_primitive)}
     atoms = [given[p] for p in found.std_mapping_to_primitive]
     orbits = found.crystallographic_orbits[atoms]
     sites = []
     for orbit in np.unique(orbits):
-        members = np.flatnonzero(orbits == orbit)
-        coords = np.round(found.std_positions[members[0]] % 1, DECIMALS) % 1  # 0.999999999 rounds to 1, which is 0
-        symbol, letter = ELEMENTS[found.std_types[members[0]]], found.wyckoffs[atoms[members[0]]]
-        sites.append(Site(symbol, len(members), letter, tuple(coords.tolist())))
+        first, *others = np.flatnonzero(orbits == orbit)
+        symbol, letter, multiplicity = ELEMENTS[found.std_types[first]], found.wyckoffs[atoms[first]], 1 + len(others)
+        exact = _on_site(found.std_positions[first], multiplicity, found.std_lattice, **operations)
+        coords = np.round(exact, DECIMALS) % 1
+        sites.append(Site(symbol, multiplicity, letter, tuple(coords.tolist())))
     return tuple(sites)
+
+
+def _on_site(
+    point: Float[np.ndarray, "3"],
+    multiplicity: int,
+    lattice: Float[np.ndarray, "3 3"],
+    rotations: Int[np.ndarray, "operations 3 3"],
+    translations: Float[np.ndarray, "operations 3"],
+) -> Float[np.ndarray, "3"]:
+    """The special position near a point: the mean of its images under the operations that leave the position alone.
+
+    spglib has done this already, except that some crystals come back with an orbit where it was found (2.5 to 2.8.0).
+    """
+    moves = rotations @ point + translations - point
+    moves -= np.round(moves)
+    nearest = np.argsort(np.linalg.norm(moves @ lattice, axis=1))
+    return point + moves[nearest[: len(rotations) // multiplicity]].mean(axis=0)
 
 
 def _decimal(x: float) -> str:

@@ -1,0 +1,355 @@
+"""Proof that the symmetrised CIF is the crystal: other readers find in it the same atoms and the same space group."""
+
+import warnings
+from collections import Counter
+from functools import cache
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+import spglib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+from pymatgen.io.cif import CifParser, CifWriter
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from test_writer import p1_crystal
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.prototypes import StructureType, decorations, structure_types
+from jaxcrystal.crystals.symmetry import Site, SymmetrizedCrystal, _on_site, symmetrize
+from jaxcrystal.errors import UserError
+
+SYMPREC = 0.1
+
+#: Wyckoff positions that a shift of the origin exchanges: no reader can tell them apart (Int. Tables A, Euclidean
+#: normalizers).
+EXCHANGED = {141: ("ab",), 216: ("abcd",), 224: ("bc",), 227: ("ab", "cd")}
+
+CENTROSYMMETRIC = """\
+# refined by spglib {version} with symprec 0.1 Angstrom
+data_CaO2
+_space_group_name_H-M_alt 'P -1'
+_space_group_name_Hall '-P 1'
+_space_group_IT_number 2
+_cell_length_a 4
+_cell_length_b 5
+_cell_length_c 6
+_cell_angle_alpha 95
+_cell_angle_beta 100
+_cell_angle_gamma 105
+loop_
+_space_group_symop_id
+_space_group_symop_operation_xyz
+1 'x, y, z'
+2 '-x, -y, -z'
+loop_
+_atom_site_type_symbol
+_atom_site_label
+_atom_site_symmetry_multiplicity
+_atom_site_Wyckoff_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+O O0 2 i 0.31 0.22 0.13 1
+Ca Ca1 1 a 0 0 0 1
+"""
+
+
+def read(cif: str) -> Structure:
+    """By pymatgen, which shall move no coordinate to a special position near by."""
+    parser = CifParser.from_str(cif, frac_tolerance=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (structure,) = parser.parse_structures(primitive=False)
+    assert structure.is_ordered
+    return structure
+
+
+def distinct(points: np.ndarray) -> np.ndarray:
+    """Without those that lie on an earlier one, in fractional coordinates."""
+    away = points[:, None] - points[None]
+    same = (np.abs(away - np.round(away)) < 1e-6).all(-1)
+    return points[same.argmax(-1) == np.arange(len(points))]
+
+
+def matched(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, float]:
+    """The nearest target of every point in fractional coordinates, and the largest distance."""
+    away = points[:, None] - targets[None]
+    away = np.abs(away - np.round(away)).max(-1)
+    return away.argmin(-1), float(away.min(-1).max())
+
+
+def orbit(found: SymmetrizedCrystal, site: Site) -> np.ndarray:
+    """Images of an atom under the operations, each once."""
+    return distinct(found.rotations @ np.array(site.frac_coords) + found.translations)
+
+
+def crystal_of_lattice(lattice: np.ndarray, species, coords) -> Crystal:
+    lengths = np.linalg.norm(lattice, axis=1)
+    cosines = lattice @ lattice.T / np.outer(lengths, lengths)
+    return Crystal(lengths, np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]])), species, coords)
+
+
+@cache
+def examples() -> dict[str, tuple[StructureType, Crystal]]:
+    """The first decoration of every structure type, by its name."""
+    return {t.name: (t, next(decorations(t)).crystal) for t in structure_types()}
+
+
+def crystal_with_group(hall: int) -> tuple[Crystal, list[int]]:
+    """A random crystal in one of spglib's 530 settings of the space groups; a few orbits, each of its own element."""
+    rng = np.random.default_rng(hall)
+    operations = spglib.get_symmetry_from_database(hall)
+    rotations, translations = operations["rotations"], operations["translations"]
+    vectors = np.diag(rng.uniform(6, 12, 3)) + rng.uniform(-2, 2, (3, 3))
+    metric = np.mean([r.T @ vectors @ vectors.T @ r for r in rotations], axis=0)
+    general = 3 if len(rotations) <= 8 else 2 if len(rotations) <= 48 else 1
+    points = [np.zeros(3), *rng.random((general, 3))]
+    orbits = [distinct(rotations @ point + translations) for point in points]
+    species = np.repeat(20 + np.arange(len(orbits)), [len(images) for images in orbits])
+    crystal = crystal_of_lattice(np.linalg.cholesky(metric), species, np.concatenate(orbits))
+    return crystal, [len(images) / len(rotations) for images in orbits]
+
+
+def test_every_space_group_in_every_setting():
+    """The group is found, in one and the same setting, with orbits of the right size; pymatgen reads all the atoms."""
+    halls = {}
+    for hall in range(1, 531):
+        crystal, fractions = crystal_with_group(hall)
+        found = symmetrize(crystal, 1e-4)
+        group = spglib.get_spacegroup_type(hall)
+        assert found.number == group.number, hall
+        assert [site.multiplicity / len(found.rotations) for site in found.sites] == fractions, hall
+        assert [len(orbit(found, site)) for site in found.sites] == [site.multiplicity for site in found.sites], hall
+        assert halls.setdefault(found.number, found.hall_symbol) == found.hall_symbol
+        if group.hall_symbol == found.hall_symbol:
+            read_back = read(found.to_cif())
+            assert len(read_back) == sum(site.multiplicity for site in found.sites)
+            assert SpacegroupAnalyzer(read_back, 1e-4, angle_tolerance=-1).get_space_group_number() == found.number
+    assert len(halls) == 230
+
+
+@cache
+def real_crystals(shared) -> list[tuple[str, Crystal, int]]:
+    """Crystals of MP-20, at most two of a space group: id, crystal, space group as Materials Project has it."""
+    table = pd.read_parquet(shared / "data/mp20/test.parquet").groupby("spacegroup.number").head(2)[:220]
+    return [(row["material_id"], p1_crystal(row["cif"]), row["spacegroup.number"]) for row in table.to_dict("records")]
+
+
+def rounded(crystal: Crystal) -> Crystal:
+    """As a model writes it."""
+    return Crystal(crystal.lengths.round(1), crystal.angles.round(0), crystal.species, np.round(crystal.frac_coords, 2))
+
+
+def test_real_crystals_have_the_group_that_materials_project_states(shared):
+    crystals = real_crystals(shared)
+    assert len(crystals) == 220 and len({number for *_, number in crystals}) > 100
+    assert [symmetrize(crystal, SYMPREC).number for _, crystal, _ in crystals] == [number for *_, number in crystals]
+
+
+@pytest.mark.parametrize("written", [lambda crystal: crystal, rounded], ids=["exact", "rounded"])
+def test_real_crystals_against_pymatgen(shared, written):
+    """Composition, atoms, group and positions of what pymatgen reads in our CIF, and what it refines by itself."""
+    systems, furthest = set(), 0.0
+    for name, crystal, _ in real_crystals(shared):
+        structure = written(crystal).to_structure()
+        found = symmetrize(written(crystal), SYMPREC)
+        read_back, refined = read(found.to_cif()), SpacegroupAnalyzer(structure, SYMPREC, angle_tolerance=-1)
+        systems.add(refined.get_crystal_system())
+        conventional = refined.get_refined_structure()
+
+        assert read_back.composition.reduced_formula == structure.composition.reduced_formula, name
+        assert read_back.composition == conventional.composition, name
+        assert found.number == refined.get_space_group_number(), name
+        assert found.symbol.replace(" ", "") == refined.get_space_group_symbol().replace("_", ""), name
+        assert SpacegroupAnalyzer(read_back, 1e-3, angle_tolerance=-1).get_space_group_number() == found.number, name
+
+        np.testing.assert_allclose(read_back.lattice.parameters, conventional.lattice.parameters, atol=1e-6)
+        atoms, distance = matched(read_back.frac_coords, conventional.frac_coords)
+        assert distance < 3e-8 and sorted(atoms) == list(range(len(conventional))), name
+        assert read_back.species == [conventional[i].specie for i in atoms], name
+
+        _, far = StructureMatcher().get_rms_dist(structure, read_back)
+        furthest = max(furthest, far * (structure.volume / len(structure)) ** (1 / 3))
+    assert len(systems) == 7
+    assert furthest < SYMPREC
+
+
+def test_pymatgens_writer_states_the_same_symbol(shared):
+    for name, crystal, _ in real_crystals(shared)[::10]:
+        (block,) = CifWriter(crystal.to_structure(), symprec=SYMPREC).cif_file.data.values()
+        symbol = block["_symmetry_space_group_name_H-M"].replace("_", "")
+        found = symmetrize(crystal, SYMPREC)
+        assert found.symbol.replace(" ", "") == symbol, name
+        assert found.number == int(block["_symmetry_Int_Tables_number"]), name
+
+
+def test_letters_are_those_of_the_written_setting(shared):
+    """spglib, given the crystal in the setting in which we write it, names its orbits as we do."""
+    same = 0
+    for name, crystal, _ in real_crystals(shared)[::4]:
+        found = symmetrize(crystal, SYMPREC)
+        read_back = read(found.to_cif())
+        again = spglib.get_symmetry_dataset(
+            (read_back.lattice.matrix, read_back.frac_coords, read_back.atomic_numbers), 1e-3
+        )
+        shift = again.origin_shift - np.round(again.origin_shift)
+        if np.allclose(again.transformation_matrix, np.eye(3), atol=1e-5) and np.allclose(shift, 0, atol=1e-5):
+            same += 1
+            (atoms, _) = matched(np.array([site.frac_coords for site in found.sites]), read_back.frac_coords)
+            assert [again.wyckoffs[i] for i in atoms] == [site.wyckoff for site in found.sites], name
+    assert same > 45
+
+
+@pytest.mark.parametrize("name", examples())
+def test_wyckoff_positions_of_the_structure_types(name):
+    """As the literature has them (prototypes.py), up to a choice of origin that nothing in the crystal decides."""
+    structure_type, crystal = examples()[name]
+    found = symmetrize(crystal, 0.01)
+
+    def position(multiplicity: str, letter: str) -> str:
+        return multiplicity + next((s for s in EXCHANGED.get(found.number, ()) if letter in s), letter)
+
+    expected = sorted(position(site.wyckoff[:-1], site.wyckoff[-1]) for site in structure_type.sites)
+    assert sorted(position(str(site.multiplicity), site.wyckoff) for site in found.sites) == expected
+
+
+@pytest.mark.parametrize("name", ["rock salt", "rutile", "calcite", "wurtzite", "spinel", "selenium", "scheelite"])
+def test_ase_reads_the_same_atoms(name, tmp_path):
+    found = symmetrize(examples()[name][1], 0.01)
+    (tmp_path / "x.cif").write_text(found.to_cif())
+    by_ase, by_pymatgen = ase.io.read(tmp_path / "x.cif"), read(found.to_cif())
+    assert by_ase.info["spacegroup"].no == found.number
+    atoms, distance = matched(by_ase.get_scaled_positions(), by_pymatgen.frac_coords)
+    assert distance < 3e-8 and sorted(atoms) == list(range(len(by_pymatgen)))
+    assert [by_pymatgen[i].specie.Z for i in atoms] == by_ase.numbers.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(name=st.sampled_from(sorted(examples())), seed=st.integers(0, 2**32 - 1))
+def test_the_group_outlives_what_symprec_forgives(name, seed):
+    """Another cell, origin and order of atoms, and every atom moved by 0.02 Å: the same group, the same orbits."""
+    rng = np.random.default_rng(seed)
+    crystal = examples()[name][1]
+    exact = symmetrize(crystal, 0.01)
+    basis = np.eye(3, dtype=int)
+    for _ in range(3):
+        i, j = rng.choice(3, 2, replace=False)
+        basis[i] += rng.choice([-1, 1]) * basis[j]
+    lattice = crystal.to_structure().lattice.matrix
+    moves = rng.normal(size=(len(crystal), 3))
+    moves *= 0.02 * rng.random((len(crystal), 1)) / np.linalg.norm(moves, axis=1, keepdims=True)
+    coords = crystal.frac_coords + moves @ np.linalg.inv(lattice) + rng.random(3)
+    order = rng.permutation(len(crystal))
+    moved = crystal_of_lattice(basis @ lattice, crystal.species[order], (coords @ np.linalg.inv(basis))[order])
+
+    found = symmetrize(moved, SYMPREC)
+    assert found.number == exact.number
+    assert Counter((s.symbol, s.multiplicity) for s in found.sites) == Counter(
+        (s.symbol, s.multiplicity) for s in exact.sites
+    )
+    np.testing.assert_allclose(found.lengths, exact.lengths, atol=0.05)
+    read_back = read(found.to_cif())
+    assert read_back.volume / len(read_back) == pytest.approx(crystal.volume / len(crystal), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12))
+def test_a_crystal_without_symmetry_keeps_all_its_atoms(seed, atoms):
+    rng = np.random.default_rng(seed)
+    lattice = np.diag(rng.uniform(5, 9, 3)) + rng.uniform(-1, 1, (3, 3))
+    crystal = crystal_of_lattice(lattice, rng.permutation(np.arange(3, 3 + atoms)), rng.random((atoms, 3)))
+    found = symmetrize(crystal, 0.001)
+    assert (found.number, found.symbol) == (1, "P 1")
+    assert [site.symbol for site in found.sites] == crystal.symbols
+    assert {(site.multiplicity, site.wyckoff) for site in found.sites} == {(1, "a")}
+    read_back = read(found.to_cif())
+    assert read_back.volume == pytest.approx(crystal.volume, rel=1e-6)
+    distances, expected = (np.sort(s.distance_matrix, axis=None) for s in (read_back, crystal.to_structure()))
+    np.testing.assert_allclose(distances, expected, atol=1e-5)
+
+
+@st.composite
+def crystals_of_few_decimals(draw) -> Crystal:
+    """Like a model's: repeated lengths, special angles, coordinates on a coarse grid; atoms may lie on each other."""
+    lengths = draw(st.lists(st.sampled_from([3.0, 4.2, 5.1]), min_size=3, max_size=3))
+    angles = draw(st.sampled_from([(90, 90, 90), (90, 90, 120), (60, 60, 60), (90, 105, 90), (80, 95, 101)]))
+    atoms = draw(st.integers(1, 8))
+    grid = st.integers(0, 11).map(lambda k: round(k / 12, 2))
+    coords = draw(st.lists(st.tuples(grid, grid, grid), min_size=atoms, max_size=atoms))
+    return Crystal(lengths, angles, draw(st.lists(st.sampled_from([8, 22]), min_size=atoms, max_size=atoms)), coords)
+
+
+@settings(max_examples=120, deadline=None)
+@given(crystals_of_few_decimals())
+def test_a_refined_crystal_has_its_atoms_on_its_orbits(crystal):
+    """What a model may write: no group, or orbits of the stated sizes, with the crystal's composition and density."""
+    found = symmetrize(crystal, SYMPREC)
+    if found is None:  # atoms of one element lie on each other, nearly always
+        return
+    assert [len(orbit(found, site)) for site in found.sites] == [site.multiplicity for site in found.sites]
+    assert all(0 <= x < 1 for site in found.sites for x in site.frac_coords)
+    count = Counter()
+    for site in found.sites:
+        count[site.symbol] += site.multiplicity
+    cells = count.total() / len(crystal)
+    assert count == {symbol: n * cells for symbol, n in Counter(crystal.symbols).items()}
+    refined = Crystal(found.lengths, found.angles, [1], [[0, 0, 0]])
+    assert refined.volume / cells == pytest.approx(crystal.volume, rel=0.15)
+
+
+def test_the_text():
+    """An inversion centre, found with one atom 0.03 Å off it; sites in the order of the crystal."""
+    coords = [[0.31, 0.22, 0.13], [0.69, 0.78, 0.875], [0, 0, 0]]
+    crystal = Crystal([4, 5, 6], [95, 100, 105], [8, 8, 20], coords)
+    assert symmetrize(crystal).to_cif() == CENTROSYMMETRIC.format(version=spglib.__version__)
+
+
+def test_an_orbit_that_spglib_leaves_off_its_site_is_put_there():
+    """Distorted Fe2Al of the nickel indium type: spglib says 2a, which is 0 0 0, and returns 0.0033, 0.9986, 0.9999."""
+    coords = [[205, 388, 316], [467, 58, 975], [969, 59, 975], [702, 386, 317], [959, 721, 647], [464, 721, 643]]
+    cell = [4.826, 6.223, 6.223], [113.698, 39.157, 140.843]
+    found = symmetrize(Crystal(*cell, [26, 13, 26, 26, 13, 26], np.array(coords) / 1000), SYMPREC)
+    assert found.number == 194
+    assert found.sites[0] == Site("Fe", 2, "a", (0.0, 0.0, 0.0))
+    assert read(found.to_cif()).composition.formula == "Al2 Fe4"
+
+
+def test_the_nearest_special_position_is_nearest_in_angstrom():
+    """Pmmm, 0.09 Å off the mirror at x = 0 and 0.6 Å off that at z = 0, which is nearer in units of the cell."""
+    operations = spglib.get_symmetry_from_database(227)
+    exact = _on_site(np.array([0.03, 0.2, 0.02]), 4, np.diag([3.0, 3.0, 30.0]), **operations)
+    np.testing.assert_allclose(exact, [0, 0.2, 0.02], atol=1e-12)
+
+
+def test_coordinates_lie_below_1():
+    """This one is 0.999999998 in spglib's cell, which turns the axis round."""
+    crystal = Crystal([5, 6, 7], [80, 85, 95], [3, 8], [[0.5, 0.2, 0.3], [2e-9, 0.1, 0.7]])
+    assert symmetrize(crystal, 0.001).sites[1].frac_coords == (0.0, 0.9, 0.7)
+
+
+def test_no_group_is_none_and_silent(capfd, monkeypatch):
+    coincident = Crystal([4] * 3, [90] * 3, [3, 3], [[0, 0, 0], [0, 0, 0.01]])
+    assert symmetrize(coincident, SYMPREC) is None
+    assert symmetrize(coincident, 0.01).number == 123
+    monkeypatch.setenv("SPGLIB_OLD_ERROR_HANDLING", "0")  # as later versions are announced to be
+    assert symmetrize(coincident, SYMPREC) is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_spglib_does_not_print_about_a_second_try(capfd):
+    """This crystal fails at 0.1 Å, of which spglib would tell on stderr, and succeeds at less."""
+    coords = [[4.7e-7, 0, 3.21387989e-3], [0.66659758, 0.66670437, 0.51239306], [0.33330195, 0.33329563, 0.51239306]]
+    lattice = np.array([[4.4739244, 0, 0], [2.23696265, 3.87401558, 0], [-4.0335804e-5, 0, 5.11251885]])
+    assert symmetrize(crystal_of_lattice(lattice, [56, 31, 31], coords)).number == 183
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("symprec", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_tolerance_that_would_end_the_process_is_refused(symprec):
+    with pytest.raises(UserError, match=r"symprec is a distance in Å above 0, found"):
+        symmetrize(Crystal([4] * 3, [90] * 3, [3], [[0, 0, 0]]), symprec)
