@@ -13,11 +13,13 @@ from importlib.util import find_spec
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxcrystal.errors import UserError
 
 LONGEST = 1000  #: bytes of an error that one host tells the others
+LONGEST_WAIT = 7 * 24 * 3600 * 1000  #: ms
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
@@ -80,9 +82,23 @@ def is_first() -> bool:
 
 
 def wait(name: str) -> None:
-    """Returns when all processes have come to the point of this name."""
+    """Returns when all processes have come to the point of this name, be it days later: no device takes part in it."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=LONGEST_WAIT)
+
+
+@contextmanager
+def apart(name: str) -> Iterator[None]:
+    """What each process does by itself: the first to be done, or to fail, waits for the others, which go on.
+
+    (JAX ends all processes of a job once one of them is gone.)
+    """
+    try:
+        yield
+    except Exception:
+        wait(name)
+        raise
+    wait(name)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def sample(
         raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
     guide = None if guidance is None else Guidance(guidance)
     methods = _methods(temperature, top_k, top_p, min_p)
-    stated = [conditions] if isinstance(conditions, Mapping) else list(conditions)
+    stated = [dict(each) for each in ([conditions] if isinstance(conditions, Mapping) else conditions)]
     if not stated:
         raise UserError("there is no row of conditions, not even an empty one")
     part = Part(jax.process_index(), jax.process_count())
@@ -119,7 +119,8 @@ def sample(
         stated = _known(stated, Path(model_dir))
     model = load_model(model_dir, mesh)
     tokenizer = load_tokenizer(model.tokenizer_path)
-    plain, *prompts = _of_each([{}, *stated], partial(generation_prompt, paper_compat=model.text.paper_compat))
+    prompt_of = partial(generation_prompt, paper_compat=model.text.paper_compat)
+    plain, prompts = prompt_of({}), _of_each(stated, prompt_of)
     _check_prompts(prompts, kept, plain, guide)
     nothing, *tokens = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in (plain, *prompts)]
     longest = max(map(len, tokens))
@@ -174,7 +175,7 @@ def sample(
     if there is not None:
         return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0)
     start = time.monotonic()
-    with hosts.together():
+    with hosts.apart("sampled"):
         ledger = Ledger(out, request, part)
         resumed = len(ledger)
         if resumed:

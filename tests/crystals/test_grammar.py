@@ -141,7 +141,7 @@ def _constrained():
     @jax.jit
     def run(permitted, required, low, high, key):
         grammar = dataclasses.replace(
-            small, permitted=permitted[None], required=required[None], num_atoms=np.array([(low, high)])
+            small, permitted=permitted[None], required=required[None], num_atoms=jnp.stack([low, high])[None]
         )
         return walk(grammar, key, 40)
 
@@ -325,7 +325,7 @@ def _next_digits(decimals: int):
 
     @jax.jit
     def allowed(low, high, value, column):
-        grammar = dataclasses.replace(small, low=jnp.full(10, low), high=jnp.full(10, high))
+        grammar = dataclasses.replace(small, low=jnp.full((1, 10), low), high=jnp.full((1, 10), high))
         return grammar.allowed(
             dataclasses.replace(grammar.start(jnp.zeros(len(value), jnp.int32)), value=value, column=column)
         )
