@@ -86,11 +86,14 @@ def model_dir(tmp_path_factory):
     return out
 
 
+RUN = {"temperature": 1.0, "top_p": 0.99, "seed": 1, "slots": 1}
+
+
 @pytest.fixture(scope="module")
-def whole(model_dir, tmp_path_factory):
-    """An uninterrupted run of 300."""
+def whole(model_dir, tmp_path_factory) -> list[dict]:
+    """An uninterrupted run of 300, eight at once, on eight devices."""
     out = tmp_path_factory.mktemp("whole") / "s.parquet"
-    sample(model_dir, 300, out, temperature=1.0, top_p=0.99, seed=1, slots=8)
+    sample(model_dir, 300, out, mesh=make_mesh(MeshConfig(8, 1, 1)), **RUN)
     return pq.read_table(out).to_pylist()
 
 
@@ -119,13 +122,15 @@ def test_every_attempt_has_its_row(model_dir, tmp_path):
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(model_dir, whole, tmp_path):
     out = tmp_path / "s.parquet"
-    arguments = f"{str(model_dir)!r}, 300, {str(out)!r}, temperature=1.0, top_p=0.99, seed=1, slots=8"
-    command = f"from jaxcrystal.sample.attempt import Attempt
-from jaxcrystal.sample.ledger import Ledger, Part, Request
-from jaxcrystal.sample.sampling import sample; sample({arguments})"
+    command = (
+        "from jaxcrystal.config import MeshConfig\nfrom jaxcrystal.mesh import make_mesh\n"
+        "from jaxcrystal.sample.sampling import sample\n"
+        f"sample({str(model_dir)!r}, 300, {str(out)!r}, mesh=make_mesh(MeshConfig(8, 1, 1)), **{RUN})"
+    )
     journal = tmp_path / "s.parquet.journal"
-    for rows in (1, 60):  # killed twice
-        process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    for rows in np.sort(np.random.default_rng().integers(1, 200, 2)):  # killed twice, at other moments each time
+        process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL, env=environment)
         while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)
@@ -133,10 +138,9 @@ from jaxcrystal.sample.sampling import sample; sample({arguments})"
         assert process.wait() == -signal.SIGKILL
         assert not out.exists()
     there = journal.read_bytes().count(b"\n")
-    assert 60 <= there < 300
-    report = sample(model_dir, 300, out, temperature=1.0, top_p=0.99, seed=1, slots=8)
-    assert report.resumed == there
-    assert report.attempts == 300
+    assert rows <= there < 300
+    report = sample(model_dir, 300, out, mesh=make_mesh(MeshConfig(8, 1, 1)), **RUN)
+    assert (report.resumed, report.attempts) == (there, 300)
     assert pq.read_table(out).to_pylist() == whole
 
 
@@ -243,8 +247,6 @@ def test_prompts_of_one_run_give_what_each_gives_alone(model_dir, many, tmp_path
 TWO = """
 import sys
 from jaxcrystal import hosts
-from jaxcrystal.sample.attempt import Attempt
-from jaxcrystal.sample.ledger import Ledger, Part, Request
 from jaxcrystal.sample.sampling import sample
 hosts.start(sys.argv[1], 2, int(sys.argv[2]))
 report = sample(sys.argv[3], 10, sys.argv[4], conditions=%r, seed=3, slots=8)
@@ -377,9 +379,7 @@ def test_a_bare_host_samples_without_pymatgen_or_torch(model_dir, tmp_path):
     shutil.copytree(model_dir, tmp_path / "model")
     command = (
         "import sys; sys.modules['pymatgen'] = sys.modules['torch'] = None\n"
-        "from jaxcrystal.sample.attempt import Attempt
-from jaxcrystal.sample.ledger import Ledger, Part, Request
-from jaxcrystal.sample.sampling import sample\n"
+        "from jaxcrystal.sample.sampling import sample\n"
         f"assert sample({str(tmp_path / 'model')!r}, 30, {str(tmp_path / 'cifs')!r}, slots=8).ok"
     )
     subprocess.run([sys.executable, "-c", command], check=True, stderr=subprocess.DEVNULL)
