@@ -382,5 +382,6 @@ def test_a_bare_host_samples_without_pymatgen_or_torch(model_dir, tmp_path):
         "from jaxcrystal.sample.sampling import sample\n"
         f"assert sample({str(tmp_path / 'model')!r}, 30, {str(tmp_path / 'cifs')!r}, slots=8).ok"
     )
-    subprocess.run([sys.executable, "-c", command], check=True, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}  # finds what was compiled here
+    subprocess.run([sys.executable, "-c", command], check=True, stderr=subprocess.DEVNULL, env=environment)
     assert list((tmp_path / "cifs").glob("*.cif"))
