@@ -92,7 +92,7 @@ def test_ten_formulas_in_one_run(model):
         found = Composition("".join(crystal.symbols))
         assert found.reduced_formula == unit.reduced_formula
         sizes.add((draw.prompt, found.num_atoms // unit.num_atoms))
-    assert len({number for number, _ in sizes}) == 10 and len(sizes) > 20
+    assert len({number for number, _ in sizes}) == 10 and len(sizes) > 12
 
 
 def test_random_masks_of_elements_in_one_run(model):
