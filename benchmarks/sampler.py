@@ -6,9 +6,9 @@
 Both sides have the same random weights (that greedy decoding gives the same tokens is asserted first), the same prompt,
 as many crystals at once, and the original's settings: temperature 0.9, top-p 0.9. A model of random weights would not
 end its texts like one that was trained, so on both sides a text is as long as that of a crystal of MP-20, which its
-first token decides: no end is drawn before, and then nothing else. The two sides take turns; medians are told. `generate`
-knows nothing but whole batches, so that one batch a turn shows its rate; our engine draws --num crystals a turn, and
-the slots that fall idle at the turn's end count against it.
+first token decides: no end is drawn before, and then nothing else. The two sides take turns; medians are told.
+`generate` knows nothing but whole batches, so that one batch a turn shows its rate; our engine draws --num crystals a
+turn, and the slots that fall idle at the turn's end count against it.
 
 Rows below ours leave one thing out: `without refill` draws as many as there are slots and waits for the longest of
 them; `each crystal reads the prompt itself` behind nothing but the begin of sequence; `top-p by a sort` sorts the
