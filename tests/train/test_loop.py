@@ -55,18 +55,18 @@ def test_finished_runs_are_left_as_they_are(recipe):
     assert losses(recipe.out) == before
 
 
-#: How often the run is killed, and the seed of the moments.
-KILLS, SEED = 20, 0
+#: How often the run is killed at random, how often in the writing of a checkpoint, and the seed of the moments.
+RANDOM, AIMED, SEED = 2, 4, 0
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path):
-    """SIGKILL at random moments, of which many fall into the writing of a checkpoint, as one is written at every second
-    step: bit for bit the losses of the run that was not killed, and no checkpoint that cannot be read."""
+    """SIGKILL at random moments and as soon as a checkpoint is begun, or a little later, while it is written: bit for
+    bit the losses of the run that was not killed, and no checkpoint that cannot be read."""
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # a start takes seconds
 
     def start(out: str) -> subprocess.Popen:
-        path, run = tmp_path / f"{out}.yaml", replace(recipe, out=str(tmp_path / out), steps=120, checkpoint_every=2)
+        path, run = tmp_path / f"{out}.yaml", replace(recipe, out=str(tmp_path / out), steps=60, checkpoint_every=2)
         path.write_text(yaml.safe_dump(to_dict(replace(run, log_every=1, validate_every=1000))))
         command = [sys.executable, "-m", "jaxcrystal.cli", "train", str(path)]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
@@ -74,15 +74,20 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path
     assert start("whole").wait() == 0
     whole, killed = losses(tmp_path / "whole"), tmp_path / "killed"
     rng = np.random.default_rng(SEED)
-    for _ in range(KILLS):
+    unfinished = lambda: list((killed / "checkpoints").glob("*tmp*"))  # noqa: E731
+    hits = 0
+    for aimed in rng.permutation([False] * RANDOM + [True] * AIMED):
         process, before = start("killed"), len(losses(killed))
-        while process.poll() is None and len(losses(killed)) < min(before + rng.integers(1, 7), len(whole)):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.1))
+        wanted = min(before + rng.integers(1, 7), len(whole))
+        while process.poll() is None and (len(losses(killed)) < wanted or (aimed and not unfinished())):
+            time.sleep(0.001 if aimed else 0.01)
+        time.sleep(rng.uniform(0, 0.02 if aimed else 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        hits += bool(unfinished())
+    assert hits  # some were killed in the middle of writing
     assert start("killed").wait() == 0
-    assert losses(killed) == whole and len(whole) == 120
+    assert losses(killed) == whole and len(whole) == 60
     assert not list(killed.glob("damaged-*"))
 
 
