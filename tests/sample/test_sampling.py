@@ -116,8 +116,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(model_dir, whole, tmp_p
     arguments = f"{str(model_dir)!r}, 300, {str(out)!r}, temperature=1.0, top_p=0.99, seed=1, slots=8"
     command = f"from jaxcrystal.sample.sampling import sample; sample({arguments})"
     journal = tmp_path / "s.parquet.journal"
+    # As many devices as here: with fewer, it would not find what has been compiled for the uninterrupted run.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
     for rows in (1, 60):  # killed twice
-        process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL, env=environment)
         while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)
