@@ -55,7 +55,7 @@ def one(base) -> Recipe:
     return base
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), MeshConfig(1, 8, 1), MeshConfig(4, 1, 2)])
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 8, 1), MeshConfig(4, 1, 2)])  # 2 x 2 x 2 is that of two processes
 def test_meshes_agree(one, mesh):
     recipe = replace(one, out=f"{one.out}-{mesh.data}{mesh.fsdp}{mesh.tensor}", mesh=mesh)
     train(recipe)
