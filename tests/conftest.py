@@ -3,7 +3,7 @@
 Most of a test's time is compilation, and many tests compile the same: for the length of one run of the tests, compiled
 programs are kept in a folder that pytest's workers and the processes that tests start all share. A process finds there
 only what was compiled for as many devices as it has. And LLVM optimizes little (-O1): the programs are the same, their
-code is made in two thirds of the time and runs about as fast.
+code is made in three quarters of the time and runs about as fast.
 """
 
 import os

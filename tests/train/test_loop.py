@@ -79,8 +79,10 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path
     for aimed in rng.permutation([False] * RANDOM + [True] * AIMED):
         process, before = start("killed"), len(losses(killed))
         wanted = min(before + rng.integers(1, 7), len(whole))
-        while process.poll() is None and (len(losses(killed)) < wanted or (aimed and not unfinished())):
-            time.sleep(0.001 if aimed else 0.01)
+        while process.poll() is None and len(losses(killed)) < wanted:
+            time.sleep(0.02)
+        while aimed and process.poll() is None and not unfinished():
+            time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02 if aimed else 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
