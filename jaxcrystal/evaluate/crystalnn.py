@@ -45,6 +45,7 @@ class Neighbourhood:
     """The neighbours of one atom, from the likeliest to the least likely, and how many of them there may be."""
 
     vectors: Float[np.ndarray, "n 3"]  #: from the atom to each neighbour, Å
+    weights: Float[np.ndarray, "n"]  #: of each bond, between 0 and 1; they fall
     likelihood: dict[int, float]  #: of a number of neighbours; what is missing to 1 is that of none
 
 
@@ -71,7 +72,7 @@ def neighbourhoods(structure: Structure) -> list[Neighbourhood]:
         mine = mine[np.argsort(-weight[mine], kind="stable")]
         rounded = np.round(weight[mine], DECIMALS)
         n = np.count_nonzero(rounded)
-        found.append(Neighbourhood(faces.vector[mine[:n]], _likelihood(rounded[:n])))
+        found.append(Neighbourhood(faces.vector[mine[:n]], weight[mine[:n]], _likelihood(rounded[:n])))
     return found
 
 

@@ -32,18 +32,17 @@ class Directions:
     """Unit vectors from atoms to their n neighbours, the likeliest neighbour first, and the angles between them."""
 
     vectors: Float[np.ndarray, "atoms n 3"]
+    cosine: Float[np.ndarray, "atoms j k"]  #: of the angle between two neighbours
 
     @classmethod
     def of(cls, vectors: Float[np.ndarray, "atoms n 3"]) -> Directions:
-        return cls(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+        """Of vectors of any length."""
+        unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return cls(unit, np.clip(unit @ unit.swapaxes(1, 2), -1, 1))
 
     @property
     def n(self) -> int:
         return self.vectors.shape[1]
-
-    @cached_property
-    def cosine(self) -> Float[np.ndarray, "atoms j k"]:
-        return np.clip(self.vectors @ self.vectors.swapaxes(1, 2), -1, 1)
 
     @cached_property
     def polar(self) -> Float[np.ndarray, "atoms j k"]:
@@ -143,7 +142,7 @@ class Motif:
 
 @dataclass(frozen=True)
 class Cuboctahedron:
-    """Twelve neighbours: one at the South pole, four at 90° and four each at 60° and 120° of any of them as the pole."""
+    """Twelve neighbours: from each as the pole one is at 180°, two at 90°, four at 60° and four at 120°."""
 
     low: float = 75 / 180  #: fractions of π; between them is the equator
     high: float = 105 / 180
@@ -163,9 +162,7 @@ class Cuboctahedron:
         between = gauss(0.0556 * (np.sin(phi) - 0.81649658))
         above = between * gauss(self.slope_sharpness * (polar - 1 / 3))[:, :, None, :]
         beneath = between * gauss(self.slope_sharpness * (polar - 2 / 3))[:, :, None, :]
-        terms = np.where(
-            equator[:, :, None, :], on_equator, np.where((d.polar < low)[:, :, None, :], above, beneath)
-        )
+        terms = np.where(equator[:, :, None, :], on_equator, np.where((d.polar < low)[:, :, None, :], above, beneath))
         total = below * gauss(self.south_sharpness * (polar - 1)) + np.where(counted, terms, 0.0).sum(-1)
         count = below + counted.sum(-1)
         return np.where(count > 0, total / np.where(count > 0, count, 1), 0.0)[:, d.pairs].max(1)
