@@ -8,6 +8,7 @@ these look like each motif; then the mean over the atoms. It is matminer's `Crys
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.dataset import written_whole
 from jaxcrystal.evaluate import magpie
 from jaxcrystal.evaluate.crystalnn import Neighbourhood, NoCell, neighbourhoods
 from jaxcrystal.evaluate.order_parameters import ORDER_PARAMETERS, BodyCentred, Directions
@@ -89,8 +89,11 @@ def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, 
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     made = fingerprints(crystals, workers=workers)
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with unfinished.open("wb") as file:
         np.savez_compressed(file, structure=made.structure, reasons=np.array(made.reasons, dtype=str))
+    unfinished.replace(path)  # a reader never meets half a file
     return made
 
 
