@@ -12,7 +12,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.evaluate.intervals import bootstrap_mean, wilson
 from jaxcrystal.evaluate.processes import each
 
-#: The field's tolerances (arXiv 2110.06197, section 5.1): of lengths (fraction), of sites ((V/N)^⅓), of angles (degrees).
+#: CDVAE's tolerances (arXiv 2110.06197): of lengths (fraction), of sites (units of (V/N)^⅓), of angles (degrees).
 LENGTH_TOLERANCE, SITE_TOLERANCE, ANGLE_TOLERANCE = 0.3, 0.5, 10.0
 
 

@@ -22,7 +22,7 @@ from jaxcrystal.evaluate.fingerprints import Fingerprints
 from jaxcrystal.evaluate.protocols import PROTOCOLS, Cutoffs
 
 CDVAE, PAPER = PROTOCOLS["cdvae"], PROTOCOLS["crystal-text-llm"]
-CUTOFFS = Cutoffs(structure=0.5, composition=3.0)
+CUTOFFS = Cutoffs(structure=1.1, composition=4.3)
 
 
 def some(n, seed, without=()):
@@ -67,7 +67,7 @@ def test_coverage_by_hand_in_two_protocols():
     ours, theirs = own.known, others.known
     structure = cdist(own.structure[ours], others.structure[theirs])
     composition = cdist(own.composition[ours], others.composition[theirs])
-    near = [(structure.min(axis) <= 0.5) & (composition.min(axis) <= 3.0) for axis in (0, 1)]
+    near = [(structure.min(axis) <= CUTOFFS.structure) & (composition.min(axis) <= CUTOFFS.composition) for axis in (0, 1)]
     assert all(0.05 < mask.mean() < 0.95 for mask in near)
     numbers, intervals = coverage(table, reference, CDVAE, CUTOFFS)
     assert numbers["coverage.recall"] == near[0].sum() / 150
