@@ -15,7 +15,7 @@ ALLOWED = {
     "crystals": BASE | {"mesh", "crystals"},
     "model": BASE | {"mesh", "crystals", "model"},
     "train": BASE | {"hosts", "mesh", "crystals", "model", "train"},
-    "sample": BASE | {"mesh", "crystals", "model", "sample"},
+    "sample": BASE | {"hosts", "mesh", "crystals", "model", "sample"},
     "aot": BASE | {"mesh", "crystals", "model", "train", "sample", "aot"},
     "evaluate": BASE | {"evaluate", "crystals.crystal", "crystals.text"},
 }
