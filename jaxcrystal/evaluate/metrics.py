@@ -6,7 +6,6 @@ for (no potential, no hull, no training set) has no column in the table and no k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +13,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from jaxcrystal.evaluate.intervals import bootstrap_median, wilson
 from jaxcrystal.evaluate.samples import PARSED
 from jaxcrystal.evaluate.table import Provenance
 
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it
-BOOTSTRAP_DRAWS = 2000
 
 
 def metrics_from_table(table: pd.DataFrame, provenance: Provenance) -> dict[str, Any]:
@@ -86,24 +85,6 @@ def metastable_rows(table: pd.DataFrame) -> pd.Series:
 def stable_rows(table: pd.DataFrame) -> pd.Series:
     """Which attempts lie on the hull or below it; one without a distance does not."""
     return table["e_above_hull"] <= STABLE
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a rate: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
-    z, p = 1.959963984540054, successes / trials
-    centre = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    low, high = (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
-    # Rounding must not leave the bound of 0 of n a hair below 0, or that of n of n below 1.
-    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
-
-
-def bootstrap_median(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """95 % percentile interval of the median over resamples drawn with a fixed seed."""
-    generator = np.random.default_rng(0)
-    medians = [np.median(generator.choice(values, len(values))) for _ in range(BOOTSTRAP_DRAWS)]
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _known(column: pd.Series) -> Float[np.ndarray, "n"]:

@@ -40,6 +40,7 @@ class Attempt:
     invalid_because: str = ""
     formula: str | None = None  #: reduced
     chemical_system: str | None = None  #: element symbols, sorted, joined by `-`
+    num_elements: int | None = None  #: distinct ones
     num_atoms: int | None = None  #: in the cell as sampled
     spacegroup: int | None = None  #: None also when spglib finds none
     a: float | None = None  #: lengths in Å
@@ -68,7 +69,7 @@ def describe(samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = 
     one = partial(_describe, protocol=protocol, symmetry=symmetry)
     rows = each(one, samples, workers=workers, label="validity")
     table = pd.DataFrame([asdict(row) for row in rows])
-    whole = dict.fromkeys(("num_atoms", "spacegroup"), "Int64")  # integers that may be missing
+    whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
     measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
     return table.astype(whole | measures)
 
@@ -89,6 +90,7 @@ def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:
         invalid_because="; ".join(filter(None, (shape.reason, charges.reason))),
         formula=structure.composition.reduced_formula,
         chemical_system=structure.composition.chemical_system,
+        num_elements=len(set(sample.crystal.symbols)),
         num_atoms=len(structure),
         spacegroup=_spacegroup(structure) if symmetry and shape.valid else None,
         **dict(zip("abc", map(float, sample.crystal.lengths), strict=True)),
