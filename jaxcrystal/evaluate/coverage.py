@@ -63,10 +63,22 @@ def drawn(valid: Bool[np.ndarray, "n"], protocol: Protocol) -> Bool[np.ndarray, 
     return np.isin(np.arange(len(valid)), rows)
 
 
+def only_valid(found: Fingerprints, table: pd.DataFrame) -> Fingerprints:
+    """Without the fingerprints of crystals that `table` calls invalid."""
+    valid = valid_rows(table)
+    reasons = [why if ok or why else "it is invalid" for why, ok in zip(found.reasons, valid, strict=True)]
+    structure = np.where(valid[:, None], found.structure, np.nan)
+    return Fingerprints(structure, np.where(valid[:, None], found.composition, np.nan), tuple(reasons))
+
+
+def valid_rows(table: pd.DataFrame) -> Bool[np.ndarray, "n"]:
+    """Structurally and compositionally."""
+    return (table["structural_valid"] & table["compositional_valid"]).to_numpy()
+
+
 def with_diversity(table: pd.DataFrame, own: Fingerprints, protocol: Protocol) -> pd.DataFrame:
     """Adds why an attempt has no fingerprint, whether it was drawn, and its mean distances to the others drawn."""
-    valid = (table["structural_valid"] & table["compositional_valid"]).to_numpy() & own.known
-    chosen = drawn(valid, protocol)
+    chosen = drawn(valid_rows(table) & own.known, protocol)
     spread = np.full((2, len(table)), np.nan)
     spread[0, chosen] = mean_distances(own.structure[chosen])
     spread[1, chosen] = mean_distances(own.composition[chosen])

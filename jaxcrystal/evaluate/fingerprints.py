@@ -79,7 +79,8 @@ def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, 
     """The same, read from `directory` if these very crystals were there before, else computed and stored there.
 
     The file's name is a hash of the crystals and of what makes the fingerprints: `VERSION`, and the versions of the
-    programs that find the neighbours. One that cannot be read, as after a full disk, is written anew.
+    programs that find the neighbours. One that cannot be read, as after a full disk, is written anew. Where nothing can
+    be written that is said, and costs no more than computing again the next time.
     """
     path = directory / f"{_key(crystals)}.npz"
     try:
@@ -89,12 +90,20 @@ def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, 
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     made = fingerprints(crystals, workers=workers)
-    directory.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, structure=made.structure, reasons=np.array(made.reasons, dtype=str))
-    unfinished.replace(path)  # a reader never meets half a file
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, structure=made.structure, reasons=np.array(made.reasons, dtype=str))
+        unfinished.replace(path)  # a reader never meets half a file
+    except OSError as error:
+        print(f"fingerprints could not be stored in {directory}: {error.strerror}")
     return made
+
+
+def store() -> Path:
+    """Where fingerprints of references are kept: `jaxcrystal/fingerprints` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcrystal" / "fingerprints"
 
 
 def _key(crystals: Sequence[Crystal | None]) -> str:

@@ -1,6 +1,7 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
-Later steps of the evaluation add columns: `group`, `unique`; `novel`, `known_as` with a training set; with a potential
+Later steps of the evaluation add columns: `group`, `unique`; `novel`, `known_as` with a training set; with a reference
+the distances of `coverage.py`, which also go into `reference.parquet`, one row a reference crystal; with a potential
 `relaxation` (its outcome) and what `stability.py` finds. Every published number is a sum over these rows.
 """
 
@@ -62,6 +63,7 @@ class Provenance:
     versions: Mapping[str, str]  #: of programs, and hashes of files
     potential: str | None = None
     hull: str | None = None
+    cutoffs: str | None = None  #: the data set whose cut-offs coverage took
 
 
 def describe(samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: int = 1) -> pd.DataFrame:

@@ -67,7 +67,9 @@ def test_coverage_by_hand_in_two_protocols():
     ours, theirs = own.known, others.known
     structure = cdist(own.structure[ours], others.structure[theirs])
     composition = cdist(own.composition[ours], others.composition[theirs])
-    near = [(structure.min(axis) <= CUTOFFS.structure) & (composition.min(axis) <= CUTOFFS.composition) for axis in (0, 1)]
+    near = [
+        (structure.min(axis) <= CUTOFFS.structure) & (composition.min(axis) <= CUTOFFS.composition) for axis in (0, 1)
+    ]
     assert all(0.05 < mask.mean() < 0.95 for mask in near)
     numbers, intervals = coverage(table, reference, CDVAE, CUTOFFS)
     assert numbers["coverage.recall"] == near[0].sum() / 150
@@ -99,6 +101,15 @@ def test_a_protocol_draws_the_same_crystals_every_time():
     chosen = drawn(valid, CDVAE)
     assert chosen.sum() == 1000 and not (chosen & ~valid).any() and (chosen == drawn(valid, CDVAE)).all()
     assert (drawn(valid, PAPER) == valid).all() and (drawn(valid[:900], CDVAE) == valid[:900]).all()
+
+
+def test_only_valid_crystals_keep_their_fingerprints():
+    table = attempts(200)
+    found = module.only_valid(some(200, 1, without=(0, 7)), table)
+    valid = module.valid_rows(table)
+    assert (found.known == (valid & some(200, 1, without=(0, 7)).known)).all()
+    assert set(found.reasons) == {"", "open", "it is invalid"} and found.reasons[0] == "open"
+    assert np.isnan(found.composition[~valid]).all() and np.isnan(found.structure[~found.known]).all()
 
 
 def test_distributions_and_diversity_take_valid_crystals():
