@@ -15,9 +15,8 @@ from functools import cache
 
 import numpy as np
 from jaxtyping import Float
-from pymatgen.analysis.local_env import CrystalNN, LocalStructOrderParams
+from pymatgen.analysis.local_env import CN_OPT_PARAMS, CrystalNN, LocalStructOrderParams
 from pymatgen.core import Structure
-from pymatgen.core.local_env import CN_OPT_PARAMS
 
 from jaxcrystal.evaluate.fingerprints import COLUMNS
 

@@ -106,7 +106,7 @@ def voronoi_faces(structure: Structure) -> Faces:
     count = 0
     for i, part in enumerate(map(slice, starts, starts[1:])):
         found = (neighbour[part], vector[part])
-        edges = _cell(found[1])
+        edges = _cell(vector[part])
         if edges is None:
             *found, edges = _wider(structure, i)
         atoms.append(np.full(len(found[0]), i))
@@ -116,13 +116,12 @@ def voronoi_faces(structure: Structure) -> Faces:
         ends.append(edges[1])
         count += len(found[0])
     face, (a, b) = np.concatenate(faces), np.concatenate(ends, axis=1)
-    edges = np.bincount(face, minlength=count)
-    real = np.flatnonzero(edges)
+    sides = np.bincount(face, minlength=count)
 
     def total(values: Float[np.ndarray, "edges"]) -> Float[np.ndarray, "faces"]:
         return np.bincount(face, values, count)
 
-    middle = np.stack([total(x) for x in (a + b).T], axis=1) / (2 * np.maximum(edges, 1))[:, None]
+    middle = np.stack([total(x) for x in (a + b).T], axis=1) / (2 * np.maximum(sides, 1))[:, None]
     c = middle[face]
     area = total(np.linalg.norm(np.cross(a - c, b - c), axis=1) / 2)
     # van Oosterom & Strackee, IEEE Trans. Biomed. Eng. 30, 125 (1983)
@@ -130,13 +129,16 @@ def voronoi_faces(structure: Structure) -> Faces:
     volume = np.abs((c * np.cross(a, b)).sum(1))
     projected = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
     solid_angle = total(2 * np.arctan2(volume, projected))
-    real = np.flatnonzero((edges > 0) & (area > 0))
+    real = np.flatnonzero((sides > 0) & (area > 0))
     parts = (np.concatenate(atoms), np.concatenate(neighbours), np.concatenate(vectors), solid_angle, area)
     return Faces(*(part[real] for part in parts))
 
 
-def _surroundings(structure: Structure, radius: float, atom: int | None = None):
-    """All pairs (or those of one atom) closer than `radius` Å: the atom, its neighbour, the vector between them."""
+Pairs = tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"], Float[np.ndarray, "pairs 3"]]
+
+
+def _surroundings(structure: Structure, radius: float, atom: int | None = None) -> Pairs:
+    """All pairs (or those of one atom) closer than `radius` Å: the atom, its neighbour, the vector between them (Å)."""
     sites = None if atom is None else [structure[atom]]
     i, j, image, _ = structure.get_neighbor_list(radius, sites=sites, exclude_self=False)
     if atom is not None:
@@ -174,7 +176,7 @@ def _cell(vectors: Float[np.ndarray, "n 3"]) -> Edges | None:
     return sides.ravel(), np.repeat(ends, 2, axis=1)
 
 
-def _wider(structure: Structure, atom: int):
+def _wider(structure: Structure, atom: int) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n 3"], Edges]:
     """Neighbours, vectors and edges of an atom's cell from a larger sphere, which doubles up to the cell's diagonal."""
     diagonals = np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]) @ structure.lattice.matrix
     limit = np.linalg.norm(diagonals, axis=1).max() + 0.01
@@ -196,8 +198,8 @@ def _elements() -> tuple[Float[np.ndarray, "elements"], Float[np.ndarray, "eleme
     """
     import warnings
 
+    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
     from pymatgen.core import Element
-    from pymatgen.core.molecule_structure_comparator import CovalentRadius
 
     electronegativity, radius = np.full((2, len(ELEMENTS)), np.nan)
     with warnings.catch_warnings():

@@ -37,7 +37,7 @@ COLUMNS: tuple[tuple[int, str], ...] = tuple(
 #: Changes whenever the same crystal gets another fingerprint, and so parts stored fingerprints of before and after.
 VERSION = 1
 ROUNDING = 1e-10  #: well above what rounding does to a weight, or to a vector in Å, and well below what matters
-TRIALS = 8
+TRIALS = 8  #: of tiny shifts, by which it is found out whether rounding matters
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def store() -> Path:
 
 
 def _key(crystals: Sequence[Crystal | None]) -> str:
-    programs = [f"{name} {version(name)}" for name in ("pymatgen-core", "scipy", "numpy")]
+    import pymatgen.core
+
+    programs = [f"pymatgen {pymatgen.core.__version__}", *(f"{name} {version(name)}" for name in ("scipy", "numpy"))]
     digest = hashlib.sha256(f"fingerprints {VERSION}, {', '.join(programs)}".encode())
     for crystal in crystals:
         if crystal is None:

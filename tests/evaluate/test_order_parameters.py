@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pymatgen.analysis.local_env import LocalStructOrderParams
-from pymatgen.core.local_env import CN_OPT_PARAMS
+from pymatgen.analysis.local_env import CN_OPT_PARAMS, LocalStructOrderParams
 
 from jaxcrystal.evaluate.order_parameters import ORDER_PARAMETERS, BodyCentred, Directions
 
