@@ -139,23 +139,26 @@ def reproduced(workers: int) -> dict[str, Any]:
         tables.append(describe(samples, PROTOCOLS["cdvae"], symmetry=False, workers=workers))
         found.append(fingerprints([sample.crystal for sample in samples], workers=workers))
     valid, cutoffs = valid_rows(tables[0]), coverage_cutoffs("mp_20")
-    everything = np.ones(len(valid), dtype=bool)
+    everything, sound = np.arange(len(valid)), np.flatnonzero(valid)
 
     def numbers(rows: np.ndarray) -> dict[str, float]:
         own: Fingerprints = found[0][rows]
-        table = with_nearest(tables[0][rows].assign(drawn=True), own, found[1], "reference")
+        table = with_nearest(tables[0].iloc[rows].assign(drawn=True), own, found[1], "reference")
         reference = with_nearest(tables[1], found[1], own, "generated")
         return coverage(table, reference, PROTOCOLS["cdvae"], cutoffs)[0] | distribution(table, tables[1])
 
-    draws = [np.random.default_rng(seed).choice(np.flatnonzero(valid), 1000, replace=False) for seed in range(DRAWS)]
+    draws = [np.random.default_rng(seed).choice(sound, 1000, replace=False) for seed in range(DRAWS)]
     by_draw = [numbers(rows) for rows in draws]
-    chosen = numbers(drawn(valid, PROTOCOLS["cdvae"]))
+    chosen = numbers(np.flatnonzero(drawn(valid, PROTOCOLS["cdvae"])))
     result = {f"{name}, all {len(valid)}": value for name, value in numbers(everything).items()}
-    result |= {f"{name}, all {valid.sum()} valid": value for name, value in numbers(valid).items()}
+    result |= {f"{name}, all {valid.sum()} valid": value for name, value in numbers(sound).items()}
     result |= {f"{name}, 1000 valid, seed {DRAW_SEED}": value for name, value in chosen.items()}
     for name in chosen:
         values = [draw[name] for draw in by_draw]
-        result[f"{name}, 1000 valid, mean and deviation of {DRAWS} draws"] = [np.mean(values), np.std(values)]
+        result[f"{name}, 1000 valid, mean and deviation of {DRAWS} draws"] = [
+            float(np.mean(values)),
+            float(np.std(values)),
+        ]
     return result
 
 
