@@ -85,7 +85,7 @@ def symmetrize(crystal: Crystal, symprec: float = 0.1) -> SymmetrizedCrystal | N
 
     `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits at that tolerance, spglib
     tries smaller ones by itself. None is rare and means that all failed, mostly because atoms of one element lie
-    closer than `symprec`. A crystal without symmetry is not None but of space group 1, in its reduced cell.
+    closer than `symprec`, or that the cell is flat to within float64. A crystal without symmetry is not None but of space group 1, in its reduced cell.
     Raises UserError if `symprec` is not a positive number (spglib would end the process).
     """
     if not 0 < symprec < np.inf:
@@ -114,7 +114,10 @@ def symmetrize(crystal: Crystal, symprec: float = 0.1) -> SymmetrizedCrystal | N
 def _dataset(crystal: Crystal, symprec: float) -> spglib.SpglibDataset | None:
     # A failure is an answer of ours; spglib need not also print about it.
     os.environ.setdefault("SPGLIB_WARNING", "OFF")
-    cell = _lattice(crystal), crystal.frac_coords, crystal.species
+    try:
+        cell = _lattice(crystal), crystal.frac_coords, crystal.species
+    except np.linalg.LinAlgError:  # so flat that float64 finds no third direction
+        return None
     try:
         return spglib.get_symmetry_dataset(cell, symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # what returns None up to spglib 2.8 is announced to raise later

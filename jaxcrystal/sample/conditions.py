@@ -26,9 +26,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     `config.ATTRIBUTES`, a row is longer or shorter than the header, or a value is none of its column.
     """
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except ValueError:
         raise UserError(f"{path} is empty; expected a header of {', '.join(ATTRIBUTES)}, or some of these") from None

@@ -54,8 +54,6 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 1024
-
-
 LONGEST = 200  #: letters of a setting that an error repeats
 
 

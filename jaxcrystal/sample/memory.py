@@ -10,11 +10,11 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.sample.engine import Engine
 
 SHARE = 0.92  #: of a device's memory that programs may take together
-MOST = 512  #: slots that are chosen at most: a step of a large model takes longer with more, crystals come no faster
-UNTOLD = 64  #: slots where a device does not tell its memory, as CPUs do not
+MOST = 512  #: slots of a copy that are chosen at most: a step of a large model takes longer with more
+UNTOLD = 64  #: slots of a copy where a device does not tell its memory, as CPUs do not
 
 
-def left(mesh: Mesh) -> int | None:
+def memory_left(mesh: Mesh) -> int | None:
     """Bytes that are left on each device of this process, on the fullest one; None where they do not tell."""
     told = [device.memory_stats() for device in mesh.local_devices]
     if not all(stats and "bytes_limit" in stats for stats in told):
@@ -25,21 +25,21 @@ def left(mesh: Mesh) -> int | None:
 def fitting(
     make: Callable[[int], Engine], slots: int | None, most: int, memory: Callable[[Engine], int], left: int | None
 ) -> Engine:
-    """The engine that `make` makes of the number of slots: of `slots` if given, else of as many as fit, up to `most`.
+    """The engine that `make` makes of a copy's number of slots: `slots` if given, else as many as fit, up to `most`.
 
     `memory` tells the bytes that an engine needs on each device, of which there are `left`. Raises UserError that says
-    how many slots would fit, where those asked for do not, or not even the fewest do.
+    how many slots would fit, where those asked for do not, or not even one does.
     """
     if left is None:
         return make(min(UNTOLD if slots is None else slots, most))
-    one = make(1)
-    each = memory(make(2 * one.slots)) - memory(one)  # the mesh's rounding makes one.slots of 1
-    fit = one.slots * (1 + (left - memory(one)) // each)
-    engine = make(min(max(fit, one.slots) if slots is None else slots, MOST if slots is None else most, most))
-    if engine.slots > fit:
+    one, two = memory(make(1)), memory(make(2))
+    fit = 1 + (left - one) // (two - one)
+    slots = min(max(fit, 1), MOST, most) if slots is None else min(slots, most)
+    engine = make(slots)
+    if slots > fit:
         remedy = f"{fit} would fit" if fit > 0 else "share a copy of the model among more devices (--tensor)"
         raise UserError(
-            f"{engine.slots} slots take {memory(engine) / 2**30:.2f} GiB on each device, and {left / 2**30:.2f} are "
-            f"left there beside the model: {remedy}; a cache of int8 takes less for each"
+            f"{slots} slots take {memory(engine) / 2**30:.2f} GiB on each device, and {left / 2**30:.2f} are left "
+            f"there beside the model: {remedy}; a cache of int8 takes less for each"
         )
     return engine

@@ -32,7 +32,7 @@ from jaxcrystal.model.saved import SavedModel, load_model
 from jaxcrystal.sample.attempt import NAN_LOGITS, OK, TRUNCATED, Attempt, judge
 from jaxcrystal.sample.engine import Draw, Ending, Engine, Task, check_context
 from jaxcrystal.sample.ledger import Ledger, Part, Request, finished, join
-from jaxcrystal.sample.memory import fitting, left
+from jaxcrystal.sample.memory import fitting, memory_left
 from jaxcrystal.sample.methods import Guidance, Method, MinP, Temperature, TopK, TopP
 
 T = TypeVar("T")
@@ -133,6 +133,8 @@ def sample(
         tables = TokenTables.build(tokenizer)
         rules = Grammar.build(tables, model.text, max_new_tokens, vocab, kept)
 
+    copies = mesh.shape["data"] * mesh.shape["fsdp"]  # that have rows of their own
+
     def make(slots: int) -> Engine:
         return Engine(
             model,
@@ -141,7 +143,7 @@ def sample(
             grammar=rules,
             guidance=guide,
             unconditional=nothing,
-            slots=slots,
+            slots=slots * copies,
             max_new_tokens=max_new_tokens,
             cache_dtype=cache_dtype,
             mesh=mesh,
@@ -164,10 +166,10 @@ def sample(
     rows = part.rows(request.rows)
     engine = fitting(
         make,
-        None if slots is None else slots * mesh.shape["data"],
-        max(1, len(rows)),
+        slots,
+        max(1, -(-len(rows) // copies)),
         lambda engine: engine.memory(longest, min(len(prompts), 2 * engine.slots)),
-        left(mesh),
+        memory_left(mesh),
     )
     tasks = [Task(*divmod(row, num)) for row in rows]
     draws = engine.draw_all(tokens, seed, tasks)  # refuses before anything is written

@@ -353,3 +353,8 @@ def test_spglib_does_not_print_about_a_second_try(capfd):
 def test_a_tolerance_that_would_end_the_process_is_refused(symprec):
     with pytest.raises(UserError, match=r"symprec is a distance in Å above 0, found"):
         symmetrize(Crystal([4] * 3, [90] * 3, [3], [[0, 0, 0]]), symprec)
+
+
+def test_a_cell_that_float64_takes_for_flat_has_no_group():
+    """A model may write this without the grammar; its volume is not zero, but no factor of Cholesky's is left."""
+    assert symmetrize(Crystal([1e-3] * 3, [90, 30, 60.00000002], [11], [[0, 0, 0]])) is None

@@ -54,3 +54,11 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"cannot read .*bytes\.csv"):
         read(tmp_path / "bytes.csv")
+    (tmp_path / "long.csv").write_text("band_gap\n" + "1" * 200_000)
+    with pytest.raises(UserError, match=r"cannot read .*long\.csv"):
+        read(tmp_path / "long.csv")
+
+
+def test_what_a_spreadsheet_writes_before_the_first_letter_is_no_part_of_it(tmp_path):
+    (tmp_path / "wishes.csv").write_text("band_gap\n1\n", encoding="utf-8-sig")
+    assert read(tmp_path / "wishes.csv") == [{"band_gap": 1.0}]

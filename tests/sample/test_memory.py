@@ -13,7 +13,7 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.saved import SavedModel
 from jaxcrystal.sample.engine import Engine
-from jaxcrystal.sample.memory import MOST, SHARE, UNTOLD, fitting, left
+from jaxcrystal.sample.memory import MOST, SHARE, UNTOLD, fitting, memory_left
 from jaxcrystal.sample.methods import Guidance, Temperature, TopP
 
 CONFIG = LlamaConfig(
@@ -71,6 +71,18 @@ def test_as_many_slots_as_fit_and_not_one_more():
             made(slots + 1, 10_000, exactly)
 
 
+def test_slots_are_counted_for_each_copy():
+    mesh = make_mesh(MeshConfig(4, 1, 2))
+
+    def make(slots: int) -> Engine:
+        return engine_of(4 * slots, mesh)
+
+    room = make(10).memory(70)
+    assert fitting(make, None, 10_000, lambda engine: engine.memory(70), room).slots == 40
+    with pytest.raises(UserError, match=r"^11 slots take .*: 10 would fit"):
+        fitting(make, 11, 10_000, lambda engine: engine.memory(70), room)
+
+
 def test_a_model_beside_which_not_even_one_fits():
     for slots in (None, 4):
         with pytest.raises(UserError, match="share a copy of the model among more devices"):
@@ -100,6 +112,6 @@ def test_what_is_left_is_told_by_the_fullest_device():
         return SimpleNamespace(memory_stats=lambda: told or None)
 
     devices = [device(bytes_limit=1000, bytes_in_use=100), device(bytes_limit=1000, bytes_in_use=300)]
-    assert left(SimpleNamespace(local_devices=devices)) == int(1000 * SHARE) - 300
-    assert left(SimpleNamespace(local_devices=[*devices, device()])) is None
-    assert left(make_mesh(MeshConfig(1, 1, 1))) is None  # CPUs do not tell
+    assert memory_left(SimpleNamespace(local_devices=devices)) == int(1000 * SHARE) - 300
+    assert memory_left(SimpleNamespace(local_devices=[*devices, device()])) is None
+    assert memory_left(make_mesh(MeshConfig(1, 1, 1))) is None  # CPUs do not tell
