@@ -85,7 +85,8 @@ def symmetrize(crystal: Crystal, symprec: float = 0.1) -> SymmetrizedCrystal | N
 
     `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits at that tolerance, spglib
     tries smaller ones by itself. None is rare and means that all failed, mostly because atoms of one element lie
-    closer than `symprec`, or that the cell is flat to within float64. A crystal without symmetry is not None but of space group 1, in its reduced cell.
+    closer than `symprec`; or that the cell is flat to within float64. A crystal without symmetry is not None but of
+    space group 1, in its reduced cell.
     Raises UserError if `symprec` is not a positive number (spglib would end the process).
     """
     if not 0 < symprec < np.inf:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
 
 from jaxcrystal.errors import UserError
 
-GROUP = 128  #: tokens whose probabilities `pick` adds up first
+GROUPS = 128  #: of tokens whose probabilities `pick` adds up first; devices that share a vocabulary share whole groups
 
 
 class Method(Protocol):
@@ -144,7 +144,7 @@ def pick(keys: Key[Array, "rows"], logits: Float[Array, "rows vocab"]) -> Int32[
     over the tokens of one group. A token of logit -inf never comes, whatever the sums' rounding.
     """
     weights = jnp.exp(logits.astype(jnp.float32) - logits.max(-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, -logits.shape[1] % GROUP))).reshape(len(logits), -1, GROUP)
+    weights = jnp.pad(weights, ((0, 0), (0, -logits.shape[1] % GROUPS))).reshape(len(logits), GROUPS, -1)
 
     def passes(weights: Float32[Array, "rows n"], share: Float32[Array, "rows"]) -> tuple[Array, Array]:
         """The first of `weights` with which their sum is above `share`, and the sum before it."""
@@ -159,7 +159,7 @@ def pick(keys: Key[Array, "rows"], logits: Float[Array, "rows vocab"]) -> Int32[
     share = jax.vmap(jax.random.uniform)(keys) * groups.sum(-1)
     group, before = passes(groups, share)
     token, _ = passes(jnp.take_along_axis(weights, group[:, None, None], axis=1)[:, 0], share - before)
-    return GROUP * group + token
+    return weights.shape[2] * group + token
 
 
 def _head(

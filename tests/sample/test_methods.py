@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.sample.methods import GROUP, Greedy, Guidance, MinP, Temperature, TopK, TopP, pick
+from jaxcrystal.sample.methods import GROUPS, Greedy, Guidance, MinP, Temperature, TopK, TopP, pick
 
 LOGITS = np.log(np.array([0.30, 0.05, 0.20, 0.25, 0.08, 0.12]))
 
@@ -72,7 +72,7 @@ def test_guidance_leaves_forbidden_tokens_forbidden():
     assert Guidance(3.0)(asked, plain).tolist() == [[-1.0, -jnp.inf, 1.5, -jnp.inf]]
 
 
-@pytest.mark.parametrize("vocab", [GROUP - 1, GROUP, 5 * GROUP + 17])
+@pytest.mark.parametrize("vocab", [GROUPS - 1, GROUPS, 5 * GROUPS + 17])
 def test_draws_from_a_vocabulary_of_many_groups(vocab):
     random = np.random.default_rng(vocab)
     logits = random.normal(size=vocab)
