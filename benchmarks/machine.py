@@ -18,7 +18,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "tokenizers", "peft", "sentencepiece", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "sentencepiece",
+    "numpy",
+    "scipy",
+    "pymatgen-core",
+    "matminer",
+)
 
 
 def cores() -> int:

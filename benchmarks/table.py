@@ -6,6 +6,7 @@ Every figure of the README is read from a JSON file of `results/`, so that none 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         yield "| --- | --: | --: | --: |"
         for name, rate in result["crystals_per_second"].items():
             yield _row(name, f"{rate:.2f}", f"{result['tokens_per_second'][name]:,.0f}", _ratio(result, name))
+    elif result["benchmark"] == "evaluate":
+        yield f"| | atoms | crystals/s and core | {result['peer']} | ours / this | stored / this |"
+        yield "| --- | --: | --: | --: | --: | --: |"
+        for name in ("generated", "reference"):
+            found = result[name]
+            rates = [found["crystals"] / statistics.median(found["cpu_seconds"][side]) for side in ("ours", "peer")]
+            ratios = (f"{found['ratio']:.1f}", f"{found['ratio_stored']:,.0f}")
+            yield _row(name, str(found["atoms"]), *(f"{rate:,.1f}" for rate in rates), *ratios)
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

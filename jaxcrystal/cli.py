@@ -401,8 +401,11 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
-    command.add_argument("--reference", metavar="FILE", help="crystals to compare distributions with")
+    command.add_argument(
+        "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
+    )
     command.add_argument("--protocol", default="cdvae", metavar="P", help="the conventions to judge by")
+    command.add_argument("--cutoffs", default="mp_20", metavar="SET", help="the data set whose coverage is asked for")
     command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
     command.add_argument(
         "--hull",
@@ -428,6 +431,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         train=args.train,
         reference=args.reference,
         protocol=args.protocol,
+        cutoffs=args.cutoffs,
         potential=args.potential,
         hull=args.hull,
         references=args.references,

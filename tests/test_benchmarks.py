@@ -205,3 +205,12 @@ def test_a_table_of_results(tmp_path):
     assert "| jaxcrystal | 1,234 | 1.0 % | 50.0 % | 1.0 GiB | |" in text and "| peer | out of memory |" in text
     assert "| device: x | 3,000 | |" in text and "| host: y | 30 | 100.00 |" in text and text.count("a machine") == 2
     assert "None yet" in table.rendered(tmp_path / "nothing")
+
+
+def test_evaluate(tmp_path):
+    import evaluate
+
+    evaluate.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides give the same fingerprints
+    result = only_result(tmp_path)
+    assert result["worst_difference"] <= result["tolerance"] == 1e-6
+    assert all(result[name] > 0 for name in ("ratio_generated", "ratio_reference", "ratio_reference_stored"))

@@ -94,6 +94,7 @@ OPTIONS = [
     ("evaluate", ["--train", "t"], {"train": "t"}),
     ("evaluate", ["--reference", "r"], {"reference": "r"}),
     ("evaluate", ["--protocol", "strict"], {"protocol": "strict"}),
+    ("evaluate", ["--cutoffs", "carbon_24"], {"cutoffs": "carbon_24"}),
     ("evaluate", ["--potential", "chgnet"], {"potential": "chgnet"}),
     ("evaluate", ["--hull", "h", "i"], {"hull": ["h", "i"]}),
     ("evaluate", ["--references", "e"], {"references": "e"}),

@@ -1,7 +1,8 @@
 """The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
 
 Three files are written: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; `report.html`,
-for the eye. Relaxations are kept in `relaxations/`, so that a run that was stopped goes on where it stood.
+for the eye; with a reference also `reference.parquet`, one row a reference crystal. Relaxations are kept in
+`relaxations/`, so that a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate import report
+from jaxcrystal.evaluate.coverage import only_valid, with_diversity, with_nearest
+from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluate.metrics import metrics_from_table
-from jaxcrystal.evaluate.protocols import protocol_named
+from jaxcrystal.evaluate.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluate.samples import SampleSet, read
 from jaxcrystal.evaluate.table import Provenance, describe, write_table
 from jaxcrystal.evaluate.uniqueness import group_ids, matches
@@ -37,6 +40,7 @@ def evaluate(
     train: str | Path | None = None,
     reference: str | Path | None = None,
     protocol: str = "cdvae",
+    cutoffs: str = "mp_20",
     potential: str | None = None,
     hull: Sequence[str | Path] = (),
     references: str | Path | None = None,
@@ -48,7 +52,7 @@ def evaluate(
     """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
 
     - `train`: crystals that count as known; adds novelty.
-    - `reference`: crystals whose distributions the report shows beside those of the samples.
+    - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
       one table of formation energies on their scale; without, sets of crystals, which the potential itself labels.
@@ -56,6 +60,7 @@ def evaluate(
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
     """
     convention = protocol_named(protocol)
+    coverage_cutoffs(cutoffs)
     if hull and potential is None:
         raise UserError(
             f"the hull {hull[0]} needs a potential: what is placed against it is a relaxed crystal's energy"
@@ -107,14 +112,25 @@ def evaluate(
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
     compared = None
+    far_from = known if train is not None and convention.novelty is not None else None
+    if reference is not None or far_from is not None:
+        own = fingerprints([sample.crystal for sample in samples.samples], workers=workers)
+        own = only_valid(own, table) if convention.fingerprints_of_valid else own
+        table = with_diversity(table, own, convention)
+    if far_from is not None:
+        table = with_nearest(table, own, _known_fingerprints(far_from, convention, workers)[1], "train")
     if reference is not None:
         others = read(reference, workers=workers)
         versions["reference"] = _fingerprint(others)
-        compared = describe(others.samples, convention, symmetry=False, workers=workers)
+        compared, theirs = _known_fingerprints(others, convention, workers)
+        table = with_nearest(table, own, theirs, "reference")
+        compared = with_nearest(compared, theirs, own, "generated")
 
-    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name)
-    metrics = metrics_from_table(table, provenance)
+    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs)
+    metrics = metrics_from_table(table, provenance, compared)
     write_table(table, provenance, out / "structures.parquet")
+    if compared is not None:
+        write_table(compared, provenance, out / "reference.parquet")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     report.write(out / "report.html", table, metrics, reference=compared, title=samples.path.name)
     print(summary(metrics))
@@ -130,7 +146,7 @@ def summary(metrics: dict[str, Any]) -> str:
         value: Any = metrics
         for part in name.split("."):
             value = value[part]
-        form = ".3f" if name.endswith(".median") else ".1%"
+        form = ".3f" if name.split(".")[-1].startswith(("median", "ams", "amc")) or "diversity" in name else ".1%"
         lines.append(f"  {name:<32} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
     failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
     failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}
@@ -145,6 +161,13 @@ def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known
         novel=[crystal is not None and i is None for crystal, i in zip(crystals, found, strict=True)],
         known_as=[None if i is None else known.samples[i].id for i in found],
     )
+
+
+def _known_fingerprints(known: SampleSet, protocol: Protocol, workers: int) -> tuple[pd.DataFrame, Fingerprints]:
+    """What can be said of crystals to compare with, and their fingerprints, which are stored for the next time."""
+    table = describe(known.samples, protocol, symmetry=False, workers=workers)
+    found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
+    return table, only_valid(found, table) if protocol.fingerprints_of_valid else found
 
 
 def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -> pd.DataFrame:

@@ -6,24 +6,31 @@ for (no potential, no hull, no training set) has no column in the table and no k
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from jaxcrystal.evaluate import coverage
+from jaxcrystal.evaluate.intervals import bootstrap_median, wilson
+from jaxcrystal.evaluate.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluate.samples import PARSED
 from jaxcrystal.evaluate.table import Provenance
 
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it
-BOOTSTRAP_DRAWS = 2000
 
 
-def metrics_from_table(table: pd.DataFrame, provenance: Provenance) -> dict[str, Any]:
-    """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å."""
+def metrics_from_table(
+    table: pd.DataFrame, provenance: Provenance, reference: pd.DataFrame | None = None
+) -> dict[str, Any]:
+    """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å, densities in g/cm³.
+
+    `reference` is the table of `reference.parquet`, if there is one. What `coverage.py` says has its protocol's
+    denominator.
+    """
     attempts = len(table)
     valid = table["structural_valid"] & table["compositional_valid"]
     masks = {
@@ -69,6 +76,11 @@ def metrics_from_table(table: pd.DataFrame, provenance: Provenance) -> dict[str,
     flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles
     intervals = {name: wilson(int(mask.sum()), attempts) for name, mask in masks.items()}
     intervals |= {name: bootstrap_median(values) for name, values in medians.items()}
+    for numbers, ranges in _compared(table, reference, provenance):
+        flat, intervals = flat | numbers, intervals | ranges
+    if "drawn" in table:
+        counts["fingerprints"] = int((table["no_fingerprint_because"] == "").sum())
+        counts["drawn"] = int(table["drawn"].sum())
     return {
         "protocol": provenance.protocol,
         "counts": counts,
@@ -76,6 +88,20 @@ def metrics_from_table(table: pd.DataFrame, provenance: Provenance) -> dict[str,
         "confidence_95": {name: list(interval) for name, interval in intervals.items()},
         "versions": dict(provenance.versions),
     }
+
+
+def _compared(
+    table: pd.DataFrame, reference: pd.DataFrame | None, provenance: Provenance
+) -> Iterator[tuple[coverage.Numbers, coverage.Intervals]]:
+    """Numbers and their intervals, of whatever the tables have columns for."""
+    protocol = protocol_named(provenance.protocol)
+    if "drawn" in table:
+        yield coverage.diversity(table)
+    if reference is not None and "reference_structure_distance" in table:
+        yield coverage.coverage(table, reference, protocol, coverage_cutoffs(provenance.cutoffs))
+        yield coverage.distribution(table, reference), {}
+    if protocol.novelty is not None and "train_structure_distance" in table:
+        yield coverage.novelty(table, protocol.novelty)
 
 
 def metastable_rows(table: pd.DataFrame) -> pd.Series:
@@ -86,24 +112,6 @@ def metastable_rows(table: pd.DataFrame) -> pd.Series:
 def stable_rows(table: pd.DataFrame) -> pd.Series:
     """Which attempts lie on the hull or below it; one without a distance does not."""
     return table["e_above_hull"] <= STABLE
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a rate: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
-    z, p = 1.959963984540054, successes / trials
-    centre = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    low, high = (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
-    # Rounding must not leave the bound of 0 of n a hair below 0, or that of n of n below 1.
-    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
-
-
-def bootstrap_median(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """95 % percentile interval of the median over resamples drawn with a fixed seed."""
-    generator = np.random.default_rng(0)
-    medians = [np.median(generator.choice(values, len(values))) for _ in range(BOOTSTRAP_DRAWS)]
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _known(column: pd.Series) -> Float[np.ndarray, "n"]:

@@ -8,8 +8,16 @@ from jaxcrystal.errors import UserError
 
 
 @dataclass(frozen=True)
+class Cutoffs:
+    """Distances of fingerprints up to which two structures, and two compositions, are near each other."""
+
+    structure: float
+    composition: float
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """What makes a crystal valid."""
+    """What makes a crystal valid, and which crystals the comparison with others takes."""
 
     name: str
     min_distance: float = 0.5  #: Å; two atoms closer than this make a crystal structurally invalid
@@ -18,16 +26,36 @@ class Protocol:
     #: 0 does not ask, and then an atom's own images are not looked at either.
     min_radius_share: float = 0.0
     oxidation_states: str = "smact14"  #: smact's table of oxidation states that compositional validity tries
+    #: Whether invalid crystals, of the reference and of the training set too, are left out of coverage and novelty.
+    fingerprints_of_valid: bool = False
+    precision_over_attempts: bool = True  #: else over those that have a fingerprint
+    draw: int | None = None  #: valid crystals drawn for distributions and diversity; None takes all
+    novelty: Cutoffs | None = None  #: beyond which a crystal is new; None does not ask
 
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         # arXiv 2110.06197, section 5.1, and its code, by which the whole field reports validity.
-        Protocol("cdvae"),
-        # The same, and no atom may sit inside another: the closest pair of MP-20 test is at 0.65 of its radii.
+        Protocol("cdvae", draw=1000),
+        # arXiv 2402.04379, section 4, and its code.
+        Protocol(
+            "crystal-text-llm",
+            fingerprints_of_valid=True,
+            precision_over_attempts=False,
+            novelty=Cutoffs(structure=0.1, composition=2.0),
+        ),
+        # As cdvae without chance, and no atom may sit inside another: the closest pair of MP-20 test is at 0.65 of
+        # its radii.
         Protocol("strict", min_radius_share=0.6),
     )
+}
+
+#: Of coverage, by the data set that the reference is of (CDVAE's code).
+COVERAGE_CUTOFFS: dict[str, Cutoffs] = {
+    "mp_20": Cutoffs(structure=0.4, composition=10.0),
+    "carbon_24": Cutoffs(structure=0.2, composition=4.0),
+    "perov_5": Cutoffs(structure=0.2, composition=4.0),
 }
 
 
@@ -36,3 +64,10 @@ def protocol_named(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def coverage_cutoffs(data_set: str) -> Cutoffs:
+    """The cut-offs of coverage for this data set. Raises UserError that lists the known ones."""
+    if data_set not in COVERAGE_CUTOFFS:
+        raise UserError(f"no cut-offs of coverage are known for {data_set!r}, but for {', '.join(COVERAGE_CUTOFFS)}")
+    return COVERAGE_CUTOFFS[data_set]

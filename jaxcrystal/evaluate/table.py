@@ -1,6 +1,7 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
-Later steps of the evaluation add columns: `group`, `unique`; `novel`, `known_as` with a training set; with a potential
+Later steps of the evaluation add columns: `group`, `unique`; `novel`, `known_as` with a training set; with a reference
+the distances of `coverage.py`, which also go into `reference.parquet`, one row a reference crystal; with a potential
 `relaxation` (its outcome) and what `stability.py` finds. Every published number is a sum over these rows.
 """
 
@@ -40,6 +41,7 @@ class Attempt:
     invalid_because: str = ""
     formula: str | None = None  #: reduced
     chemical_system: str | None = None  #: element symbols, sorted, joined by `-`
+    num_elements: int | None = None  #: distinct ones
     num_atoms: int | None = None  #: in the cell as sampled
     spacegroup: int | None = None  #: None also when spglib finds none
     a: float | None = None  #: lengths in Å
@@ -61,6 +63,7 @@ class Provenance:
     versions: Mapping[str, str]  #: of programs, and hashes of files
     potential: str | None = None
     hull: str | None = None
+    cutoffs: str | None = None  #: the data set whose cut-offs coverage took
 
 
 def describe(samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: int = 1) -> pd.DataFrame:
@@ -68,7 +71,7 @@ def describe(samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = 
     one = partial(_describe, protocol=protocol, symmetry=symmetry)
     rows = each(one, samples, workers=workers, label="validity")
     table = pd.DataFrame([asdict(row) for row in rows])
-    whole = dict.fromkeys(("num_atoms", "spacegroup"), "Int64")  # integers that may be missing
+    whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
     measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
     return table.astype(whole | measures)
 
@@ -89,6 +92,7 @@ def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:
         invalid_because="; ".join(filter(None, (shape.reason, charges.reason))),
         formula=structure.composition.reduced_formula,
         chemical_system=structure.composition.chemical_system,
+        num_elements=len(set(sample.crystal.symbols)),
         num_atoms=len(structure),
         spacegroup=_spacegroup(structure) if symmetry and shape.valid else None,
         **dict(zip("abc", map(float, sample.crystal.lengths), strict=True)),

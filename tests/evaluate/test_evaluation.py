@@ -22,6 +22,12 @@ MAGNESIA = rock_salt("Mg", "O", 4.24)
 CLOSE = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
 
 
+@pytest.fixture(autouse=True)
+def kept_here(tmp_path, monkeypatch):
+    """Fingerprints of references are not left in the home of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def samples(tmp_path):
     cifs = [str(CifWriter(s)) for s in (SALT, MAGNESIA, SALT.get_primitive_structure(), CLOSE)]
@@ -35,7 +41,7 @@ def test_three_files_that_agree(samples, tmp_path, capsys):
     metrics = evaluate(samples, out, train=samples, reference=samples)
     assert metrics == json.loads((out / "metrics.json").read_text())
     table, provenance = read_table(out / "structures.parquet")
-    assert metrics == metrics_from_table(table, provenance)
+    assert metrics == metrics_from_table(table, provenance, read_table(out / "reference.parquet")[0])
     assert list(table["outcome"]) == ["ok", "ok", "ok", "ok", "cif_error"]
     assert list(table["structural_valid"]) == [True, True, True, False, False]
     assert list(table["unique"]) == [True, True, False, False, False]
@@ -53,6 +59,37 @@ def test_options_change_what_they_say(samples, tmp_path):
     pd.DataFrame({"cif": [str(CifWriter(rock_salt("Na", "Cl", 3.0)))]}).to_csv(near, index=False)
     assert evaluate(near, tmp_path / "b")["validity"]["structural"] == 1.0
     assert evaluate(near, tmp_path / "c", protocol="strict")["validity"]["structural"] == 0.0
+
+
+def test_comparison_with_a_reference(samples, tmp_path):
+    metrics = evaluate(samples, tmp_path / "a", reference=samples, train=samples)
+    assert metrics["counts"]["fingerprints"] == 4 and metrics["counts"]["drawn"] == 3
+    assert metrics["coverage"]["precision"] == 4 / 5 and metrics["coverage"]["recall"] == 4 / 5
+    assert metrics["coverage"]["amsd_recall"] == pytest.approx(0, abs=1e-9)
+    assert metrics["coverage"]["amcd_precision"] == pytest.approx(0, abs=1e-9)
+    assert metrics["diversity"]["structural"] == pytest.approx(0, abs=1e-6)
+    assert metrics["diversity"]["compositional"] > 1
+    assert metrics["distribution"]["num_elements_wasserstein"] == 0 and "structural" not in metrics["novelty"]
+    stored = list((tmp_path / "cache/jaxcrystal/fingerprints").iterdir())
+    assert len(stored) == 1
+    paper = evaluate(samples, tmp_path / "b", reference=samples, train=samples, protocol="crystal-text-llm")
+    assert (paper["coverage"]["precision"], paper["coverage"]["recall"]) == (1.0, 1.0)  # of three valid ones
+    assert paper["novelty"] == {"by_matching": 0.0, "structural": 0.0, "compositional": 0.0, "either": 0.0}
+    table, _ = read_table(tmp_path / "b" / "structures.parquet")
+    assert list(table["no_fingerprint_because"])[2:] == ["", "it is invalid", "there is no crystal"]
+    assert list((tmp_path / "cache/jaxcrystal/fingerprints").iterdir()) == stored
+
+
+def test_cutoffs_change_what_is_near(samples, tmp_path):
+    """Bromine for chlorine is a distance of 7.1, calcium for magnesium one of 6.9."""
+    near = tmp_path / "near.csv"
+    cifs = [str(CifWriter(rock_salt("Na", "Br", 5.97))), str(CifWriter(rock_salt("Ca", "O", 4.8)))]
+    pd.DataFrame({"cif": cifs}).to_csv(near, index=False)
+    wide = evaluate(samples, tmp_path / "a", reference=near)
+    narrow = evaluate(samples, tmp_path / "b", reference=near, cutoffs="perov_5")
+    assert (wide["coverage"]["recall"], narrow["coverage"]["recall"]) == (1.0, 0.0)
+    with pytest.raises(UserError, match="no cut-offs of coverage are known for 'none'"):
+        evaluate(samples, tmp_path / "c", cutoffs="none")
 
 
 def test_options_that_do_not_go_together(samples, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.protocols import PROTOCOLS, protocol_named
+from jaxcrystal.evaluate.protocols import PROTOCOLS, coverage_cutoffs, protocol_named
 
 
 def test_a_protocol_carries_its_name():
@@ -9,5 +9,11 @@ def test_a_protocol_carries_its_name():
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, strict"):
+    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict"):
         protocol_named("cdave")
+
+
+def test_cutoffs_belong_to_a_data_set():
+    assert coverage_cutoffs("mp_20").structure == 0.4 and coverage_cutoffs("perov_5").composition == 4.0
+    with pytest.raises(UserError, match="known for 'mp20', but for mp_20, carbon_24, perov_5"):
+        coverage_cutoffs("mp20")

@@ -1,0 +1,178 @@
+"""How alike are what was generated and what is known? Coverage, distributions, diversity and novelty.
+
+Coverage (Xie et al., arXiv 2110.06197, section 5.2): recall is the share of reference crystals that have a generated
+one near them, precision the share of generated ones that have a reference crystal near. Near is within two cut-offs at
+once, one of the structure's fingerprint and one of the composition's, each to its own nearest. AMSD and AMCD are the
+means of these nearest distances. Diversity is the mean distance of two generated crystals.
+
+Everything that needs pairs of crystals becomes a column of one of two tables, a row an attempt or a row a reference
+crystal. What is reported is then a sum over rows, as all else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from scipy.spatial.distance import cdist
+from scipy.stats import wasserstein_distance
+
+from jaxcrystal.evaluate.fingerprints import Fingerprints
+from jaxcrystal.evaluate.intervals import bootstrap_mean, wilson
+from jaxcrystal.evaluate.protocols import Cutoffs, Protocol
+
+DRAW_SEED = 0  #: of the crystals that a protocol draws
+BLOCK = 1024  #: rows of a matrix of distances that are there at once
+
+
+def nearest(
+    points: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Distance to the nearest of `others`, and its row. Points with NaN have NaN and -1, and are nobody's nearest."""
+    distance, index = np.full(len(points), np.nan), np.full(len(points), -1)
+    candidates = np.flatnonzero(~np.isnan(others).any(axis=1))
+    rows = np.flatnonzero(~np.isnan(points).any(axis=1))
+    if len(candidates):
+        known = others[candidates]
+        squares = (known**2).sum(1)
+        for block in _blocks(rows):
+            # |a - b|² = |a|² + |b|² - 2ab is one product of matrices, but loses digits: it only says who is nearest.
+            index[block] = candidates[np.argmin(squares - 2 * points[block] @ known.T, axis=1)]
+        distance[rows] = np.linalg.norm(points[rows] - others[index[rows]], axis=1)
+    return distance, index
+
+
+def mean_distances(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
+    """The mean distance of each point to all others; the mean over them is that over all pairs. NaN for one point."""
+    totals = [cdist(points[block], points).sum(1) for block in _blocks(np.arange(len(points)))]
+    return np.concatenate(totals) / (len(points) - 1) if len(points) > 1 else np.full(len(points), np.nan)
+
+
+def _blocks(rows: Int[np.ndarray, "n"]) -> Iterator[Int[np.ndarray, "block"]]:
+    for start in range(0, len(rows), BLOCK):
+        yield rows[start : start + BLOCK]
+
+
+def drawn(valid: Bool[np.ndarray, "n"], protocol: Protocol) -> Bool[np.ndarray, "n"]:
+    """The valid crystals that stand for all in distributions and diversity: all, or as many as the protocol draws."""
+    rows = np.flatnonzero(valid)
+    if protocol.draw is not None and len(rows) > protocol.draw:
+        rows = np.random.default_rng(DRAW_SEED).choice(rows, protocol.draw, replace=False)
+    return np.isin(np.arange(len(valid)), rows)
+
+
+def only_valid(found: Fingerprints, table: pd.DataFrame) -> Fingerprints:
+    """Without the fingerprints of crystals that `table` calls invalid."""
+    valid = valid_rows(table)
+    reasons = [why if ok or why else "it is invalid" for why, ok in zip(found.reasons, valid, strict=True)]
+    structure = np.where(valid[:, None], found.structure, np.nan)
+    return Fingerprints(structure, np.where(valid[:, None], found.composition, np.nan), tuple(reasons))
+
+
+def valid_rows(table: pd.DataFrame) -> Bool[np.ndarray, "n"]:
+    """Structurally and compositionally."""
+    return (table["structural_valid"] & table["compositional_valid"]).to_numpy()
+
+
+def with_diversity(table: pd.DataFrame, own: Fingerprints, protocol: Protocol) -> pd.DataFrame:
+    """Adds why an attempt has no fingerprint, whether it was drawn, and its mean distances to the others drawn."""
+    chosen = drawn(valid_rows(table) & own.known, protocol)
+    spread = np.full((2, len(table)), np.nan)
+    spread[0, chosen] = mean_distances(own.structure[chosen])
+    spread[1, chosen] = mean_distances(own.composition[chosen])
+    return table.assign(
+        no_fingerprint_because=own.reasons,
+        drawn=chosen,
+        mean_structure_distance=spread[0],
+        mean_composition_distance=spread[1],
+    )
+
+
+def with_nearest(table: pd.DataFrame, own: Fingerprints, others: Fingerprints, prefix: str) -> pd.DataFrame:
+    """Adds `{prefix}_structure_distance` and `{prefix}_composition_distance`, each to its own nearest of `others`."""
+    own, others = _whole(own), _whole(others)
+    return table.assign(
+        **{
+            f"{prefix}_structure_distance": nearest(own.structure, others.structure)[0],
+            f"{prefix}_composition_distance": nearest(own.composition, others.composition)[0],
+        }
+    )
+
+
+def _whole(fingerprints: Fingerprints) -> Fingerprints:
+    """A crystal without a structure's fingerprint has none of its composition either."""
+    composition = np.where(fingerprints.known[:, None], fingerprints.composition, np.nan)
+    return Fingerprints(fingerprints.structure, composition, fingerprints.reasons)
+
+
+Numbers = dict[str, float]
+Intervals = dict[str, tuple[float, float]]
+
+
+def coverage(
+    table: pd.DataFrame, reference: pd.DataFrame, protocol: Protocol, cutoffs: Cutoffs
+) -> tuple[Numbers, Intervals]:
+    """`coverage.*` of the attempts against reference crystals, of which each has its nearest distances to the other."""
+    numbers: Numbers = {}
+    intervals: Intervals = {}
+    sides = (
+        ("recall", reference, "generated", not protocol.fingerprints_of_valid),
+        ("precision", table, "reference", protocol.precision_over_attempts),
+    )
+    for side, rows, prefix, over_all in sides:
+        structure, composition = (rows[f"{prefix}_{kind}_distance"] for kind in ("structure", "composition"))
+        near = (structure <= cutoffs.structure) & (composition <= cutoffs.composition)
+        _rate(f"coverage.{side}", near, len(rows) if over_all else int(structure.notna().sum()), numbers, intervals)
+        for name, distances in (("amsd", structure), ("amcd", composition)):
+            values = distances.dropna().to_numpy()
+            if len(values):
+                numbers[f"coverage.{name}_{side}"] = float(values.mean())
+                intervals[f"coverage.{name}_{side}"] = bootstrap_mean(values)
+    return numbers, intervals
+
+
+def distribution(table: pd.DataFrame, reference: pd.DataFrame) -> Numbers:
+    """Wasserstein distances between the drawn crystals and the reference: density in g/cm³, number of elements."""
+    chosen = table[table["drawn"]]
+    if chosen.empty:
+        return {}
+    return {
+        f"distribution.{name}_wasserstein": float(wasserstein_distance(chosen[name], reference[name].dropna()))
+        for name in ("density", "num_elements")
+    }
+
+
+def diversity(table: pd.DataFrame) -> tuple[Numbers, Intervals]:
+    """The mean distance of two drawn crystals.
+
+    A mean over pairs varies twice as much as the mean over crystals of their mean distances, to first order in 1/n
+    (Hoeffding, Ann. Math. Stat. 19, 293, 1948), so the interval is twice as wide as that mean's.
+    """
+    numbers, intervals = {}, {}
+    for name, column in (("structural", "mean_structure_distance"), ("compositional", "mean_composition_distance")):
+        values = table[column].dropna().to_numpy()
+        if len(values):
+            mean = numbers[f"diversity.{name}"] = float(values.mean())
+            low, high = bootstrap_mean(values)
+            intervals[f"diversity.{name}"] = (mean - 2 * (mean - low), mean + 2 * (high - mean))
+    return numbers, intervals
+
+
+def novelty(table: pd.DataFrame, cutoffs: Cutoffs) -> tuple[Numbers, Intervals]:
+    """The share of crystals with a fingerprint whose nearest training structure, composition, or either, is far."""
+    numbers: Numbers = {}
+    intervals: Intervals = {}
+    structure, composition = table["train_structure_distance"], table["train_composition_distance"]
+    known = int(structure.notna().sum())
+    far = {"structural": structure > cutoffs.structure, "compositional": composition > cutoffs.composition}
+    for name, mask in (far | {"either": far["structural"] | far["compositional"]}).items():
+        _rate(f"novelty.{name}", mask, known, numbers, intervals)
+    return numbers, intervals
+
+
+def _rate(name: str, mask: pd.Series, trials: int, numbers: Numbers, intervals: Intervals) -> None:
+    if trials:
+        numbers[name] = int(mask.sum()) / trials
+        intervals[name] = wilson(int(mask.sum()), trials)

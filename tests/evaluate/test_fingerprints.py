@@ -1,0 +1,104 @@
+"""Fingerprints against matminer's, for ideal, generated and real crystals; then what is stored."""
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.prototypes import embedded
+from jaxcrystal.evaluate import fingerprints as module
+from jaxcrystal.evaluate import magpie
+from jaxcrystal.evaluate.fingerprints import COLUMNS, fingerprints, stored_fingerprints
+from jaxcrystal.evaluate.samples import read
+
+SALT = Crystal([5.69 / 2**0.5] * 3, [60, 60, 60], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+TWICE = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0, 0, 0]])
+
+
+def assert_equal(crystals, peer):
+    found = fingerprints(crystals)
+    assert found.known.all()
+    for crystal, mine in zip(crystals, found.structure, strict=True):
+        theirs = peer(crystal.to_structure())
+        worst = np.abs(mine - theirs).argmax()
+        assert mine == pytest.approx(theirs, abs=1e-6), (crystal.formula, COLUMNS[worst])
+
+
+def test_there_are_as_many_columns_as_matminer_has():
+    assert len(COLUMNS) == 61 and COLUMNS[:3] == ((1, "wt"), (1, "sgl_bd"), (2, "wt")) and COLUMNS[-1] == (24, "wt")
+
+
+def test_rock_salt_is_octahedral():
+    values = dict(zip(COLUMNS, fingerprints([SALT]).structure[0], strict=True))
+    assert values[6, "wt"] == pytest.approx(1.0) and values[6, "octahedral"] == pytest.approx(1.0)
+    assert sum(values[n, "wt"] for n in range(1, 25)) == pytest.approx(1.0)
+
+
+def test_ideal_structures_equal_matminers(peer):
+    """Symmetry is where rounding decides: equal weights, right angles, vertices where many cells meet."""
+    small = [entry.crystal for entry in embedded() if len(entry.crystal) <= 6]
+    assert_equal(small[:: len(small) // 25], peer)
+
+
+@pytest.mark.parametrize("name", ["generated/diffcsp_mp20.parquet", "mp20/test.parquet"])
+def test_generated_and_real_crystals_equal_matminers(name, shared, peer):
+    samples = read(shared / "data" / name, limit=600).samples
+    small = [sample.crystal for sample in samples if len(sample.crystal) <= 10]
+    assert_equal(small[:: len(small) // 20], peer)
+
+
+def test_rounding_is_pymatgens_where_it_decides(peer, monkeypatch):
+    """In body-centred iron right angles and equal weights leave the body-centred order parameter to rounding."""
+    crystals = [Crystal.from_structure(s) for s in noisy()]
+    asked = []
+    original = module.as_pymatgen_rounds
+    monkeypatch.setattr(module, "as_pymatgen_rounds", lambda *site: asked.append(site) or original(*site))
+    assert_equal(crystals, peer)
+    assert asked
+
+
+def noisy():
+    yield Structure.from_spacegroup("Im-3m", Lattice.cubic(2.87), ["Fe"], [[0, 0, 0]])
+    yield Structure.from_spacegroup(
+        "P4/mcc", Lattice.tetragonal(6.5, 6.8), ["Nb", "Te"], [[0, 0, 0.25], [0.143, 0.327, 0]]
+    )
+    tetragonal = Lattice.tetragonal(4.2, 10.4)
+    yield Structure.from_spacegroup("P4/mmm", tetragonal, ["Co", "Ga", "Sm"], [[0, 0, 0], [0, 0.5, 0.12], [0, 0, 0.3]])
+
+
+def test_what_has_no_fingerprint_has_a_reason():
+    found = fingerprints([SALT, None, TWICE, SALT])
+    assert found.known.tolist() == [True, False, False, True]
+    assert found.reasons == ("", "there is no crystal", "the Voronoi cell of atom 0 (Na) is open or empty", "")
+    assert np.isnan(found.structure[1:3]).all() and np.isnan(found.composition[1]).all()
+    assert found.composition[2] == pytest.approx(magpie.standardised(magpie.features([11, 17])))
+    assert len(found[found.known]) == 2 and found[np.array([1])].reasons == ("there is no crystal",)
+    assert fingerprints([]).structure.shape == (0, 61)
+
+
+def test_processes_change_nothing(monkeypatch):
+    monkeypatch.setattr("jaxcrystal.evaluate.processes.WORTH_A_POOL", 60)
+    crystals = [entry.crystal for entry in embedded()[:60]]
+    alone, shared_out = fingerprints(crystals), fingerprints(crystals, workers=2)
+    assert np.array_equal(alone.structure, shared_out.structure) and alone.reasons == shared_out.reasons
+
+
+def test_a_second_run_reads_what_the_first_stored(tmp_path, monkeypatch):
+    crystals = [SALT, None, TWICE]
+    first = stored_fingerprints(crystals, tmp_path)
+    (path,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fingerprints", None)  # not called
+        again = stored_fingerprints(crystals, tmp_path)
+    for name in ("structure", "composition"):
+        assert np.array_equal(getattr(first, name), getattr(again, name), equal_nan=True)
+    assert first.reasons == again.reasons
+    # Other crystals, another order, another version: another file. A broken file is written anew.
+    stored_fingerprints(crystals[::-1], tmp_path)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    stored_fingerprints(crystals, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.undo()
+    path.write_bytes(b"PK broken")
+    assert stored_fingerprints(crystals, tmp_path).reasons == first.reasons
+    assert path.stat().st_size > 100 and len(list(tmp_path.iterdir())) == 3
