@@ -8,9 +8,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxcrystal import __version__
 from jaxcrystal.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcrystal.evaluate.workers import Workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -419,10 +423,19 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes on this machine")
+    where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from jaxcrystal.evaluate import workers
+
+    with workers.dask(args.dask) if args.dask else workers.local(args.workers) as pool:
+        _evaluate_with(args, pool)
+
+
+def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
     from jaxcrystal.evaluate.evaluation import evaluate
 
     evaluate(
@@ -438,7 +451,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         fmax=args.fmax,
         max_steps=args.max_steps,
         limit=args.limit,
-        workers=args.workers,
+        workers=workers,
     )
 
 

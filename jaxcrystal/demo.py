@@ -11,6 +11,7 @@ from pathlib import Path
 from jaxcrystal.config import Recipe, load
 from jaxcrystal.crystals.prepare import prepare
 from jaxcrystal.evaluate.evaluation import evaluate
+from jaxcrystal.evaluate.workers import local
 from jaxcrystal.sample.sampling import sample
 from jaxcrystal.train.loop import train
 
@@ -42,7 +43,10 @@ def demo(out: Path) -> Path:
         f"evaluate {samples} --train {known} --reference {known} --potential chgnet --hull {known} {held_out} "
         f"--out {report}",
     )
-    evaluate(samples, report, train=known, reference=known, potential="chgnet", hull=[known, held_out])
+    with local() as workers:
+        evaluate(
+            samples, report, train=known, reference=known, potential="chgnet", hull=[known, held_out], workers=workers
+        )
     page = report / "report.html"
     print(f"\nopen {page.resolve()}")
     return page

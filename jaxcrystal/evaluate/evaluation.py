@@ -27,10 +27,11 @@ from jaxcrystal.evaluate.protocols import Protocol, coverage_cutoffs, protocol_n
 from jaxcrystal.evaluate.samples import SampleSet, read
 from jaxcrystal.evaluate.table import Provenance, describe, write_table
 from jaxcrystal.evaluate.uniqueness import group_ids, matches
+from jaxcrystal.evaluate.workers import Workers
 
 if TYPE_CHECKING:
     from jaxcrystal.evaluate.hull import Hull
-    from jaxcrystal.evaluate.relaxations import RelaxationSettings
+    from jaxcrystal.evaluate.relax import RelaxationSettings
 
 
 def evaluate(
@@ -46,7 +47,7 @@ def evaluate(
     references: str | Path | None = None,
     fmax: float = 0.1,
     max_steps: int = 500,
-    workers: int = 2,
+    workers: Workers | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
@@ -56,6 +57,8 @@ def evaluate(
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
       one table of formation energies on their scale; without, sets of crystals, which the potential itself labels.
+    - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
+      which then dies of whatever crystal kills it.
 
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
     """
@@ -92,7 +95,7 @@ def evaluate(
         versions["train"] = _fingerprint(known)
         table = _with_novelty(table, sound, known)
     if judge is not None:
-        from jaxcrystal.evaluate.relaxations import RelaxationSettings
+        from jaxcrystal.evaluate.relax import RelaxationSettings
         from jaxcrystal.evaluate.stability import assess
 
         settings = RelaxationSettings(fmax, max_steps)
@@ -163,7 +166,9 @@ def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known
     )
 
 
-def _known_fingerprints(known: SampleSet, protocol: Protocol, workers: int) -> tuple[pd.DataFrame, Fingerprints]:
+def _known_fingerprints(
+    known: SampleSet, protocol: Protocol, workers: Workers | None
+) -> tuple[pd.DataFrame, Fingerprints]:
     """What can be said of crystals to compare with, and their fingerprints, which are stored for the next time."""
     table = describe(known.samples, protocol, symmetry=False, workers=workers)
     found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
@@ -194,7 +199,7 @@ def _labelled_hull(
     judge: Any,
     crystals: Sequence[Crystal | None],
     settings: RelaxationSettings,
-    workers: int,
+    workers: Workers | None,
     cache: Path,
 ) -> Hull:
     """The hull of the crystals in `paths`, relaxed by the potential, in the chemical systems of the samples."""

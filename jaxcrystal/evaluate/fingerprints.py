@@ -24,7 +24,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.evaluate import magpie
 from jaxcrystal.evaluate.crystalnn import Neighbourhood, NoCell, neighbourhoods
 from jaxcrystal.evaluate.order_parameters import ORDER_PARAMETERS, BodyCentred, Directions
-from jaxcrystal.evaluate.processes import each_chunk
+from jaxcrystal.evaluate.workers import Lost, Workers, each_chunk
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -62,10 +62,10 @@ class Fingerprints:
         return np.array([not reason for reason in self.reasons], dtype=bool)
 
 
-def fingerprints(crystals: Sequence[Crystal | None], *, workers: int = 1) -> Fingerprints:
+def fingerprints(crystals: Sequence[Crystal | None], *, workers: Workers | None = None) -> Fingerprints:
     """The fingerprints of crystals, in their order; None has none."""
     there = [i for i, crystal in enumerate(crystals) if crystal is not None]
-    found = each_chunk(structure_fingerprints, [crystals[i] for i in there], workers=workers, label="fingerprints")
+    found = each_chunk(structure_fingerprints, [crystals[i] for i in there], workers, label="fingerprints", lost=_lost)
     structure = np.full((len(crystals), len(COLUMNS)), np.nan)
     reasons = ["there is no crystal"] * len(crystals)
     for i, fingerprint in zip(there, found, strict=True):
@@ -75,7 +75,9 @@ def fingerprints(crystals: Sequence[Crystal | None], *, workers: int = 1) -> Fin
     return Fingerprints(structure, _compositions(crystals), tuple(reasons))
 
 
-def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, workers: int = 1) -> Fingerprints:
+def stored_fingerprints(
+    crystals: Sequence[Crystal | None], directory: Path, *, workers: Workers | None = None
+) -> Fingerprints:
     """The same, read from `directory` if these very crystals were there before, else computed and stored there.
 
     The file's name is a hash of the crystals and of what makes the fingerprints: `VERSION`, and the versions of the
@@ -90,6 +92,8 @@ def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, 
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     made = fingerprints(crystals, workers=workers)
+    if {why.reason for why in Lost} & set(made.reasons):
+        return made  # another time it may go well
     try:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -99,6 +103,10 @@ def stored_fingerprints(crystals: Sequence[Crystal | None], directory: Path, *, 
     except OSError as error:
         print(f"fingerprints could not be stored in {directory}: {error.strerror}")
     return made
+
+
+def _lost(crystal: Crystal, why: Lost) -> str:
+    return why.reason
 
 
 def store() -> Path:

@@ -22,8 +22,10 @@ import pandas as pd
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.formation import ElementReferences, Uncovered
-from jaxcrystal.evaluate.relaxations import RelaxationSettings, relax_all
+from jaxcrystal.evaluate.relax import RelaxationSettings
+from jaxcrystal.evaluate.relaxations import relax_all
 from jaxcrystal.evaluate.selfcheck import EnergyReference
+from jaxcrystal.evaluate.workers import Workers
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
@@ -86,7 +88,7 @@ class Hull:
         *,
         candidates: Iterable[Structure] | None = None,
         settings: RelaxationSettings = RelaxationSettings(),  # noqa: B008
-        workers: int = 2,
+        workers: Workers | None = None,
         cache_dir: str | Path | None = None,
         progress: bool = True,
     ) -> Hull:

@@ -1,7 +1,7 @@
-"""Interatomic potentials: read from disk, checked against known crystals, handed out as ASE calculators.
+"""Interatomic potentials: read from disk, checked against known crystals, asked about many crystals at once.
 
-`chgnet` comes with its weights and needs no file. Any other name is a directory in matgl's format. Everything runs on
-the CPU in float32, the precision of the weights.
+`chgnet` comes with its weights and needs no file. Any other name is a directory in matgl's format. Everything runs in
+float32, the precision of the weights: on a GPU if there is one, else on the CPU.
 
 M3GNet weights from before matgl 3.0 are recognised by what they compute, since their files carry the same version
 numbers as later ones. In matgl ≥ 3.0 the message of an edge i → j is summed at i; before, at j:
@@ -10,7 +10,7 @@ numbers as later ones. In matgl ≥ 3.0 the message of an edge i → j is summed
         m_ij                       m_ij
       i ─────▶ j += m_ij     i += m_ij ◀───── j
 
-Both ways are put to the self-check, and the one that agrees with nature is kept for this model alone.
+Both ways are put to the self-check, and the one that agrees with nature is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +25,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.chgnet import chgnet_calculator
+from jaxcrystal.evaluate.chgnet import chgnet_single_points
+from jaxcrystal.evaluate.m3gnet import M3GNet
+from jaxcrystal.evaluate.matgl import matgl_single_points
+from jaxcrystal.evaluate.neighbours import Candidates, Edges, candidates, edges
 from jaxcrystal.evaluate.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check
+from jaxcrystal.evaluate.systems import SinglePoints, Systems
 
 if TYPE_CHECKING:
-    from ase import Atoms
-    from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
+#: Atoms of a batch. On a CPU more would not be faster; on a GPU they fill it.
+ATOMS_AT_ONCE = {"cpu": 200, "cuda": 8000}
 MATGL_FILES = ("model.json", "model.pt", "state.pt")
 
 #: Z ≤ 94 without those of which MPtrj, CHGNet's training set, holds no crystal.
@@ -42,7 +45,7 @@ CHGNET_MISSING = {"Po", "At", "Rn", "Fr", "Ra"}
 
 @dataclass(frozen=True)
 class Potential:
-    """A potential that has passed its self-check."""
+    """A potential: what it says of crystals, and how far that is to be believed."""
 
     name: str
     source: str  #: what `load_potential` reads again: `chgnet` or an absolute directory
@@ -50,56 +53,86 @@ class Potential:
     elements: frozenset[str]  #: symbols that it knows
     check: SelfCheck
     note: str  #: how it is run, where that is not plain
-    make_calculator: Callable[[], Calculator] = field(repr=False, compare=False)
+    cutoff: float  #: Å; beyond it atoms do not see each other
+    answer: Callable[[Systems, Edges], SinglePoints] = field(repr=False, compare=False)
+    device: str = "cpu"
+
+    @classmethod
+    def checked(cls, *, cutoff: float, answer: Callable[[Systems, Edges], SinglePoints], **what: Any) -> Potential:
+        """One that has been put to the self-check, whatever that found."""
+
+        def energies(structures: Sequence[Structure]) -> list[float]:
+            systems = Systems.of(structures)
+            return answer(systems, edges(systems, candidates(systems, cutoff), cutoff)).energies.tolist()
+
+        return cls(check=check(energies), cutoff=cutoff, answer=answer, **what)
 
     @property
     def reference(self) -> EnergyReference:
         """The scale of its total energies, as its self-check found it."""
         return self.check.reference
 
-    def calculator(self) -> Calculator:
-        """A new ASE calculator: energy in eV, forces in eV/Å, stress in eV/Å³."""
-        return self.make_calculator()
+    @property
+    def atoms_at_once(self) -> int:
+        """How many atoms a batch of crystals should have."""
+        return ATOMS_AT_ONCE[self.device.partition(":")[0]]
 
     def unknown(self, symbols: Sequence[str]) -> list[str]:
         """Those of the element symbols that the potential does not know."""
         return sorted(set(symbols) - self.elements)
+
+    def single_points(
+        self, systems: Systems, known: Sequence[Candidates | None] | None = None
+    ) -> tuple[SinglePoints, list[Candidates]]:
+        """Energies, forces and stresses, and the pairs of atoms that may be near: pass them on after a small step.
+
+        Raises what the potential or the search for neighbours raises; not for an energy that is not finite.
+        """
+        found = candidates(systems, self.cutoff, known)
+        return self.answer(systems, edges(systems, found, self.cutoff)), found
 
     def energies(self, structures: Sequence[Structure]) -> list[float]:
         """Energies in eV per cell, of the structures as they are.
 
         Raises UserError, naming the row, for an element that the potential does not know.
         """
-        calculator = self.calculator()
-        energies = []
+        energies: list[float] = []
         for row, structure in enumerate(structures):
-            atoms = to_atoms(structure)
-            if unknown := self.unknown(atoms.get_chemical_symbols()):
+            if unknown := self.unknown([element.symbol for element in structure.composition.elements]):
                 raise UserError(f"row {row}, {structure.formula}: {self.name} does not know {', '.join(unknown)}")
-            atoms.calc = calculator
-            energies.append(float(atoms.get_potential_energy()))
+        for batch in in_batches(structures, self.atoms_at_once):
+            found, _ = self.single_points(Systems.of(batch))
+            energies += found.energies.tolist()
         return energies
 
-    def to_spec(self) -> str:
+    def to_spec(self) -> tuple[str, str]:
         """What another process passes to `load_potential` to have the same potential."""
-        return self.source
+        return self.source, self.device
 
 
-def to_atoms(structure: Structure) -> Atoms:
-    """The same crystal for ase; charges and site properties, which no potential here reads, stay behind."""
-    from ase import Atoms
+def in_batches(structures: Sequence[Structure], atoms: int) -> Iterator[Sequence[Structure]]:
+    """Runs of the structures with at most so many atoms, or of one that has more."""
+    start = size = 0
+    for end, structure in enumerate(structures):
+        if end > start and size + len(structure) > atoms:
+            yield structures[start:end]
+            start, size = end, 0
+        size += len(structure)
+    if structures:
+        yield structures[start:]
 
-    symbols = [site.specie.symbol for site in structure]
-    return Atoms(symbols, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True)
 
+def load_potential(name_or_dir: str | Path = "chgnet", device: str | None = None) -> Potential:
+    """The potential of that name (`chgnet`) or in that directory (matgl's format), once it has passed its self-check.
 
-def load_potential(name_or_dir: str | Path = "chgnet") -> Potential:
-    """The potential of that name (`chgnet`) or in that directory (matgl's format).
-
+    `device` is torch's name of one (`cpu`, `cuda`); None takes a GPU if there is one.
     Raises UserError if files are missing or cannot be read, an optional package is missing, or the self-check fails.
     """
-    candidates = list(_chgnet() if str(name_or_dir) == "chgnet" else _matgl(Path(name_or_dir)))
-    best = min(candidates, key=lambda potential: potential.check.worst)
+    with _evaluate_extra():
+        import torch
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = _chgnet(device) if str(name_or_dir) == "chgnet" else _matgl(Path(name_or_dir), device)
+    best = min(found, key=lambda potential: potential.check.worst)
     if not best.check.passed:
         raise UserError(
             f"{best.source} fails its self-check by more than {TOLERANCE} eV/atom ({best.check}). "
@@ -108,29 +141,30 @@ def load_potential(name_or_dir: str | Path = "chgnet") -> Potential:
     return best
 
 
-def _chgnet() -> Iterator[Potential]:
+def _chgnet(device: str) -> Iterator[Potential]:
     with _evaluate_extra():
         import chgnet
         from chgnet.model import CHGNet
     from ase.data import chemical_symbols
 
     with contextlib.redirect_stdout(io.StringIO()):  # CHGNet greets on standard output
-        model = CHGNet.load(use_device="cpu", verbose=False)
+        model = CHGNet.load(use_device=device, verbose=False)
 
     weights = sorted((Path(chgnet.__file__).parent / "pretrained" / model.version).glob("*.tar"))
-    yield Potential(
+    yield Potential.checked(
         name=f"CHGNet {model.version}",
         source="chgnet",
         sha256=_sha256(weights),
         elements=frozenset(chemical_symbols[1:95]) - CHGNET_MISSING,
-        check=check(chgnet_calculator(model)),
         note="",
-        make_calculator=partial(chgnet_calculator, model),
+        cutoff=float(model.graph_converter.atom_graph_cutoff),
+        answer=partial(chgnet_single_points, model.eval()),
+        device=device,
     )
 
 
-def _matgl(directory: Path) -> Iterator[Potential]:
-    """The model in `directory`, once for each way in which its messages may be summed."""
+def _matgl(directory: Path, device: str) -> Iterator[Potential]:
+    """The model in `directory`; an M3GNet once for each way in which its messages may be summed."""
     if not directory.is_dir():
         raise UserError(f"{directory} is no potential: name `chgnet`, or a directory in matgl's format")
     files = {name: directory / name for name in MATGL_FILES}
@@ -139,59 +173,27 @@ def _matgl(directory: Path) -> Iterator[Potential]:
             raise UserError(f"{path} is missing; a directory in matgl's format holds {', '.join(MATGL_FILES)}")
     with _evaluate_extra():
         from matgl.apps.pes import Potential as MatglPotential
-        from matgl.ext.ase import PESCalculator
-        from matgl.layers._graph_convolution import M3GNetGraphConv
 
-    def read() -> Any:
-        try:
-            return MatglPotential.load(files).to("cpu").eval()  # a dictionary of files: matgl then downloads nothing
-        except (
-            Exception
-        ) as error:  # torch, json and matgl each raise their own for a file that is not what it should be
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
-
-    def potential(model: Any, note: str) -> Potential:
-        def calculator() -> Calculator:
-            return PESCalculator(model, stress_unit="eV/A3", use_voigt=True)
-
-        return Potential(
-            name=directory.resolve().name,
-            source=str(directory.resolve()),
-            sha256=_sha256(list(files.values())),
-            elements=frozenset(model.model.element_types),
-            check=check(calculator()),
-            note=note,
-            make_calculator=calculator,
-        )
-
-    model = read()
-    yield potential(model, "")
-    if any(type(module) is M3GNetGraphConv for module in model.modules()):
-        model = read()
-        for module in model.modules():
-            if type(module) is M3GNetGraphConv:
-                module.node_update_ = types.MethodType(_sum_at_destination, module)
-        yield potential(model, "weights from before matgl 3.0: messages summed at the destination, as trained")
-
-
-def _sum_at_destination(
-    conv: Any, edge_index: Any, edge_feat: Any, node_feat: Any, rbf: Any, u_per_edge: Any, num_nodes: int
-) -> Any:
-    """M3GNet's node update (arXiv 2202.02450, eq. 5) as matgl ran it before 3.0, for one convolution.
-
-    Shapes: edge_index [2, edges], edge_feat [edges, features], node_feat [nodes, features], rbf [edges, degree],
-    u_per_edge [edges, features] or None; the result is [nodes, features].
-    """
-    from matgl.utils.maths import scatter_add
-    from torch import hstack
-
-    source, destination = edge_index
-    inputs = [node_feat[source], node_feat[destination], edge_feat]
-    if conv.include_state:
-        inputs.append(u_per_edge)
-    messages = conv.node_update_func(hstack(inputs)) * conv.node_weight_func(rbf)
-    return scatter_add(messages, destination, dim_size=num_nodes, dim=0)
+    try:
+        model = MatglPotential.load(files).to(device).eval()  # a dictionary of files: matgl then downloads nothing
+    except Exception as error:  # torch, json and matgl each raise their own for a file that is not what it should be
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
+    potential = partial(
+        Potential.checked,
+        name=directory.resolve().name,
+        source=str(directory.resolve()),
+        sha256=_sha256(list(files.values())),
+        elements=frozenset(model.model.element_types),
+        cutoff=float(model.model.cutoff),
+        device=device,
+    )
+    if M3GNet.can_run(model):
+        yield potential(note="", answer=M3GNet(model, at_source=True))
+        note = "weights from before matgl 3.0: messages summed at the destination, as trained"
+        yield potential(note=note, answer=M3GNet(model, at_source=False))
+    else:
+        yield potential(note="", answer=partial(matgl_single_points, model))
 
 
 def _sha256(paths: list[Path]) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.evaluate.intervals import bootstrap_mean, wilson
-from jaxcrystal.evaluate.processes import each
+from jaxcrystal.evaluate.workers import Workers, each
 
 #: CDVAE's tolerances (arXiv 2110.06197): of lengths (fraction), of sites (units of (V/N)^⅓), of angles (degrees).
 LENGTH_TOLERANCE, SITE_TOLERANCE, ANGLE_TOLERANCE = 0.3, 0.5, 10.0
@@ -27,14 +27,17 @@ class Prediction:
     displacements: Float[np.ndarray, "pairs"]  #: root mean square of a match, in units of (V/N)^⅓; NaN without one
 
 
-def compare(predicted: Sequence[Crystal | None], true: Sequence[Crystal], *, workers: int = 1) -> Prediction:
+def compare(
+    predicted: Sequence[Crystal | None], true: Sequence[Crystal], *, workers: Workers | None = None
+) -> Prediction:
     """Each prediction against its own true crystal; None, as an invalid prediction, does not match.
 
     A match is one of pymatgen's StructureMatcher with the tolerances above, which reduces to primitive cells and
     scales volumes to be equal.
     """
     pairs = list(zip(predicted, true, strict=True))
-    displacements = np.array(each(_displacement, pairs, workers=workers, label="matching"), dtype=np.float64)
+    found = each(_displacement, pairs, workers, label="matching", lost=lambda pair, why: np.nan)
+    displacements = np.array(found, dtype=np.float64)
     matched = displacements[~np.isnan(displacements)]
     return Prediction(
         match_rate=len(matched) / len(pairs),

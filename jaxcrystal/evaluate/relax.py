@@ -1,23 +1,34 @@
-"""Relaxation of one crystal: atoms and cell follow the potential's forces downhill until the forces are small.
+"""Relaxation: atoms and cells of many crystals follow the potential's forces downhill until the forces are small.
 
 The way down is `fire.py`'s: the cell's deformation counts as three more atoms, so that one threshold holds for forces
-and stress.
+and stress. The crystals of a batch share the potential's passes and nothing else: each has a way of its own, leaves
+when it ends, and costs only itself if the potential cannot take it.
+
+    waiting ──▶ the batch ──▶ single points of all ──▶ one step of each ──┐
+                    ▲                   │                                 │
+                    └───────────────────┼─────────────────────────────────┘
+                                        └──▶ a Relaxation of each that has ended
 """
 
 from __future__ import annotations
 
-import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
-from jaxcrystal.evaluate.fire import Fire
-from jaxcrystal.evaluate.potentials import Potential, to_atoms
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.fire import Descent
+from jaxcrystal.evaluate.neighbours import Candidates
+from jaxcrystal.evaluate.potentials import Potential
+from jaxcrystal.evaluate.systems import SinglePoints, Systems
 
 if TYPE_CHECKING:
-    from ase import Atoms
     from pymatgen.core import Structure
 
 #: A cell that grows or shrinks by more than this factor has come apart or fallen into a hole of the potential.
@@ -54,68 +65,179 @@ class Relaxation:
         return self.status is RelaxationStatus.CONVERGED
 
 
-def relax(structure: Structure, potential: Potential, fmax: float = 0.1, max_steps: int = 500) -> Relaxation:
-    """Relaxes positions and cell until no force exceeds `fmax` (eV/Å) or `max_steps` are done.
+@dataclass(frozen=True)
+class RelaxationSettings:
+    """What a relaxation's outcome depends on beside the crystal and the potential."""
 
+    fmax: float = 0.1  #: largest force left, in eV/Å
+    max_steps: int = 500
+    timeout: float = 600.0  #: seconds that one crystal may take; a step of many is shared out by atoms
+
+    def __post_init__(self) -> None:
+        if not (self.fmax > 0 and self.max_steps >= 0 and self.timeout > 0):
+            raise UserError(f"{self}: fmax and timeout must be positive, max_steps not negative")
+
+
+@dataclass
+class _Member:
+    """A crystal of a batch: what is not in the flat arrays."""
+
+    index: int
+    start: Structure
+    candidates: Candidates | None = None
+    seconds: float = 0.0  #: spent on it
+    error: str = ""  #: that the potential raised for it
+
+
+class Batch:
+    """Crystals that relax together: `add` them at any time; `step` moves each and returns those that have ended."""
+
+    def __init__(self, potential: Potential, settings: RelaxationSettings) -> None:
+        self.potential, self.settings = potential, settings
+        self._members: list[_Member] = []
+        self._descent = Descent.of(Systems.of([]))
+
+    @property
+    def atoms(self) -> int:
+        """Of all crystals that have not ended."""
+        return sum(len(member.start) for member in self._members)
+
+    def add(self, index: int, structure: Structure) -> Relaxation | None:
+        """Takes the crystal in: `index` comes back with its Relaxation. If it cannot be taken in, that is returned."""
+        try:
+            if unknown := self.potential.unknown([element.symbol for element in structure.composition.elements]):
+                reason = f"{self.potential.name} does not know {', '.join(unknown)}"
+                return Relaxation(RelaxationStatus.UNKNOWN_ELEMENT, reason)
+            self._descent = Descent.join([self._descent, Descent.of(Systems.of([structure]))])
+        except Exception as error:  # pymatgen's, for a site that holds no single element
+            return Relaxation(RelaxationStatus.FAILED, _words(error))
+        self._members.append(_Member(index, structure))
+        return None
+
+    def step(self) -> list[tuple[int, Relaxation]]:
+        """Never raises for a crystal: whatever happens to it is a status with a reason."""
+        began = time.monotonic()
+        systems = self._descent.systems
+        found = self._single_points(systems)
+        forces = self._descent.forces(found)
+        ends = self._ends(systems, found, self._descent.largest(forces))
+        ended = [(m.index, end) for m, end in zip(self._members, ends, strict=True) if end is not None]
+        stay = np.array([end is None for end in ends])
+        forces = forces[stay[self._descent.system]]
+        self._descent = self._descent.select(stay)
+        if stay.any():
+            self._descent = self._descent.step(forces)
+        for member, atoms in zip(self._members, systems.counts, strict=True):
+            member.seconds += (time.monotonic() - began) * atoms / len(systems.numbers)
+        self._members = [member for member, staying in zip(self._members, stay, strict=True) if staying]
+        return ended
+
+    def _single_points(self, systems: Systems) -> SinglePoints:
+        """Asks about all at once; if that raises, about each alone: one that raises again has NaN and an error."""
+        try:
+            return self._ask(systems, self._members)
+        except Exception:
+            alone = []
+            for i, member in enumerate(self._members):
+                system = systems.select(np.arange(len(systems)) == i)
+                try:
+                    alone.append(self._ask(system, [member]))
+                except Exception as error:  # torch and the search for neighbours raise what they like
+                    member.error = _words(error)
+                    alone.append(SinglePoints.unknown(system))
+            return SinglePoints.join(alone)
+
+    def _ask(self, systems: Systems, members: Sequence[_Member]) -> SinglePoints:
+        found, candidates = self.potential.single_points(systems, [member.candidates for member in members])
+        for member, mine in zip(members, candidates, strict=True):
+            member.candidates = mine
+        return found
+
+    def _ends(
+        self, systems: Systems, found: SinglePoints, largest: Float[np.ndarray, "systems"]
+    ) -> list[Relaxation | None]:
+        """How the relaxation of each crystal has ended; None where it has not."""
+        return [
+            self._end(i, systems, float(energy), float(force), float(factor))
+            for i, (energy, force, factor) in enumerate(
+                zip(found.energies, largest, np.linalg.det(self._descent.deformation), strict=True)
+            )
+        ]
+
+    def _end(self, i: int, systems: Systems, energy: float, largest: float, factor: float) -> Relaxation | None:
+        """`largest`: force in eV/Å; `factor`: of the volume since the start."""
+        member, steps, settings = self._members[i], int(self._descent.steps[i]), self.settings
+        if member.error:
+            return Relaxation(RelaxationStatus.FAILED, member.error, steps=steps)
+        if not np.isfinite([energy, largest]).all():
+            reason = f"energy or forces are not finite after {steps} steps"
+            return Relaxation(RelaxationStatus.DIVERGED, reason, steps=steps)
+        if not 1 / VOLUME_FACTOR <= factor <= VOLUME_FACTOR:
+            reason = f"the volume changed by a factor of {factor:.3g} after {steps} steps"
+            return Relaxation(RelaxationStatus.DIVERGED, reason, steps=steps)
+        if largest > settings.fmax and steps < settings.max_steps:
+            if member.seconds > settings.timeout:
+                return Relaxation(RelaxationStatus.TIMEOUT, f"over {settings.timeout:g} s", steps=steps)
+            return None
+        end = _structure(member.start, systems.cells[i], systems.positions[systems.system == i])
+        converged = largest <= settings.fmax
+        return Relaxation(
+            RelaxationStatus.CONVERGED if converged else RelaxationStatus.NOT_CONVERGED,
+            "" if converged else f"{settings.max_steps} steps were not enough",
+            structure=end,
+            energy=energy,
+            steps=steps,
+            fmax=largest,
+            rmsd=displacement(member.start, end),
+            volume_change=factor - 1,
+        )
+
+
+def relax_together(
+    structures: Sequence[Structure], potential: Potential, settings: RelaxationSettings = RelaxationSettings()
+) -> Iterator[tuple[int, Relaxation] | None]:
+    """Yields (index, Relaxation) as they end, and None after each step, as a sign of life.
+
+    As many relax together as the potential takes atoms at once; where one ends the next begins.
     Never raises for a crystal: whatever happens to it is a status with a reason.
     """
-    if unknown := potential.unknown([element.symbol for element in structure.composition]):
-        return Relaxation(RelaxationStatus.UNKNOWN_ELEMENT, f"{potential.name} does not know {', '.join(unknown)}")
-    try:
-        return _relax(structure, potential, fmax, max_steps)
-    except Exception as error:  # ase, torch and the graph builders raise what they like: it is this crystal's reason
-        return Relaxation(RelaxationStatus.FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    batch, waiting = Batch(potential, settings), deque(enumerate(structures))
+    while waiting or batch.atoms:
+        while waiting and (not batch.atoms or batch.atoms + len(waiting[0][1]) <= potential.atoms_at_once):
+            index, structure = waiting.popleft()
+            if (refused := batch.add(index, structure)) is not None:
+                yield index, refused
+        if batch.atoms:
+            yield from batch.step()
+        yield None
 
 
-def _relax(structure: Structure, potential: Potential, fmax: float, max_steps: int) -> Relaxation:
+def relax(structure: Structure, potential: Potential, fmax: float = 0.1, max_steps: int = 500) -> Relaxation:
+    """Relaxes positions and cell until no force exceeds `fmax` (eV/Å) or `max_steps` are done."""
+    found = relax_together([structure], potential, RelaxationSettings(fmax, max_steps))
+    ((_, relaxation),) = filter(None, found)
+    return relaxation
+
+
+def _structure(start: Structure, cell: Float[np.ndarray, "3 3"], positions: Float[np.ndarray, "atoms 3"]) -> Structure:
     from pymatgen.core import Structure
 
-    atoms = to_atoms(structure)
-    start = atoms.copy()
-    atoms.calc = potential.calculator()
-    descent = Fire(atoms)
-    status, reason, steps, largest = RelaxationStatus.NOT_CONVERGED, f"{max_steps} steps were not enough", 0, math.nan
-    # The first turn looks at the crystal as it came; each later one follows a step.
-    for steps in range(max_steps + 1):
-        forces = descent.forces()
-        largest = float(np.linalg.norm(forces, axis=1).max())
-        if divergence := _divergence(atoms, start, largest):
-            return Relaxation(RelaxationStatus.DIVERGED, f"{divergence} after {steps} steps", steps=steps)
-        if largest <= fmax:
-            status, reason = RelaxationStatus.CONVERGED, ""
-            break
-        if steps < max_steps:
-            descent.step(forces)
-    return Relaxation(
-        status,
-        reason,
-        structure=Structure(atoms.cell.array, atoms.get_chemical_symbols(), atoms.get_scaled_positions()),
-        energy=float(atoms.get_potential_energy()),
-        steps=steps,
-        fmax=largest,
-        rmsd=displacement(start, atoms),
-        volume_change=float(atoms.get_volume() / start.get_volume()) - 1,
-    )
+    symbols = [site.specie.symbol for site in start]
+    return Structure(cell, symbols, positions, coords_are_cartesian=True, to_unit_cell=True)
 
 
-def _divergence(atoms: Atoms, start: Atoms, largest_force: float) -> str:
-    """Why this can lead nowhere, or nothing."""
-    if not (math.isfinite(largest_force) and math.isfinite(atoms.get_potential_energy())):
-        return "energy or forces are not finite"
-    factor = atoms.get_volume() / start.get_volume()
-    if not 1 / VOLUME_FACTOR <= factor <= VOLUME_FACTOR:
-        return f"the volume changed by a factor of {factor:.3g}"
-    return ""
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def displacement(start: Atoms, end: Atoms) -> float:
+def displacement(start: Structure, end: Structure) -> float:
     """Root mean square displacement of the atoms, in Å.
 
     Fractional coordinates are compared, each with its nearest image, so that the strain of the cell does not count;
     the mean shift of all atoms is taken out, and lengths are measured in the mean of the two cells.
     """
-    shift = end.get_scaled_positions(wrap=False) - start.get_scaled_positions(wrap=False)
+    shift = end.frac_coords - start.frac_coords
     shift -= np.round(shift)
     shift -= shift.mean(axis=0)
-    cartesian = shift @ ((start.cell.array + end.cell.array) / 2)
+    cartesian = shift @ ((start.lattice.matrix + end.lattice.matrix) / 2)
     return float(np.sqrt((cartesian**2).sum(axis=1).mean()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,45 +15,33 @@ from tqdm import tqdm
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.potentials import Potential, load_potential
-from jaxcrystal.evaluate.relax import Relaxation, RelaxationStatus, relax
-from jaxcrystal.evaluate.workers import Lost, run
+from jaxcrystal.evaluate.relax import Relaxation, RelaxationSettings, RelaxationStatus, relax_together
+from jaxcrystal.evaluate.workers import Lost, Workers, run
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-
-@dataclass(frozen=True)
-class RelaxationSettings:
-    """What a relaxation's outcome depends on beside the crystal and the potential."""
-
-    fmax: float = 0.1  #: largest force left, in eV/Å
-    max_steps: int = 500
-    timeout: float = 600.0  #: seconds that one crystal may take
-
-    def __post_init__(self) -> None:
-        if not (self.fmax > 0 and self.max_steps >= 0 and self.timeout > 0):
-            raise UserError(f"{self}: fmax and timeout must be positive, max_steps not negative")
+#: A process is sent the atoms of so many batches: the more, the fewer batches run out, and the more a kill costs.
+BATCHES = 3
 
 
 def relax_all(
     structures: Sequence[Structure],
     potential: Potential,
-    settings: RelaxationSettings = RelaxationSettings(),
+    settings: RelaxationSettings = RelaxationSettings(),  # noqa: B008
     *,
-    workers: int = 2,
+    workers: Workers | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
     label: str = "relaxing",
 ) -> list[Relaxation]:
-    """One Relaxation for each structure, in their order.
+    """One Relaxation for each structure, in their order. Without `workers` they are relaxed in this process.
 
     Equal crystals are relaxed once. With `cache_dir`, what is known from an earlier run, stopped or not, is read from
     `relaxations.jsonl` there: a line a crystal, keyed by potential, crystal and settings. A crystal that was lost with
     its process or to the clock has no line: the next run tries it again.
     Raises UserError if `cache_dir` cannot be written.
     """
-    if workers < 1:
-        raise UserError(f"{workers} workers cannot relax anything; at least 1 is needed")
     keys = [_key(structure, potential, settings) for structure in structures]
     store = _Store(Path(cache_dir)) if cache_dir is not None else None
     known = store.read(set(keys)) if store else {}
@@ -67,36 +57,38 @@ def relax_all(
 
 
 def _relax_missing(
-    missing: dict[str, Structure], potential: Potential, settings: RelaxationSettings, workers: int
+    missing: dict[str, Structure], potential: Potential, settings: RelaxationSettings, workers: Workers | None
 ) -> Iterator[tuple[str, Relaxation]]:
-    keys = list(missing)
-    jobs = [(structure, settings.fmax, settings.max_steps) for structure in missing.values()]
-    args = (potential.to_spec(), potential.sha256)
-    for index, result in run(_relax_one, jobs, workers=workers, timeout=settings.timeout, prepare=_load, args=args):
+    keys, structures = list(missing), list(missing.values())
+    if workers is None:
+        found = relax_together(structures, potential, settings)
+        yield from ((keys[i], relaxation) for i, relaxation in filter(None, found))
+        return
+    job = partial(_relax_in_process, potential.to_spec(), potential.sha256, settings)
+    atoms = sum(map(len, structures))
+    jobs = max(math.ceil(atoms / (BATCHES * potential.atoms_at_once)), workers.slots)
+    for index, result in run(job, structures, workers, chunk=math.ceil(len(keys) / jobs), timeout=settings.timeout):
         if isinstance(result, Lost):
-            reason = f"over {settings.timeout:g} s" if result is Lost.TIMEOUT else "the process died"
-            result = Relaxation(RelaxationStatus(result.value), reason)
+            result = Relaxation(RelaxationStatus(result.value), result.reason)
         yield keys[index], result
 
 
-#: In a worker process: the potential that it loaded.
-_potential: Potential | None = None
+def _relax_in_process(
+    spec: tuple[str, str], sha256: str, settings: RelaxationSettings, structures: Sequence[Structure]
+) -> Iterator[tuple[int, Relaxation] | None]:
+    potential = _loaded(*spec)
+    if potential.sha256 != sha256:
+        raise UserError(f"{potential.source} changed while it was in use")
+    return relax_together(structures, potential, settings)
 
 
-def _load(spec: str, sha256: str) -> None:
+@cache
+def _loaded(source: str, device: str) -> Potential:
+    """In a process of its own: the potential, read once."""
     import torch
 
-    global _potential
     torch.set_num_threads(1)  # one process a core; threads of one would steal the others'
-    _potential = load_potential(spec)
-    if _potential.sha256 != sha256:
-        raise UserError(f"{spec} changed while it was in use")
-
-
-def _relax_one(job: tuple[Structure, float, int]) -> Relaxation:
-    structure, fmax, max_steps = job
-    assert _potential is not None, "the worker was not prepared"
-    return relax(structure, _potential, fmax, max_steps)
+    return load_potential(source, device)
 
 
 def _key(structure: Structure, potential: Potential, settings: RelaxationSettings) -> str:

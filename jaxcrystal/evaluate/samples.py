@@ -21,7 +21,7 @@ import pandas as pd
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.processes import each
+from jaxcrystal.evaluate.workers import Lost, Workers, each
 
 #: Outcomes of a row that reads as a crystal's description, though only `ok` is a crystal that can be built.
 PARSED = ("ok", "cell_error", "disordered")
@@ -35,7 +35,8 @@ class Sample:
     """One attempt at a crystal.
 
     `outcome` is `ok`, or why there is no crystal: `missing` (an empty cell), `cif_error`, `extxyz_error` (malformed),
-    `unknown_element`, `not_finite`, `disordered`, `cell_error` (no such cell), or what the sampler's ledger says.
+    `unknown_element`, `not_finite`, `disordered`, `cell_error` (no such cell), `crashed` or `timeout` (reading it
+    killed a process), or what the sampler's ledger says.
     """
 
     id: str
@@ -55,7 +56,7 @@ class SampleSet:
     samples: tuple[Sample, ...]
 
 
-def read(path: str | Path, *, workers: int = 1, limit: int | None = None) -> SampleSet:
+def read(path: str | Path, *, workers: Workers | None = None, limit: int | None = None) -> SampleSet:
     """The first `limit` (default: all) samples of a file or folder.
 
     Raises UserError that names the path and what was expected, if it does not exist, is empty, or lacks a column;
@@ -70,7 +71,8 @@ def read(path: str | Path, *, workers: int = 1, limit: int | None = None) -> Sam
     if not records:
         raise UserError(f"{path} holds no crystals; expected at least one row, frame or *.cif file")
     records = records[:limit]
-    return SampleSet(path, _sha256(path), tuple(each(_sample, records, workers=workers, label=f"reading {path.name}")))
+    samples = each(_sample, records, workers, label=f"reading {path.name}", lost=_lost)
+    return SampleSet(path, _sha256(path), tuple(samples))
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,11 @@ class _Unreadable(Exception):
 
     def __init__(self, outcome: str, reason: str) -> None:
         self.outcome, self.reason = outcome, reason
+
+
+def _lost(record: _Record, why: Lost) -> Sample:
+    cif = record.content if record.form == "cif" else ""
+    return Sample(record.id, record.row, why.value, why.reason, None, cif)
 
 
 def _sample(record: _Record) -> Sample:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from jaxcrystal.evaluate.formation import Uncovered
 from jaxcrystal.evaluate.hull import Hull
-from jaxcrystal.evaluate.relax import Relaxation, RelaxationStatus
-from jaxcrystal.evaluate.relaxations import RelaxationSettings, relax_all
+from jaxcrystal.evaluate.relax import Relaxation, RelaxationSettings, RelaxationStatus
+from jaxcrystal.evaluate.relaxations import relax_all
+from jaxcrystal.evaluate.workers import Workers
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -61,7 +62,7 @@ def assess(
     fmax: float = 0.1,
     max_steps: int = 500,
     timeout: float = 600.0,
-    workers: int = 2,
+    workers: Workers | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> list[StabilityRow]:

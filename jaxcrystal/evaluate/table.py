@@ -17,10 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxcrystal.evaluate.processes import each
 from jaxcrystal.evaluate.protocols import Protocol
 from jaxcrystal.evaluate.samples import Sample
 from jaxcrystal.evaluate.validity import compositional, reduced_composition, structural
+from jaxcrystal.evaluate.workers import Lost, Workers, each
 
 #: Å, spglib's tolerance: generated coordinates often have two decimals, so symmetry is exact only to about this much.
 SYMPREC = 0.1
@@ -66,14 +66,20 @@ class Provenance:
     cutoffs: str | None = None  #: the data set whose cut-offs coverage took
 
 
-def describe(samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: int = 1) -> pd.DataFrame:
+def describe(
+    samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
+) -> pd.DataFrame:
     """The columns of `Attempt`; without `symmetry` space groups, the slowest part of it, stay unknown."""
     one = partial(_describe, protocol=protocol, symmetry=symmetry)
-    rows = each(one, samples, workers=workers, label="validity")
+    rows = each(one, samples, workers, label="validity", lost=_lost)
     table = pd.DataFrame([asdict(row) for row in rows])
     whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
     measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
     return table.astype(whole | measures)
+
+
+def _lost(sample: Sample, why: Lost) -> Attempt:
+    return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
 
 
 def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:

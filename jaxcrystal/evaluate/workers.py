@@ -1,109 +1,260 @@
-"""Many jobs in processes, of which none can take the others with it.
+"""Work on many crystals in other processes, of which none can take the others with it.
 
-Each worker is an executor of one process. A job that kills its process, or takes too long and is killed, costs itself
-and that process; a fresh one takes the next job.
+    items ──chunks──▶ Executor ──▶ results
+                         │
+                         └─ a chunk whose process died ──▶ its items, each alone ──▶ results, or Lost if it dies again
+
+The Executor is `Processes` on this machine, or dask's on a cluster. A process that shows no sign of life for `timeout`
+seconds ends itself. Its watchdog is faulthandler's, which runs beside Python, so that it ends what hangs in C too.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import queue
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from jaxcrystal.errors import UserError
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Seconds without a sign of life after which a process is given up.
+TIMEOUT = 600.0
+#: Items that are sent to a process at once.
+CHUNK = 50
+#: Seconds to wait for a scheduler's answer.
+CONNECT = 30
+
 
 class Lost(StrEnum):
-    """Why a job has no result."""
+    """Why an item has no result."""
 
     TIMEOUT = "timeout"
     CRASHED = "crashed"
 
+    @property
+    def reason(self) -> str:
+        """In words."""
+        return "the process that worked on it " + ("hung" if self is Lost.TIMEOUT else "died")
 
-class _Worker:
-    """One process, replaced when it dies. `prepare(*args)` runs once in each, before any job."""
 
-    def __init__(self, prepare: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self._prepare, self._args = prepare, args
-        self._start()
+#: What works on items: yields the position and result of each, in any order, and None as a sign of life between them.
+Job = Callable[[Sequence[T]], Iterator[tuple[int, R] | None]]
 
-    def _start(self) -> None:
-        # spawn, for a forked process would inherit the locks of torch's and jax's threads.
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, initializer=self._prepare, initargs=self._args)
-        self._pid = self._pool.submit(os.getpid)
-        self.deadline = float("inf")
-        self.killed = False
 
-    def submit(self, job: Callable[[Any], Any], item: Any, timeout: float) -> Future[Any]:
-        """Starts the job; its time begins when the process is ready."""
+@dataclass(frozen=True)
+class Workers:
+    """Where work is done."""
+
+    executor: Executor
+    slots: int  #: jobs that it does at once
+    deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)  #: what it raises for a process that died
+    tries: int = 1  #: how many processes a job must kill before it does
+
+
+class Processes(Executor):
+    """`count` processes on this machine, each started when it is needed; for one that died the next job starts another.
+
+    concurrent.futures' own pool is lost as a whole when one of its processes dies, so here each is a pool of one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count)  # each job's thread waits for its process
+        self._free: queue.LifoQueue[ProcessPoolExecutor | None] = queue.LifoQueue()
+        for _ in range(count):
+            self._free.put(None)
+        self._pids: dict[ProcessPoolExecutor, int] = {}
+
+    def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        return self._threads.submit(self._in_a_process, partial(function, *args, **kwargs))
+
+    def _in_a_process(self, job: Callable[[], R]) -> R:
+        pool = self._free.get()
         try:
-            self._pid.result()
-            future = self._pool.submit(job, item)
+            pool = pool or self._start()
+            return pool.submit(job).result()
+        except BrokenProcessPool:
+            if pool:
+                del self._pids[pool]
+                pool.shutdown()
+            pool = None
+            raise
+        finally:
+            self._free.put(pool)
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn, for a forked process would inherit the locks of torch's and jax's threads.
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            self._pids[pool] = pool.submit(_first_job).result()
         except BrokenProcessPool:
             raise UserError("a worker process died before it had a job; is there memory for one more?") from None
-        self.deadline = time.monotonic() + timeout
-        return future
+        return pool
 
-    def kill_if_late(self) -> None:
-        if time.monotonic() > self.deadline and not self.killed:
-            self.killed = True
-            os.kill(self._pid.result(), signal.SIGKILL)
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """With `cancel_futures` running jobs are ended too."""
+        if cancel_futures:
+            for pid in list(self._pids.values()):
+                os.kill(pid, signal.SIGKILL)
+        self._threads.shutdown(wait=True, cancel_futures=cancel_futures)
+        for pool in self._pids:
+            pool.shutdown()
+        self._pids.clear()
 
-    def restart(self) -> None:
-        self.close()
-        self._start()
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+def _first_job() -> int:
+    return os.getpid()
+
+
+@contextmanager
+def local(count: int = 2) -> Iterator[Workers]:
+    """`count` processes on this machine. Raises UserError for less than one."""
+    if count < 1:
+        raise UserError(f"{count} workers cannot do anything; at least 1 is needed")
+    processes = Processes(count)
+    try:
+        yield Workers(processes, count)
+    except BaseException:
+        processes.shutdown(cancel_futures=True)
+        raise
+    processes.shutdown()
+
+
+@contextmanager
+def dask(address: str) -> Iterator[Workers]:
+    """The workers of dask's scheduler at `address`, such as tcp://10.0.0.1:8786; each must be a process of one thread.
+
+    Raises UserError if dask is not installed, nobody answers, there is no worker, or one has several threads.
+    """
+    try:
+        from dask import config
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise UserError("dask is not installed; pip install 'jaxcrystal[dask]'") from None
+    try:
+        client = Client(address, timeout=CONNECT)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UserError(f"no dask scheduler answers at {address}: {' '.join(str(error).split())}") from None
+    with client:
+        threads = client.nthreads()
+        if not threads:
+            raise UserError(f"the dask scheduler at {address} has no workers; start some: dask worker {address}")
+        if max(threads.values()) > 1:
+            raise UserError(
+                "a dask worker has several threads, which would share one watchdog and torch; "
+                f"start each as a process of its own: dask worker {address} --nthreads 1 --nworkers N"
+            )
+        tries = 1 + config.get("distributed.scheduler.allowed-failures")
+        yield Workers(client.get_executor(pure=False), len(threads), (KilledWorker,), tries)
 
 
 def run(
-    job: Callable[[Any], Any],
-    items: Sequence[Any],
-    *,
-    workers: int,
-    timeout: float,
-    prepare: Callable[..., None],
-    args: tuple[Any, ...] = (),
-) -> Iterator[tuple[int, Any | Lost]]:
-    """Yields (index, `job(item)`) as they come, or (index, Lost) for a job that died or took over `timeout` seconds.
+    job: Job[T, R], items: Sequence[T], workers: Workers, *, chunk: int | None = None, timeout: float = TIMEOUT
+) -> Iterator[tuple[int, R | Lost]]:
+    """Yields the index and result of each item as they come, or (index, Lost).
 
-    `job` and `prepare` are functions of a module, as processes need them. An exception that `job` raises is raised.
+    `job` and the items are pickled; an exception that `job` raises is raised.
     """
-    waiting = iter(enumerate(items))
-    pool = [_Worker(prepare, args) for _ in range(min(workers, len(items)))]
-    running: dict[Future[Any], tuple[_Worker, int]] = {}
-
-    def start_next(worker: _Worker) -> None:
-        if following := next(waiting, None):
-            index, item = following
-            running[worker.submit(job, item, timeout)] = (worker, index)
-
+    chunk = chunk or CHUNK
+    waiting = deque(range(len(items))[start : start + chunk] for start in range(0, len(items), chunk))
+    running: dict[Future[list[R]], tuple[Sequence[int], float]] = {}
     try:
-        for worker in pool:
-            start_next(worker)
-        while running:
-            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+        while waiting or running:
+            while waiting and len(running) < workers.slots:
+                indices = waiting.popleft()
+                future = workers.executor.submit(_watched, job, [items[i] for i in indices], timeout)
+                running[future] = indices, time.monotonic()
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            ended: list[tuple[int, R | Lost]] = []
             for future in done:
-                worker, index = running.pop(future)
+                indices, began = running.pop(future)
                 try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    result = Lost.TIMEOUT if worker.killed else Lost.CRASHED
-                if worker.killed or isinstance(result, Lost):
-                    worker.restart()
-                # The next job starts before the result is handed out, so that the process does not wait for the caller.
-                start_next(worker)
-                yield index, result
-            for worker, _ in running.values():
-                worker.kill_if_late()
+                    ended += zip(indices, future.result(), strict=True)
+                except workers.deaths:
+                    if len(indices) > 1:
+                        waiting.extend(range(i, i + 1) for i in indices)
+                    else:
+                        hung = time.monotonic() - began >= timeout * workers.tries
+                        ended.append((indices[0], Lost.TIMEOUT if hung else Lost.CRASHED))
+            yield from ended
     finally:
-        for worker in pool:
-            worker.close()
+        for future in running:
+            future.cancel()
+
+
+def _watched(job: Job[T, R], items: Sequence[T], timeout: float) -> list[R]:
+    """In another process: the results of all items, in their order."""
+    results: dict[int, R] = {}
+    with open(os.devnull, "w") as nowhere:
+        try:
+            faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+            for said in job(items):
+                faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+                if said is not None:
+                    results[said[0]] = said[1]
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    return [results[i] for i in range(len(items))]
+
+
+def each(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    workers: Workers | None,
+    *,
+    label: str,
+    lost: Callable[[T, Lost], R],
+) -> list[R]:
+    """`[function(item) for item in items]` with a progress bar; `lost(item, why)` for one that its process died of.
+
+    Without `workers` it is done in this process, which then dies of what they would die of.
+    """
+    return _all(partial(_one_by_one, function), items, workers, label, lost)
+
+
+def each_chunk(
+    function: Callable[[Sequence[T]], list[R]],
+    items: Sequence[T],
+    workers: Workers | None,
+    *,
+    label: str,
+    lost: Callable[[T, Lost], R],
+) -> list[R]:
+    """As `each`, for a function that is faster with many items at once: it is given up to `CHUNK` of them."""
+    return _all(partial(_at_once, function), items, workers, label, lost)
+
+
+def _one_by_one(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    return ((i, function(item)) for i, item in enumerate(items))
+
+
+def _at_once(function: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    for start in range(0, len(items), CHUNK):
+        yield from enumerate(function(items[start : start + CHUNK]), start)
+
+
+def _all(
+    job: Job[T, R], items: Sequence[T], workers: Workers | None, label: str, lost: Callable[[T, Lost], R]
+) -> list[R]:
+    results: dict[int, R] = {}
+    found = job(items) if workers is None else run(job, items, workers)
+    with tqdm(total=len(items), desc=label, unit="crystal", mininterval=0.5, disable=not items) as bar:
+        for i, result in found:
+            results[i] = lost(items[i], result) if isinstance(result, Lost) else result
+            bar.update()
+    return [results[i] for i in range(len(items))]

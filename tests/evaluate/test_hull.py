@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
+from single_points import potential as potential_of
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate import hull as hull_module
@@ -202,8 +203,7 @@ def test_bad_references_are_named(tmp_path, content):
 
 def emt(sha="e" * 64, reference=EnergyReference.OWN) -> Potential:
     rows = (CheckRow("Cu", "energy", -4.10, -0.01),)
-    elements = frozenset(["Al", "Cu", "Ni", "Au"])
-    return Potential("EMT", "emt", sha, elements, SelfCheck(rows, rows, reference), "", EMT)
+    return potential_of(EMT, ["Al", "Cu", "Ni", "Au"], check=SelfCheck(rows, rows, reference), sha256=sha)
 
 
 def b2(a, b, length=3.0):

@@ -4,20 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+from single_points import potential
 
-from jaxcrystal.evaluate.potentials import Potential, to_atoms
-from jaxcrystal.evaluate.relax import RelaxationStatus, displacement, relax
-from jaxcrystal.evaluate.selfcheck import EnergyReference, SelfCheck
+from jaxcrystal.evaluate import relax as relax_module
+from jaxcrystal.evaluate.potentials import load_potential
+from jaxcrystal.evaluate.relax import RelaxationSettings, RelaxationStatus, displacement, relax, relax_together
 
-
-def potential(calculator=EMT, elements=("Al", "Cu", "Ni")) -> Potential:
-    """ase's effective medium theory: exact, fast, and none of the potentials under test."""
-    check = SelfCheck((), (), EnergyReference.OWN)
-    return Potential("EMT", "emt", "0" * 64, frozenset(elements), check, "", calculator)
+to_atoms = AseAtomsAdaptor.get_atoms
 
 
 @pytest.fixture
@@ -56,19 +53,19 @@ def test_it_ends_where_ases_own_loop_ends(strained):
     optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
     optimizer.run(fmax=0.02, steps=500)
 
-    result = relax(strained, potential(), fmax=0.02)
+    result = relax(strained, potential(EMT), fmax=0.02)
     assert result.status is RelaxationStatus.CONVERGED and result.reason == ""
     assert result.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
     assert result.steps == optimizer.nsteps
     np.testing.assert_allclose(result.structure.lattice.matrix, atoms.cell.array, atol=1e-9)
     assert result.volume_change == pytest.approx(atoms.get_volume() / strained.volume - 1)
-    assert result.rmsd == pytest.approx(displacement(to_atoms(strained), atoms))
+    assert result.rmsd == pytest.approx(displacement(strained, AseAtomsAdaptor.get_structure(atoms)))
 
 
 def test_the_threshold_holds_for_forces_and_stress(strained):
     from ase.filters import FrechetCellFilter
 
-    results = {fmax: relax(strained, potential(), fmax=fmax) for fmax in (0.3, 0.01)}
+    results = {fmax: relax(strained, potential(EMT), fmax=fmax) for fmax in (0.3, 0.01)}
     for fmax, result in results.items():
         # As ase has it, forces are those on coordinates of the start's cell: the filter is laid before the atoms move.
         atoms = to_atoms(strained)
@@ -86,13 +83,13 @@ def test_the_threshold_holds_for_forces_and_stress(strained):
 
 
 def test_steps_that_run_out_are_said(strained):
-    result = relax(strained, potential(), fmax=0.01, max_steps=3)
+    result = relax(strained, potential(EMT), fmax=0.01, max_steps=3)
     assert result.status is RelaxationStatus.NOT_CONVERGED
     assert result.steps == 3 and result.fmax > 0.01 and "3 steps" in result.reason
     atoms = to_atoms(result.structure)
     atoms.calc = EMT()
     assert result.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
-    assert relax(strained, potential(), max_steps=0).rmsd == 0
+    assert relax(strained, potential(EMT), max_steps=0).rmsd == pytest.approx(0, abs=1e-9)
 
 
 def test_a_crystal_at_rest_is_left_alone():
@@ -115,7 +112,7 @@ def test_a_volume_that_explodes_or_collapses_is_divergence(stress):
 
 
 def test_an_unknown_element_is_named():
-    result = relax(Structure(Lattice.cubic(4), ["Al", "Xe"], [[0, 0, 0], [0.5, 0.5, 0.5]]), potential())
+    result = relax(Structure(Lattice.cubic(4), ["Al", "Xe"], [[0, 0, 0], [0.5, 0.5, 0.5]]), potential(EMT))
     assert result.status is RelaxationStatus.UNKNOWN_ELEMENT and "Xe" in result.reason
 
 
@@ -129,13 +126,11 @@ def test_an_error_of_the_potential_is_kept_in_words():
 
 def test_oxidation_states_do_not_matter(strained):
     charged = strained.copy().add_oxidation_state_by_site([1, 2, 0, 1])
-    assert relax(charged, potential()).energy == relax(strained, potential()).energy
+    assert relax(charged, potential(EMT)).energy == relax(strained, potential(EMT)).energy
 
 
 @pytest.mark.parametrize("crystal", ["coincident", "isolated"])
 def test_chgnet_is_not_believed_where_it_has_no_answer(crystal):
-    from jaxcrystal.evaluate.potentials import load_potential
-
     structure = {
         "coincident": Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0]]),
         "isolated": Structure(Lattice.cubic(14), ["Na"], [[0, 0, 0]]),
@@ -146,22 +141,89 @@ def test_chgnet_is_not_believed_where_it_has_no_answer(crystal):
 
 
 def test_displacement_is_of_the_atoms_alone():
-    start = Atoms("AlCu", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[4, 4, 4], pbc=True)
-    strained = start.copy()
-    strained.set_cell([5, 4, 3], scale_atoms=True)
-    assert displacement(start, strained) == pytest.approx(0)  # strain of the cell
-    shifted = start.copy()
-    shifted.translate([1.0, 0.3, 0])
-    assert displacement(start, shifted) == pytest.approx(0)  # all atoms alike
-    wrapped = start.copy()
-    wrapped.positions[0] += [4, 0, -8]
-    assert displacement(start, wrapped) == pytest.approx(0)  # whole cells
-    moved = start.copy()
-    moved.positions[0] += [0.2, 0, 0]
+    coords = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+
+    def crystal(moved=0.0, cell=(4, 4, 4)):
+        return Structure(Lattice.orthorhombic(*cell), ["Al", "Cu"], coords + moved)
+
+    start = crystal()
+    assert displacement(start, crystal(cell=(5, 4, 3))) == pytest.approx(0)  # strain of the cell
+    assert displacement(start, crystal([0.25, 0.075, 0])) == pytest.approx(0)  # all atoms alike
+    assert displacement(start, crystal([[1, 0, -2], [0, 0, 0]])) == pytest.approx(0)  # whole cells
     # Mean shift 0.1 Å taken out: ±0.1 Å for each of two atoms.
-    assert displacement(start, moved) == pytest.approx(0.1)
+    assert displacement(start, crystal([[0.05, 0, 0], [0, 0, 0]])) == pytest.approx(0.1)
+
+
+def test_a_crowd_relaxes_as_each_does_alone(strained):
+    """Of all sizes, with some that fail: each Relaxation is that of the crystal by itself, and each comes once."""
+    unknown = Structure(Lattice.cubic(4), ["Xe"], [[0, 0, 0]])
+    crystals = [
+        strained,
+        unknown,
+        *(strained.copy().perturb(0.1, seed=seed) for seed in range(4)),
+        strained * (2, 1, 1),
+    ]
+    found = list(filter(None, relax_together(crystals, potential(EMT), RelaxationSettings(0.02))))
+    assert sorted(index for index, _ in found) == list(range(len(crystals)))
+    for index, together in found:
+        alone = relax(crystals[index], potential(EMT), fmax=0.02)
+        assert (together.status, together.reason, together.steps) == (alone.status, alone.reason, alone.steps)
+        assert together.energy == (alone.energy and pytest.approx(alone.energy, abs=1e-9))
+        if alone.structure is not None:
+            assert together.structure.matches(alone.structure)
+            assert together.rmsd == pytest.approx(alone.rmsd, abs=1e-9)
+
+
+def test_the_next_begins_where_one_ends(strained, monkeypatch):
+    """A batch is never larger than the potential takes, or than one crystal; and it is full while others wait."""
+    sizes = []
+    step = relax_module.Batch.step
+
+    def watched(batch):
+        sizes.append(batch.atoms)
+        return step(batch)
+
+    monkeypatch.setattr(relax_module.Batch, "step", watched)
+    monkeypatch.setitem(relax_module_limits(), "cpu", 9)
+    crystals = [strained.copy().perturb(0.1, seed=seed) for seed in range(5)] + [strained * (3, 1, 1)]
+    said = list(relax_together(crystals, potential(EMT)))
+    assert len([x for x in said if x is not None]) == 6
+    assert said.count(None) == len(sizes)  # a sign of life after every step
+    assert set(sizes) <= {8, 4, 12} and sizes[0] == 8 and 12 in sizes
+
+
+def relax_module_limits():
+    from jaxcrystal.evaluate import potentials
+
+    return potentials.ATOMS_AT_ONCE
+
+
+def test_one_that_breaks_the_potential_costs_itself(strained):
+    """The potential raises for a whole batch because of one crystal, on the way: the others go on."""
+    calls = []
+
+    class Fragile(EMT):
+        def calculate(self, atoms=None, *args, **kwargs):
+            if "Ni" in atoms.symbols:
+                calls.append(1)
+                if len(calls) > 3:
+                    raise RuntimeError("too\nmuch nickel")
+            super().calculate(atoms, *args, **kwargs)
+
+    nickel = strained.copy()
+    nickel.replace_species({"Cu": "Ni"})
+    results = dict(filter(None, relax_together([strained, nickel, strained], potential(Fragile))))
+    assert results[1].status is RelaxationStatus.FAILED and results[1].reason == "RuntimeError: too much nickel"
+    assert results[1].steps > 0
+    assert results[0].converged and results[0].energy == results[2].energy == relax(strained, potential(EMT)).energy
+
+
+def test_a_crystal_that_takes_too_long_is_given_up(strained):
+    slow = RelaxationSettings(fmax=1e-9, max_steps=10**6, timeout=0.2)
+    ((_, result),) = filter(None, relax_together([strained], potential(EMT), slow))
+    assert result.status is RelaxationStatus.TIMEOUT and "0.2 s" in result.reason and result.energy is None
 
 
 def test_outcomes_are_frozen(strained):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        relax(strained, potential()).energy = 0.0
+        relax(strained, potential(EMT)).energy = 0.0

@@ -1,60 +1,136 @@
-"""Processes: results in full, a death or a delay that costs one job."""
+"""Processes: results in full, a death or a delay that costs one item, and dask's workers as our own."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.workers import Lost, run
+from jaxcrystal.evaluate import workers as module
+from jaxcrystal.evaluate.workers import Lost, Workers, dask, each, each_chunk, local, run
 
-_prepared: list[int] = []
+
+def work(item: str) -> str:
+    if item == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == "sleep":
+        time.sleep(600)
+    if item == "raise":
+        raise ValueError("from the job")
+    return item * 2
 
 
-def prepare(value: int) -> None:
-    _prepared.append(value)
+def job(items):
+    for i, item in enumerate(items):
+        yield None
+        yield i, work(item)
+
+
+def at_once(items):
+    return [work(item) for item in items]
+
+
+def collect(items: list[str], workers: Workers, **settings) -> dict[int, object]:
+    found = list(run(job, items, workers, **{"timeout": 5.0, "chunk": 3} | settings))
+    assert max(Counter(index for index, _ in found).values(), default=1) == 1
+    return dict(found)
+
+
+ITEMS = ["a", "die", "b", "sleep", "c", "die", "d"]
+EXPECTED = [{"die": Lost.CRASHED, "sleep": Lost.TIMEOUT}.get(item, item * 2) for item in ITEMS]
+
+
+def test_every_item_has_one_result_and_a_lost_one_costs_itself():
+    with local(2) as workers:
+        found = collect(ITEMS, workers)
+        assert [found[i] for i in range(len(ITEMS))] == EXPECTED
+        # The same processes, after all that, do as they did.
+        assert collect(["x", "y"], workers) == {0: "xx", 1: "yy"}
+
+
+def test_results_are_in_order_with_or_without_processes(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    items = [str(i) for i in range(11)]
+    lost = lambda item, why: f"{item} {why.value}"  # noqa: E731
+    with local(2) as workers:
+        for pool in (workers, None):
+            assert each(work, items, pool, label="", lost=lost) == [item * 2 for item in items]
+            assert each_chunk(at_once, items, pool, label="", lost=lost) == [item * 2 for item in items]
+        for function in (partial(each, work), partial(each_chunk, at_once)):
+            assert function(["a", "die", "b"], workers, label="", lost=lost) == ["aa", "die crashed", "bb"]
+
+
+def test_nothing_to_do_starts_nothing():
+    with local(2) as workers:
+        assert collect([], workers) == {}
+        assert not workers.executor._pids
+
+
+def test_an_error_of_the_job_is_not_swallowed():
+    with local(1) as workers:
+        with pytest.raises(ValueError, match="from the job"):
+            collect(["a", "raise"], workers)
+        assert collect(["a"], workers) == {0: "aa"}
+
+
+def test_an_error_ends_what_is_running():
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="enough"), local(1) as workers:
+        workers.executor.submit(work, "sleep")
+        while not workers.executor._pids:
+            time.sleep(0.1)
+        raise RuntimeError("enough")
+    assert time.monotonic() - began < 300  # the job would have slept for ten minutes
 
 
 def refuse() -> None:
     os._exit(1)
 
 
-def job(item: str) -> str:
-    if item == "die":
-        os._exit(9)
-    if item == "sleep":
-        time.sleep(600)
-    if item == "raise":
-        raise ValueError("from the job")
-    return f"{item} {_prepared}"
+def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
+    monkeypatch.setattr(module, "_first_job", refuse)
+    with local(1) as workers, pytest.raises(UserError, match="died before it had a job"):
+        collect(["a"], workers)
 
 
-def collect(items: list[str], **settings) -> dict[int, object]:
-    settings = {"workers": 2, "timeout": 3.0, "prepare": prepare, "args": (7,)} | settings
-    found = list(run(job, items, **settings))
-    assert max(Counter(index for index, _ in found).values(), default=1) == 1
-    return dict(found)
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_workers_are_an_error(count):
+    with pytest.raises(UserError, match="at least 1"), local(count):
+        pass
 
 
-def test_every_job_has_one_result_and_a_lost_one_costs_itself():
-    items = ["a", "die", "b", "sleep", "c", "die", "d"]
-    found = collect(items)
-    assert sorted(found) == list(range(len(items)))
-    for index, item in enumerate(items):
-        expected = {"die": Lost.CRASHED, "sleep": Lost.TIMEOUT}.get(item, f"{item} [7]")
-        assert found[index] == expected
+@pytest.mark.slow
+def test_dasks_workers_are_as_our_own(monkeypatch):
+    """A real scheduler, two workers that are processes with nannies, on this machine."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers find this module
+    Cluster = partial(distributed.LocalCluster, dashboard_address=None)
+    with Cluster(n_workers=2, threads_per_worker=1) as cluster, dask(cluster.scheduler_address) as workers:
+        assert workers.slots == 2
+        found = collect(ITEMS, workers)
+        assert [found[i] for i in range(len(ITEMS))] == EXPECTED
+    for bad, message in (({"n_workers": 1, "threads_per_worker": 2}, "--nthreads 1"), ({"n_workers": 0}, "no workers")):
+        with Cluster(**bad) as cluster, pytest.raises(UserError, match=message), dask(cluster.scheduler_address):
+            pass
 
 
-def test_nothing_to_do_starts_nothing():
-    assert collect([]) == {}
+def test_a_scheduler_that_does_not_answer_is_an_error(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(module, "CONNECT", 1)
+    with pytest.raises(UserError, match="no dask scheduler answers"), dask("tcp://127.0.0.1:1"):
+        pass
 
 
-def test_an_error_of_the_job_is_not_swallowed():
-    with pytest.raises(ValueError, match="from the job"):
-        collect(["a", "raise"], workers=1)
-
-
-def test_a_worker_that_cannot_start_is_an_error():
-    with pytest.raises(UserError, match="died before it had a job"):
-        collect(["a"], prepare=refuse, args=())
+def test_without_dask_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "from jaxcrystal.cli import main\n"
+        "sys.exit(main(['evaluate', 'x.csv', '--out', 'y', '--dask', 'tcp://127.0.0.1:1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "jaxcrystal[dask]" in done.stderr
