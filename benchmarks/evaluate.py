@@ -34,6 +34,7 @@ from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints, stored_
 from jaxcrystal.evaluate.protocols import PROTOCOLS, coverage_cutoffs
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.table import describe
+from jaxcrystal.evaluate.workers import Workers, local
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 GENERATED, REFERENCE = DATA / "generated/diffcsp_mp20.parquet", DATA / "mp20/test.parquet"
@@ -80,7 +81,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     if not options.quick and DATA.exists():
         result["published"] = PUBLISHED
-        result["reproduced"] = reproduced(options.workers)
+        with local(options.workers) as workers:
+            result["reproduced"] = reproduced(workers)
     path = machine.write("evaluate", result, options.out)
     print(
         f"{measured['machine']}\n{2 * options.crystals} crystals, fingerprints within {result['worst_difference']:.1e}"
@@ -131,7 +133,7 @@ def compare(crystals: Sequence[Crystal], peer: featurizer.Featurizer, rounds: in
     }
 
 
-def reproduced(workers: int) -> dict[str, Any]:
+def reproduced(workers: Workers) -> dict[str, Any]:
     """Coverage and distributions of DiffCSP's crystals, by protocol and by what was drawn."""
     tables, found = [], []
     for path in (GENERATED, REFERENCE):

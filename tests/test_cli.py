@@ -4,6 +4,7 @@ import argparse
 import inspect
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from jaxcrystal import __version__, cli
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.workers import Workers
 
 #: The function behind each verb, and the least that must be typed to reach it.
 VERBS = {
@@ -101,7 +103,7 @@ OPTIONS = [
     ("evaluate", ["--fmax", "0.02"], {"fmax": 0.02}),
     ("evaluate", ["--max-steps", "5"], {"max_steps": 5}),
     ("evaluate", ["--limit", "4"], {"limit": 4}),
-    ("evaluate", ["--workers", "31"], {"workers": 31}),
+    ("evaluate", ["--workers", "31"], {"workers": Workers(None, 31)}),
     ("doctor", ["--potential", "dir"], {"potential": "dir"}),
     ("demo", ["--out", "x"], {"out": Path("x")}),
 ]
@@ -178,6 +180,19 @@ def test_sampling_takes_every_device_for_copies_or_shares_of_the_model(received)
     ]
 
 
+def test_a_cluster_stands_in_for_processes(received, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def cluster(address):
+        asked.append(address)
+        yield Workers(None, 77)
+
+    monkeypatch.setattr("jaxcrystal.evaluate.workers.dask", cluster)
+    assert received("evaluate", "--dask", "tcp://10.0.0.1:8786")["workers"].slots == 77
+    assert asked == ["tcp://10.0.0.1:8786"]
+
+
 def test_conditions_add_up(received):
     wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
@@ -195,7 +210,7 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions")}
+    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("evaluate", "--dask")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

@@ -1,8 +1,10 @@
 """Launch scripts are whole: bash and YAML read them, and what they run is a command of ours."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import yaml
 
 from jaxcrystal.cli import _parser
 from jaxcrystal.config import Recipe, load
+from jaxcrystal.crystals.prototypes import embedded
+from jaxcrystal.evaluate.table import read_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +54,36 @@ def test_arguments_reach_every_host_as_they_were_typed(tmp_path):
     shell = command.replace("cd ~/jaxcrystal && .venv/bin/jaxcrystal", "printf '%s\\n'")
     told = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == typed
+
+
+@pytest.mark.slow
+def test_a_slurm_job_evaluates(tmp_path):
+    """With an `srun` that starts as many processes as Slurm has tasks: two workers relax and judge three crystals."""
+    pytest.importorskip("distributed")
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift\nfor i in 1 2; do "$@" & done\nwait\n')
+    (tmp_path / "srun").chmod(0o755)
+    checkout = tmp_path / "checkout"
+    (checkout / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "launch/evaluate_slurm.sbatch", checkout / "launch")
+    (checkout / "launch/environment.sh").write_text(f"make_environment() {{ PYTHON={sys.executable}; }}\n")
+    known = [entry.crystal for entry in embedded()[:3]]
+    (checkout / "cifs").mkdir()
+    for i, crystal in enumerate(known):
+        (checkout / f"cifs/{i}.cif").write_text(crystal.to_cif())
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "PYTHONPATH": str(ROOT)}
+    script = [checkout / "launch/evaluate_slurm.sbatch", "cifs", "--out", "out", "--potential", "chgnet"]
+    done = subprocess.run(
+        ["bash", *script, "--max-steps", "2"],
+        env=os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    table, _ = read_table(checkout / "out/structures.parquet")
+    assert list(table["outcome"]) == ["ok"] * 3 and table["energy_per_atom"].notna().all()
+    assert not (checkout / "slurm-7.json").exists()
 
 
 def test_a_missing_variable_is_asked_for():

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ R = TypeVar("R")
 TIMEOUT = 600.0
 #: Items that are sent to a process at once.
 CHUNK = 50
-#: Seconds to wait for a scheduler's answer.
+#: Seconds to wait for a scheduler's answer, and between two looks whether anybody still works.
 CONNECT = 30
 
 
@@ -61,10 +61,12 @@ Job = Callable[[Sequence[T]], Iterator[tuple[int, R] | None]]
 class Workers:
     """Where work is done."""
 
-    executor: Executor
+    executor: Executor = field(compare=False)
     slots: int  #: jobs that it does at once
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)  #: what it raises for a process that died
     tries: int = 1  #: how many processes a job must kill before it does
+    #: Raises UserError if there is nobody left to work.
+    check: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 class Processes(Executor):
@@ -159,8 +161,15 @@ def dask(address: str) -> Iterator[Workers]:
                 "a dask worker has several threads, which would share one watchdog and torch; "
                 f"start each as a process of its own: dask worker {address} --nthreads 1 --nworkers N"
             )
+
+        def check() -> None:
+            try:
+                client.wait_for_workers(1, timeout=CONNECT)
+            except TimeoutError:
+                raise UserError(f"all dask workers at {address} are gone; start some, and run this again") from None
+
         tries = 1 + config.get("distributed.scheduler.allowed-failures")
-        yield Workers(client.get_executor(pure=False), len(threads), (KilledWorker,), tries)
+        yield Workers(client.get_executor(pure=False), len(threads), (KilledWorker,), tries, check)
 
 
 def run(
@@ -179,7 +188,8 @@ def run(
                 indices = waiting.popleft()
                 future = workers.executor.submit(_watched, job, [items[i] for i in indices], timeout)
                 running[future] = indices, time.monotonic()
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            while not (done := wait(running, timeout=CONNECT, return_when=FIRST_COMPLETED)[0]):
+                workers.check()
             ended: list[tuple[int, R | Lost]] = []
             for future in done:
                 indices, began = running.pop(future)

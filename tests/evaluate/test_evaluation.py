@@ -120,7 +120,7 @@ def test_with_a_potential_and_the_hull_that_it_labels(samples, tmp_path, monkeyp
     ]
     pd.DataFrame({"cif": [str(CifWriter(s)) for s in elements]}).to_csv(phases, index=False)
     out = tmp_path / "out"
-    options = {"potential": "chgnet", "hull": [phases], "max_steps": 3, "workers": 1}
+    options = {"potential": "chgnet", "hull": [phases], "max_steps": 3}
     metrics = evaluate(samples, out, **options)
     table, _ = read_table(out / "structures.parquet")
     # No oxygen among the phases: magnesia has an energy, but nothing can be said of its distance.

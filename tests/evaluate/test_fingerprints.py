@@ -10,6 +10,7 @@ from jaxcrystal.evaluate import fingerprints as module
 from jaxcrystal.evaluate import magpie
 from jaxcrystal.evaluate.fingerprints import COLUMNS, fingerprints, stored_fingerprints
 from jaxcrystal.evaluate.samples import read
+from jaxcrystal.evaluate.workers import local
 
 SALT = Crystal([5.69 / 2**0.5] * 3, [60, 60, 60], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TWICE = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0, 0, 0]])
@@ -76,10 +77,10 @@ def test_what_has_no_fingerprint_has_a_reason():
     assert fingerprints([]).structure.shape == (0, 61)
 
 
-def test_processes_change_nothing(monkeypatch):
-    monkeypatch.setattr("jaxcrystal.evaluate.processes.WORTH_A_POOL", 60)
+def test_processes_change_nothing():
     crystals = [entry.crystal for entry in embedded()[:60]]
-    alone, shared_out = fingerprints(crystals), fingerprints(crystals, workers=2)
+    with local(2) as workers:
+        alone, shared_out = fingerprints(crystals), fingerprints(crystals, workers=workers)
     assert np.array_equal(alone.structure, shared_out.structure) and alone.reasons == shared_out.reasons
 
 

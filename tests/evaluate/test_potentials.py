@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate import potentials
 from jaxcrystal.evaluate.formation import ElementReferences
-from jaxcrystal.evaluate.potentials import _sum_at_destination, load_potential, to_atoms
+from jaxcrystal.evaluate.m3gnet import M3GNet
+from jaxcrystal.evaluate.potentials import Potential, load_potential
 from jaxcrystal.evaluate.selfcheck import TOLERANCE, CheckRow, EnergyReference
+from jaxcrystal.evaluate.systems import Systems
 
 MP, MATPES = "potentials/M3GNet-MP-2021.2.8-PES", "potentials/M3GNet-MatPES-PBE-v2025.1-PES"
 
@@ -38,12 +43,48 @@ def crystals() -> list[Structure]:
     return [Structure.from_spacegroup(g, Lattice.cubic(a), s, x) for g, a, s, x in CRYSTALS.values()]
 
 
-def as_matgl_runs_it(directory: Path):
-    """The independent reference: matgl's own loader and calculator, without our doing."""
+def as_matgl_runs_it(directory: Path, *, at_source: bool = True):
+    """The independent reference: matgl's own loader and calculator; messages summed as trained, if not `at_source`."""
     from matgl.apps.pes import Potential
     from matgl.ext.ase import PESCalculator
+    from matgl.layers._graph_convolution import M3GNetGraphConv
+    from torch import hstack, stack
 
-    return PESCalculator(Potential.load(directory).eval(), stress_unit="eV/A3", use_voigt=True)
+    def node_update(conv, edge_index, edge_feat, node_feat, rbf, state, num_nodes):
+        source, destination = edge_index
+        messages = conv.node_update_func(hstack([node_feat[source], node_feat[destination], edge_feat]))
+        messages = messages * conv.node_weight_func(rbf)
+        return stack([messages[destination == atom].sum(0) for atom in range(num_nodes)])
+
+    model = Potential.load(directory).eval()
+    if not at_source:
+        for module in model.modules():
+            if type(module) is M3GNetGraphConv:
+                module.node_update_ = types.MethodType(node_update, module)
+    return PESCalculator(model, stress_unit="eV/A3", use_voigt=False)
+
+
+def distorted() -> list[Structure]:
+    """Known structure types of 1 to some 20 atoms, atoms and cell off their places."""
+    found = []
+    for seed, known in enumerate(embedded()[::300]):
+        structure = known.crystal.to_structure()
+        structure.apply_strain([0.02, -0.01, 0.01])
+        found.append(structure.perturb(0.1, seed=seed))
+    assert min(map(len, found)) <= 2 and max(map(len, found)) >= 14
+    return found
+
+
+def assert_same(potential: Potential, calculator, structures, *, energy: float, force: float, stress: float):
+    """All structures in one batch, against a calculator of ase: eV/atom, eV/Å, eV/Å³."""
+    systems = Systems.of(structures)
+    found, _ = potential.single_points(systems)
+    for i, structure in enumerate(structures):
+        atoms = AseAtomsAdaptor.get_atoms(structure)
+        atoms.calc = calculator
+        assert found.energies[i] / len(atoms) == pytest.approx(atoms.get_potential_energy() / len(atoms), abs=energy)
+        np.testing.assert_allclose(found.forces[systems.system == i], atoms.get_forces(), atol=force)
+        np.testing.assert_allclose(found.stresses[i], atoms.get_stress(voigt=False), atol=stress)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +113,46 @@ def test_old_weights_are_recognised_and_run_as_trained(shared):
     per_atom = [e / len(s) for e, s in zip(potential.energies(crystals()), crystals(), strict=True)]
     np.testing.assert_allclose(per_atom, DESTINATION, atol=1e-3)
 
-    # After that, matgl itself still sums as it does: only this one model was given another direction.
     plain = as_matgl_runs_it(shared / MP)
     wrong = []
     for structure in crystals():
-        atoms = to_atoms(structure)
+        atoms = AseAtomsAdaptor.get_atoms(structure)
         atoms.calc = plain
         wrong.append(atoms.get_potential_energy() / len(atoms))
     np.testing.assert_allclose(wrong, SOURCE, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [MP, MATPES])
+def test_m3gnet_is_matgls_own_pass(shared, name):
+    """Our forward pass and matgl's, messages summed where they were trained to be; the one has smooth radial functions,
+    the other not. Float32's rounding and no more."""
+    calculator = as_matgl_runs_it(shared / name, at_source=False)
+    assert_same(load_potential(shared / name), calculator, distorted(), energy=1e-5, force=2e-4, stress=1e-5)
+
+
+def test_m3gnet_sums_at_the_source_as_matgl_does(random_m3gnet):
+    from matgl.apps.pes import Potential as Published
+
+    answer = M3GNet(Published.load(random_m3gnet).eval(), at_source=True)
+    potential = Potential.checked(
+        name="noise", source="", sha256="", elements=frozenset(), note="", cutoff=5.0, answer=answer
+    )
+    assert_same(potential, as_matgl_runs_it(random_m3gnet), distorted(), energy=1e-5, force=2e-4, stress=1e-5)
+
+
+def test_any_other_model_of_matgl_runs_through_its_own_pass(tmp_path, monkeypatch):
+    """A TensorNet with weights that were never trained, and so refused, unless the check is taken out."""
+    from matgl.apps.pes import Potential as Published
+    from matgl.config import DEFAULT_ELEMENTS
+    from matgl.models import TensorNet
+
+    Published(TensorNet(element_types=DEFAULT_ELEMENTS, is_intensive=False)).save(tmp_path / "net")
+    with pytest.raises(UserError, match="self-check"):
+        load_potential(tmp_path / "net")
+    monkeypatch.setattr(potentials, "TOLERANCE", 1e9)
+    monkeypatch.setattr("jaxcrystal.evaluate.selfcheck.TOLERANCE", 1e9)
+    potential = load_potential(tmp_path / "net")
+    assert_same(potential, as_matgl_runs_it(tmp_path / "net"), distorted(), energy=1e-5, force=2e-4, stress=1e-5)
 
 
 def test_matpes_weights_run_as_trained_on_a_scale_of_their_own(shared):
@@ -91,66 +164,40 @@ def test_matpes_weights_run_as_trained_on_a_scale_of_their_own(shared):
 
 
 def test_weights_that_fit_the_code_run_as_they_are(shared, monkeypatch):
-    """Once the code sums as these weights were trained, nothing is changed and nothing noted."""
-    from matgl.layers._graph_convolution import M3GNetGraphConv
-
-    monkeypatch.setattr(M3GNetGraphConv, "node_update_", _sum_at_destination)
+    """Where summing at the source is what agrees with nature, nothing is changed and nothing noted."""
+    swapped = lambda model, at_source: M3GNet(model, at_source=not at_source)  # noqa: E731
+    swapped.can_run = M3GNet.can_run
+    monkeypatch.setattr(potentials, "M3GNet", swapped)
     potential = load_potential(shared / MP)
     assert potential.note == ""
     assert potential.check.worst < TOLERANCE
 
 
 def test_forces_and_stress_are_derivatives_of_the_energy(shared):
-    """Central differences, messages summed at the destination; matgl rounds positions to float32, hence the step."""
-    calculator = load_potential(shared / MP).calculator()
-    calculator.potential.double()
+    """Central differences in double precision."""
+    potential = load_potential(shared / MP)
+    potential.answer.potential.double()
     structure = crystals()[1].get_primitive_structure()
     structure.translate_sites([0], [0.03, 0.02, -0.01])
-    atoms = to_atoms(structure)
-    atoms.calc = calculator
+    systems = Systems.of([structure])
+    found, _ = potential.single_points(systems)
 
     def energy(positions, cell):
-        moved = atoms.copy()
-        moved.set_cell(cell)
-        moved.positions = positions
-        moved.calc = calculator
-        return moved.get_potential_energy()
+        moved = dataclasses.replace(systems, positions=positions, cells=cell[None])
+        return potential.single_points(moved)[0].energies[0]
 
-    step = 1e-3
+    positions, cell, step = systems.positions, systems.cells[0], 1e-4
     for atom, axis in ((0, 0), (1, 2)):
-        shift = np.zeros_like(atoms.positions)
+        shift = np.zeros_like(positions)
         shift[atom, axis] = step
-        slope = (
-            energy(atoms.positions + shift, atoms.cell.array) - energy(atoms.positions - shift, atoms.cell.array)
-        ) / (2 * step)
-        assert -slope == pytest.approx(atoms.get_forces()[atom, axis], abs=5e-5)
+        slope = (energy(positions + shift, cell) - energy(positions - shift, cell)) / (2 * step)
+        assert -slope == pytest.approx(found.forces[atom, axis], abs=1e-6)
     for i, j in ((0, 0), (1, 2)):
         strain = np.zeros((3, 3))
         strain[i, j] = strain[j, i] = step if i == j else step / 2
         plus, minus = np.eye(3) + strain, np.eye(3) - strain
-        slope = (
-            energy(atoms.positions @ plus, atoms.cell.array @ plus)
-            - energy(atoms.positions @ minus, atoms.cell.array @ minus)
-        ) / (2 * step)
-        assert slope / atoms.get_volume() == pytest.approx(atoms.get_stress(voigt=False)[i, j], abs=1e-5)
-
-
-def test_destination_sum_against_a_loop_over_edges(random_m3gnet):
-    import torch
-    from matgl.apps.pes import Potential
-
-    conv = Potential.load(random_m3gnet).model.graph_layers[0].conv
-    generator = torch.Generator().manual_seed(1)
-    edges = torch.tensor([[0, 0, 1, 2, 2], [1, 2, 0, 0, 2]])
-    edge_feat, node_feat = torch.rand(5, 64, generator=generator), torch.rand(3, 64, generator=generator)
-    rbf = torch.rand(5, 9, generator=generator)
-    expected = torch.zeros(3, 64)
-    for e, (i, j) in enumerate(edges.T):
-        features = torch.cat([node_feat[i], node_feat[j], edge_feat[e]])[None]
-        expected[j] += (conv.node_update_func(features) * conv.node_weight_func(rbf[e]))[0]
-    found = _sum_at_destination(conv, edges, edge_feat, node_feat, rbf, None, 3)
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, conv.node_update_(edges, edge_feat, node_feat, rbf, None, 3))
+        slope = (energy(positions @ plus, cell @ plus) - energy(positions @ minus, cell @ minus)) / (2 * step)
+        assert slope / systems.volumes[0] == pytest.approx(found.stresses[0, i, j], abs=1e-6)
 
 
 def test_chgnet_is_offline_and_on_the_corrected_scale(chgnet, capsys):
@@ -169,28 +216,16 @@ def test_chgnet_is_offline_and_on_the_corrected_scale(chgnet, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_one_backward_pass_gives_what_chgnets_own_calculator_gives(chgnet):
-    """Distorted crystals, small cells and large; energy per atom, forces and stress within float32's rounding."""
+def test_chgnet_is_its_own_calculators(chgnet):
+    """Our graphs and one backward pass, against the package's graphs and calculator, within float32's rounding."""
     from chgnet.model import CHGNet, CHGNetCalculator
 
     theirs = CHGNetCalculator(CHGNet.load(use_device="cpu", verbose=False), use_device="cpu")
-    prototypes = [known.crystal.to_structure() for known in embedded()[::300]]
-    assert min(map(len, prototypes)) <= 2 and max(map(len, prototypes)) >= 14
-    ours = chgnet.calculator()
-    for seed, structure in enumerate(prototypes):
-        atoms = to_atoms(structure)
-        atoms.rattle(0.1, seed=seed)
-        atoms.set_cell(atoms.cell.array * [1.02, 0.99, 1.01], scale_atoms=True)
-        found = {}
-        for name, calculator in (("ours", ours), ("theirs", theirs)):
-            atoms.calc = calculator
-            found[name] = atoms.get_potential_energy() / len(atoms), atoms.get_forces(), atoms.get_stress()
-        for mine, reference, atol in zip(found["ours"], found["theirs"], (5e-6, 5e-4, 1e-5), strict=True):
-            np.testing.assert_allclose(mine, reference, atol=atol, err_msg=structure.formula)
+    assert_same(chgnet, theirs, distorted(), energy=5e-6, force=5e-4, stress=1e-5)
 
 
 def test_a_spec_loads_the_same_potential(chgnet):
-    again = load_potential(chgnet.to_spec())
+    again = load_potential(*chgnet.to_spec())
     assert again == chgnet
     assert again.energies(crystals()[:1]) == chgnet.energies(crystals()[:1])
 

@@ -12,8 +12,8 @@ from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate import processes
 from jaxcrystal.evaluate.samples import read
+from jaxcrystal.evaluate.workers import local
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 RUTILE = Structure.from_spacegroup(
@@ -142,12 +142,12 @@ def test_a_folder_of_cifs(tmp_path):
     assert [(s.id, s.outcome) for s in samples] == [("a", "ok"), ("b", "cif_error")]
 
 
-def test_processes_and_limit_change_nothing_but_the_number(tmp_path, monkeypatch):
+def test_processes_and_limit_change_nothing_but_the_number(tmp_path):
     path = csv(tmp_path, [CIF, "broken", CIF])
     alone = read(path, limit=2).samples
     assert [s.outcome for s in alone] == ["ok", "cif_error"]
-    monkeypatch.setattr(processes, "WORTH_A_POOL", 1)
-    together = read(path, workers=2, limit=2).samples
+    with local(2) as workers:
+        together = read(path, workers=workers, limit=2).samples
     assert [(s.outcome, s.crystal) for s in together] == [(s.outcome, s.crystal) for s in alone]
 
 

@@ -11,9 +11,10 @@ from jaxcrystal.evaluate import relaxations, stability
 from jaxcrystal.evaluate.formation import ElementReferences
 from jaxcrystal.evaluate.hull import Hull
 from jaxcrystal.evaluate.potentials import load_potential
-from jaxcrystal.evaluate.relax import Relaxation, RelaxationStatus, relax
-from jaxcrystal.evaluate.relaxations import RelaxationSettings, relax_all
+from jaxcrystal.evaluate.relax import Relaxation, RelaxationSettings, RelaxationStatus, relax
+from jaxcrystal.evaluate.relaxations import relax_all
 from jaxcrystal.evaluate.stability import StabilityOutcome, assess
+from jaxcrystal.evaluate.workers import Lost, Workers, local
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,8 @@ def with_relaxations(monkeypatch, *results):
 def test_rows_through_processes_and_on_from_the_cache(chgnet, hull, tmp_path, monkeypatch):
     polonium = Structure(Lattice.cubic(3.3), ["Po"], [[0, 0, 0]])
     crystals = [salt(), polonium, broken(), salt()]
-    rows = assess(crystals, chgnet, hull, fmax=0.02, workers=2, cache_dir=tmp_path, progress=False)
+    with local(2) as workers:
+        rows = assess(crystals, chgnet, hull, fmax=0.02, workers=workers, cache_dir=tmp_path, progress=False)
     assert [row.outcome.value for row in rows] == ["converged", "unknown_element", "diverged", "converged"]
     assert rows[0] == rows[3]
 
@@ -64,18 +66,18 @@ def test_rows_through_processes_and_on_from_the_cache(chgnet, hull, tmp_path, mo
     stored = tmp_path / "relaxations.jsonl"
     assert len(stored.read_text().splitlines()) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(relaxations, "run", lambda *_, **__: iter(()))
+        patch.setattr(relaxations, "relax_together", lambda *_: iter(()))
         assert assess(crystals, chgnet, hull, fmax=0.02, cache_dir=tmp_path, progress=False) == rows
 
     # A kill in the middle of a line loses that line and no other; other settings are other questions.
     stored.write_text("\n".join(stored.read_text().splitlines()[:2]) + '\n{"key": "ab')
     asked = []
 
-    def spy(job, items, **settings):
-        asked.extend(item[0].composition.reduced_formula for item in items)
-        return iter((i, Relaxation(RelaxationStatus.FAILED, "spy")) for i in range(len(items)))
+    def spy(structures, potential, settings):
+        asked.extend(structure.composition.reduced_formula for structure in structures)
+        return iter((i, Relaxation(RelaxationStatus.FAILED, "spy")) for i in range(len(structures)))
 
-    monkeypatch.setattr(relaxations, "run", spy)
+    monkeypatch.setattr(relaxations, "relax_together", spy)
     relax_all(crystals, chgnet, RelaxationSettings(fmax=0.02), cache_dir=tmp_path, progress=False)
     assert len(asked) == 1
     asked.clear()
@@ -98,10 +100,8 @@ def test_a_crystal_that_takes_too_long_is_an_outcome(chgnet, tmp_path):
 
 
 def test_lost_jobs_are_outcomes(chgnet, monkeypatch):
-    from jaxcrystal.evaluate.workers import Lost
-
     monkeypatch.setattr(relaxations, "run", lambda *_, **__: iter([(1, Lost.CRASHED), (0, Lost.TIMEOUT)]))
-    found = relax_all([salt(), broken()], chgnet, progress=False)
+    found = relax_all([salt(), broken()], chgnet, workers=Workers(None, 2), progress=False)
     assert [r.status for r in found] == [RelaxationStatus.TIMEOUT, RelaxationStatus.CRASHED]
 
 
@@ -155,7 +155,7 @@ def test_another_scale_is_refused_before_any_work(chgnet, hull, monkeypatch):
 
 
 def test_bad_settings_are_errors(chgnet, tmp_path):
-    for bad in ({"fmax": 0}, {"fmax": float("nan")}, {"max_steps": -1}, {"timeout": 0}, {"workers": 0}):
+    for bad in ({"fmax": 0}, {"fmax": float("nan")}, {"max_steps": -1}, {"timeout": 0}):
         with pytest.raises(UserError):
             assess([salt()], chgnet, None, **bad)
     (tmp_path / "file").write_text("")

@@ -1,11 +1,13 @@
 """Processes: results in full, a death or a delay that costs one item, and dask's workers as our own."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -104,19 +106,61 @@ def test_no_workers_are_an_error(count):
         pass
 
 
+@pytest.fixture
+def cluster(tmp_path):
+    """Starts dask's own programs on this machine: a scheduler, and workers as they are asked for; their address."""
+    pytest.importorskip("distributed")
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(tmp_path / "scheduler.json")]
+        # The workers find this module.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL))
+        return started[-1]
+
+    start("scheduler", "--port", "0", "--no-dashboard")
+    while not (tmp_path / "scheduler.json").exists():
+        time.sleep(0.1)
+    yield (
+        lambda *arguments: start("worker", *arguments),
+        json.loads((tmp_path / "scheduler.json").read_text())["address"],
+    )
+    for process in reversed(started):
+        process.terminate()
+        process.wait(60)
+
+
 @pytest.mark.slow
-def test_dasks_workers_are_as_our_own(monkeypatch):
-    """A real scheduler, two workers that are processes with nannies, on this machine."""
-    distributed = pytest.importorskip("distributed")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers find this module
-    Cluster = partial(distributed.LocalCluster, dashboard_address=None)
-    with Cluster(n_workers=2, threads_per_worker=1) as cluster, dask(cluster.scheduler_address) as workers:
-        assert workers.slots == 2
+def test_dasks_workers_are_as_our_own(cluster, monkeypatch):
+    """A real scheduler; workers that die, hang, are of the wrong kind, or have all gone."""
+    start, address = cluster
+    with pytest.raises(UserError, match="has no workers"), dask(address):
+        pass
+    nanny = start("--nworkers", "2", "--nthreads", "1")
+    with _with_slots(address, 2) as workers:
         found = collect(ITEMS, workers)
         assert [found[i] for i in range(len(ITEMS))] == EXPECTED
-    for bad, message in (({"n_workers": 1, "threads_per_worker": 2}, "--nthreads 1"), ({"n_workers": 0}, "no workers")):
-        with Cluster(**bad) as cluster, pytest.raises(UserError, match=message), dask(cluster.scheduler_address):
-            pass
+        nanny.terminate()
+        nanny.wait(60)
+        monkeypatch.setattr(module, "CONNECT", 1)
+        with pytest.raises(UserError, match="are gone"):
+            collect(["a"], workers)
+    start("--nworkers", "1", "--nthreads", "2")
+    with pytest.raises(UserError, match="--nthreads 1"), _with_slots(address, 1):
+        pass
+
+
+@contextmanager
+def _with_slots(address: str, slots: int):
+    """Once so many workers have come."""
+    import distributed
+
+    with distributed.Client(address) as client:
+        client.wait_for_workers(slots, timeout=120)
+    with dask(address) as workers:
+        assert workers.slots == slots
+        yield workers
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error(monkeypatch):
