@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluate import fingerprints as module
 from jaxcrystal.evaluate import magpie
@@ -74,6 +74,25 @@ def test_what_has_no_fingerprint_has_a_reason():
     assert found.composition[2] == pytest.approx(magpie.standardised(magpie.features([11, 17])))
     assert len(found[found.known]) == 2 and found[np.array([1])].reasons == ("there is no crystal",)
     assert fingerprints([]).structure.shape == (0, 61)
+
+
+def test_every_element_has_a_fingerprint_or_a_reason():
+    oxides = [Crystal([4, 4, 4], [90, 90, 90], [z, 8], [[0, 0, 0], [0.5, 0.5, 0.5]]) for z in range(1, len(ELEMENTS))]
+    found = fingerprints(oxides)
+    unknown = [symbol for symbol, known in zip(ELEMENTS[1:], found.known, strict=True) if not known]
+    assert unknown == list(ELEMENTS[97:]) and found.reasons[96] == "no radius of Bk is known"
+    assert (found.known == ~np.isnan(found.structure).any(axis=1)).all()
+
+
+def test_where_pymatgen_has_no_answer_a_crystal_has_a_reason(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("No Voronoi neighbors found")
+
+    monkeypatch.setattr("pymatgen.analysis.local_env.CrystalNN.get_nn_data", fails)
+    iron = Crystal.from_structure(next(noisy()))
+    reason = "pymatgen finds no eight neighbours of atom 1: No Voronoi neighbors found"
+    found = fingerprints([SALT, iron, SALT])
+    assert found.reasons == ("", reason, "") and np.isnan(found.structure[1]).all()
 
 
 def test_processes_change_nothing(monkeypatch):

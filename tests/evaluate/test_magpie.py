@@ -1,5 +1,7 @@
 """Features of compositions by hand, against plain loops over the table, and against matminer where it is installed."""
 
+import json
+
 import numpy as np
 import pytest
 from pymatgen.core import Composition
@@ -32,6 +34,12 @@ def test_what_is_unknown_is_average():
     }
     assert (magpie.standardised(features)[unknown] == 0).all() and np.isfinite(magpie.standardised(features)).all()
     assert np.isnan(magpie.features(atoms("Og"))).all()
+
+
+def test_the_scale_is_cdvaes(shared):
+    figures = json.loads((shared / "data/cdvae_composition_scaler.json").read_text())
+    mean, deviation = magpie._scale()
+    assert (mean.tolist(), deviation.tolist()) == (figures["means"], figures["stds"])
 
 
 def test_order_and_multiples_of_a_formula_do_not_matter():
