@@ -197,7 +197,7 @@ def novelty(table: pd.DataFrame, protocol: Protocol, cutoffs: Cutoffs) -> tuple[
 def _rates(
     name: str, mask: pd.Series, known: pd.Series, protocol: Protocol, numbers: Numbers, intervals: Intervals
 ) -> None:
-    """The rate of `mask` among all rows. If the protocol leaves out failures: among the known ones, and as `_of_all`."""
+    """The rate of `mask` among all rows; if the protocol leaves out failures, among known ones, and as `_of_all`."""
     left_out = {name: int(known.sum()), f"{name}_of_all": len(mask)}
     for key, trials in (left_out if protocol.leaves_out_failures else {name: len(mask)}).items():
         if trials:
