@@ -48,6 +48,14 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             rates = [found["crystals"] / statistics.median(found["cpu_seconds"][side]) for side in ("ours", "peer")]
             ratios = (f"{found['ratio']:.1f}", f"{found['ratio_stored']:,.0f}")
             yield _row(name, str(found["atoms"]), *(f"{rate:,.1f}" for rate in rates), *ratios)
+        matching = result["matching"]
+        sizes = f"{matching['generated']:,} generated with {matching['known']:,} known"
+        yield ""
+        yield f"| {sizes}, {matching['processes']} processes, load {matching['load']:.1f} | seconds |"
+        yield "| --- | --: |"
+        for name, seconds in matching["seconds"].items():
+            yield _row(name, f"{seconds:.1f}")
+        yield _row("all of it", f"{matching['total_seconds']:.1f}")
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

@@ -1,5 +1,7 @@
 """The numbers against a count by hand and scipy; what was not asked for is absent."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,19 @@ def test_every_number_equals_the_count_by_hand():
     assert stability["relaxation_rmsd"] == {"median": 0.25}
     assert metrics["confidence_95"]["stability.metastable_rate"] == list(wilson(3, 8))
     assert metrics["versions"] == {"jaxcrystal": "0"} and metrics["protocol"] == "cdvae"
+
+
+def test_sun_asks_for_all_three_of_every_attempt():
+    # Every choice of stable, metastable or neither; unique or not; novel or not; and two attempts that came to nothing.
+    fates = [*itertools.product([-0.1, 0.05, 0.2], [True, False], [True, False]), *[(np.nan, False, False)] * 2]
+    distance, unique, novel = zip(*fates, strict=True)
+    columns = {"e_above_hull": distance, "unique": unique, "novel": novel, "rmsd": np.nan, "energy_per_atom": distance}
+    told = dict.fromkeys(["outcome", "relaxation"], "ok")
+    table = pd.DataFrame(columns | told | dict.fromkeys(["structural_valid", "compositional_valid", "converged"], True))
+    metrics = metrics_from_table(table, ASKED)
+    assert metrics["sun"] == {"rate": 1 / 14, "metastable_rate": 2 / 14}
+    assert metrics["confidence_95"]["sun.rate"] == list(wilson(1, 14))
+    assert metrics["confidence_95"]["sun.metastable_rate"] == list(wilson(2, 14))
 
 
 def test_what_was_not_asked_for_is_absent():
