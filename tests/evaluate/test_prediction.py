@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,14 +23,20 @@ def test_displacements_are_those_of_a_shift():
     # Both atoms move by half of 0.1 · 4.12 Å, and (V/N)^⅓ is 4.12 Å/2^⅓.
     assert found[:2] == pytest.approx([0.0, 0.05 * 2 ** (1 / 3)], abs=1e-6) and np.isnan(found[2:]).all()
     assert displacements([], []).shape == (0,)
+    # Of five atoms one moves by d: d/5 for four of them and 4d/5 for the one, from where they fit best.
+    perovskite = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    true = Crystal([3.9] * 3, [90] * 3, [38, 22, 8, 8, 8], perovskite)
+    moved = replace(true, frac_coords=[[0, 0, 0], [0.5, 0.5, 0.55], *perovskite[2:]])
+    expected = 0.05 * np.sqrt(0.8 / 5) * 5 ** (1 / 3)
+    assert displacements([moved], [true]) == pytest.approx([expected], abs=1e-6)
 
 
 def test_the_tolerances_are_cdvaes():
-    """Those of uniqueness would find neither: an edge a quarter too long, a displacement of 0.4 (V/N)^⅓."""
+    """Those of uniqueness take none of these: a length a quarter too long, 8° too many, sites moved by 0.31 (V/N)^⅓."""
     true = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
     stretched = Crystal([4, 4, 5.6], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
     leaning = Crystal([4, 4, 4], [90, 90, 98], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    moved = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5 - 0.56]])
+    moved = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0]])
     assert np.isfinite(displacements([stretched, leaning, moved], [true] * 3)).all()
     further = [
         Crystal([4, 4, 7], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]),

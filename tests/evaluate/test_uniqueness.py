@@ -3,9 +3,11 @@
 import itertools
 
 import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.uniqueness import group_ids, matcher, matches
 
@@ -61,3 +63,25 @@ def test_order_does_not_change_which_are_together():
     groups, shuffled = group_ids(crystals), group_ids([crystals[i] for i in order])
     for (i, a), (j, b) in itertools.combinations(enumerate(order), 2):
         assert (shuffled[i] == shuffled[j]) == (groups[a] == groups[b])
+
+
+def test_decisions_equal_pymatgens_on_500_distorted_pairs():
+    """Real structure types, each with copies strained and shaken up to and beyond what is taken for the same."""
+    generator = np.random.default_rng(5)
+    types = [entry.crystal.to_structure() for entry in embedded() if 2 <= len(entry.crystal) <= 4]
+    theirs = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+    decisions = []
+    for structure in types[:: len(types) // 50][:50]:
+        for _ in range(10):
+            strain = generator.normal(0, 0.12, (3, 3)) * generator.random()
+            shaken = generator.normal(0, 0.25, (len(structure), 3)) * generator.random()
+            size = (structure.volume / len(structure)) ** (1 / 3)
+            lattice = Lattice(structure.lattice.matrix @ (np.eye(3) + strain))
+            coords = structure.frac_coords + lattice.get_fractional_coords(shaken * size)
+            order = generator.permutation(len(structure))
+            other = Structure(lattice, [structure.species[i] for i in order], coords[order])
+            a, b = Crystal.from_structure(structure), Crystal.from_structure(other)
+            ours = group_ids([a, b]) == [0, 0] if len(decisions) % 2 else matches([a], [b]) == [0]
+            assert ours == theirs.fit(a.to_structure(), b.to_structure()), structure.formula
+            decisions.append(ours)
+    assert len(decisions) == 500 and 100 < sum(decisions) < 400
