@@ -1,5 +1,7 @@
 """Fingerprints against matminer's, for ideal, generated and real crystals; then what is stored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -113,11 +115,22 @@ def test_a_second_run_reads_what_the_first_stored(tmp_path, monkeypatch):
         assert np.array_equal(getattr(first, name), getattr(again, name), equal_nan=True)
     assert first.reasons == again.reasons
     # Other crystals, another order, another version: another file. A broken file is written anew.
-    stored_fingerprints(crystals[::-1], tmp_path)
+    moved = TWICE.frac_coords + 0.1
+    changes = {"lengths": [4, 4, 4.1], "angles": [90, 90, 91], "species": [11, 35], "frac_coords": moved}
+    others = [[SALT, None, replace(TWICE, **{name: value})] for name, value in changes.items()]
+    for different in [crystals[::-1], crystals[:2], *others]:
+        stored_fingerprints(different, tmp_path)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     stored_fingerprints(crystals, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    files = 1 + 2 + len(changes) + 1
+    assert len(list(tmp_path.iterdir())) == files
     monkeypatch.undo()
     path.write_bytes(b"PK broken")
     assert stored_fingerprints(crystals, tmp_path).reasons == first.reasons
-    assert path.stat().st_size > 100 and len(list(tmp_path.iterdir())) == 3
+    assert path.stat().st_size > 100 and len(list(tmp_path.iterdir())) == files
+
+
+def test_where_nothing_can_be_stored_that_is_said(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    found = stored_fingerprints([SALT], tmp_path / "file" / "folder")
+    assert found.known.all() and f"could not be stored in {tmp_path / 'file' / 'folder'}" in capsys.readouterr().out

@@ -1,6 +1,9 @@
 """The numbers against a count by hand and scipy; what was not asked for is absent."""
 
 import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,6 +88,20 @@ def test_what_was_not_asked_for_is_absent():
     assert set(relaxed["stability"]) == {"potential", "relaxation_rmsd"} and "sun" not in relaxed
     none = attempts().assign(e_above_hull=np.nan, rmsd=np.nan)
     assert set(metrics_from_table(none, ASKED)["stability"]) == {"potential", "hull", "metastable_rate", "stable_rate"}
+
+
+def test_the_page_names_every_number():
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    asked = attempts().assign(truth_displacement=0.1, truth_valid=True, drawn=True, no_fingerprint_because="")
+    for kind in ("structure", "composition"):
+        asked = asked.assign(**{f"{side}_{kind}_distance": 0.2 for side in ("train", "reference", "generated")})
+        asked[f"mean_{kind}_distance"] = 0.3
+    asked = asked.assign(density=5.0, num_elements=2)
+    metrics = metrics_from_table(asked, replace(ASKED, protocol="crystal-text-llm", cutoffs="mp_20"), asked)
+    sections = {"validity", "uniqueness", "novelty", "coverage", "distribution", "diversity"}
+    assert {name.split(".")[0] for name in metrics["confidence_95"]} == sections | {"prediction", "stability", "sun"}
+    for name in metrics["confidence_95"]:
+        assert f"`{re.sub('_of_all|_of_constructed|_if_valid', '', name)}`" in page, name
 
 
 def test_every_interval_belongs_to_a_number():
