@@ -19,6 +19,7 @@ from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints
 from jaxcrystal.evaluate.protocols import PROTOCOLS, coverage_cutoffs
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.table import describe
+from jaxcrystal.evaluate.workers import Workers
 
 DRAWS = 200
 DRAWN = 1000  #: crystals
@@ -33,7 +34,7 @@ PUBLISHED = {
 }
 
 
-def reproduced(generated: Path, reference: Path, workers: int, draws: int = DRAWS) -> dict[str, Any]:
+def reproduced(generated: Path, reference: Path, workers: Workers | None, draws: int = DRAWS) -> dict[str, Any]:
     """Every published number, of each choice of crystals; of draws their mean, deviation, and 95 % of them."""
     protocol, cutoffs = PROTOCOLS["cdvae"], coverage_cutoffs("mp_20")
     sets = [read(path, workers=workers).samples for path in (generated, reference)]

@@ -227,7 +227,7 @@ def test_reproduction(shared, tmp_path):
     paths = [shared / "data/generated/diffcsp_mp20.parquet", shared / "data/mp20/test.parquet"]
     for name, path in zip("ab", paths, strict=True):
         pd.read_parquet(path).head(60).to_parquet(tmp_path / f"{name}.parquet")
-    found = reproduction.reproduced(tmp_path / "a.parquet", tmp_path / "b.parquet", 1, draws=2)
+    found = reproduction.reproduced(tmp_path / "a.parquet", tmp_path / "b.parquet", None, draws=2)
     published = {name for name in reproduction.PUBLISHED if not name.startswith("validity")}
     assert found["validity.structural"] == 1 and found["without a fingerprint"] == 0
     everything, valid, drawn, draws = (value for value in found.values() if isinstance(value, dict))

@@ -182,7 +182,10 @@ def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known
 def _with_truth(
     table: pd.DataFrame, samples: SampleSet, true: SampleSet, protocol: Protocol, workers: Workers | None
 ) -> pd.DataFrame:
-    """Adds `truth_displacement`, `truth_valid`. Raises UserError unless there is one true crystal for each sample."""
+    """Adds `truth_displacement` or why there is none, and `truth_valid`.
+
+    Raises UserError unless there is one true crystal for each sample.
+    """
     if len(true.samples) != len(samples.samples):
         counts = f"{len(true.samples)} crystals for {len(samples.samples)} predictions"
         raise UserError(f"{true.path} holds {counts}; it must hold the true one of each, in the same order")
@@ -191,7 +194,8 @@ def _with_truth(
         raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
     truths = describe(true.samples, protocol, symmetry=False, workers=workers)
     pairs = ([sample.crystal for sample in side.samples] for side in (samples, true))
-    return table.assign(truth_displacement=displacements(*pairs, workers=workers), truth_valid=valid_rows(truths))
+    found, reasons = displacements(*pairs, workers=workers)
+    return table.assign(truth_displacement=found, no_match_because=reasons, truth_valid=valid_rows(truths))
 
 
 def _known_fingerprints(

@@ -22,26 +22,27 @@ LENGTH_TOLERANCE, SITE_TOLERANCE, ANGLE_TOLERANCE = 0.3, 0.5, 10.0
 
 def displacements(
     predicted: Sequence[Crystal | None], true: Sequence[Crystal], *, workers: Workers | None = None
-) -> Float[np.ndarray, "pairs"]:
+) -> tuple[Float[np.ndarray, "pairs"], list[str]]:
     """Root mean square displacement of each prediction from its own true crystal, in units of (V/N)^⅓.
 
-    NaN if they do not match, and for None, a prediction that is no crystal. A match is one of pymatgen's
-    StructureMatcher with the tolerances above, which reduces to primitive cells and scales volumes to be equal.
+    NaN if they do not match, and then why not. A match is one of pymatgen's StructureMatcher with the tolerances above,
+    which reduces to primitive cells and scales volumes to be equal. None is a prediction that is no crystal.
     """
     pairs = list(zip(predicted, true, strict=True))
-    found = each(_displacement, pairs, workers, label="matching", lost=lambda pair, why: np.nan)
-    return np.array(found, dtype=np.float64)
+    found = each(_displacement, pairs, workers, label="matching", lost=lambda pair, why: why.reason)
+    values = [np.nan if isinstance(x, str) else x for x in found]
+    return np.array(values, dtype=np.float64), [x if isinstance(x, str) else "" for x in found]
 
 
-def _displacement(pair: tuple[Crystal | None, Crystal]) -> float:
+def _displacement(pair: tuple[Crystal | None, Crystal]) -> float | str:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     predicted, true = pair
     if predicted is None:
-        return np.nan
+        return "there is no crystal"
     matcher = StructureMatcher(ltol=LENGTH_TOLERANCE, stol=SITE_TOLERANCE, angle_tol=ANGLE_TOLERANCE)
     found = matcher.get_rms_dist(predicted.to_structure(), true.to_structure())
-    return np.nan if found is None else float(found[0])
+    return "it is another crystal" if found is None else float(found[0])
 
 
 def prediction(table: pd.DataFrame) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:

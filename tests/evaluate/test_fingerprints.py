@@ -12,6 +12,7 @@ from jaxcrystal.evaluate import fingerprints as module
 from jaxcrystal.evaluate import magpie
 from jaxcrystal.evaluate.fingerprints import COLUMNS, fingerprints, stored_fingerprints
 from jaxcrystal.evaluate.samples import read
+from jaxcrystal.evaluate.workers import local
 
 SALT = Crystal([5.69 / 2**0.5] * 3, [60, 60, 60], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TWICE = Crystal([4, 4, 4], [90, 90, 90], [11, 17], [[0, 0, 0], [0, 0, 0]])
@@ -97,10 +98,10 @@ def test_where_pymatgen_has_no_answer_a_crystal_has_a_reason(monkeypatch):
     assert found.reasons == ("", reason, "") and np.isnan(found.structure[1]).all()
 
 
-def test_processes_change_nothing(monkeypatch):
-    monkeypatch.setattr("jaxcrystal.evaluate.processes.WORTH_A_POOL", 60)
+def test_processes_change_nothing():
     crystals = [entry.crystal for entry in embedded()[:60]]
-    alone, shared_out = fingerprints(crystals), fingerprints(crystals, workers=2)
+    with local(2) as workers:
+        alone, shared_out = fingerprints(crystals), fingerprints(crystals, workers=workers)
     assert np.array_equal(alone.structure, shared_out.structure) and alone.reasons == shared_out.reasons
 
 
