@@ -197,9 +197,9 @@ def _wider(structure: Structure, atom: int) -> tuple[Int[np.ndarray, "n"], Float
 
 @cache
 def _elements() -> tuple[Float[np.ndarray, "elements"], Float[np.ndarray, "elements"]]:
-    """By atomic number: electronegativity on Pauling's scale, NaN without one, and radius in Å.
+    """By atomic number: electronegativity on Pauling's scale, covalent radius in Å (Cordero, Dalton Trans. 2008, 2832).
 
-    The radius is covalent (Cordero, Dalton Trans. 2008, 2832), or atomic where no covalent one is known.
+    NaN where none is known: of noble gases, and of what is heavier than curium.
     """
     import warnings
 
@@ -210,8 +210,6 @@ def _elements() -> tuple[Float[np.ndarray, "elements"], Float[np.ndarray, "eleme
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns of each noble gas
         for z, symbol in enumerate(ELEMENTS[1:], start=1):
-            element = Element(symbol)
-            electronegativity[z] = element.X
-            known = CovalentRadius.radius.get(symbol, element.atomic_radius)
-            radius[z] = np.nan if known is None else known
+            electronegativity[z] = Element(symbol).X
+            radius[z] = CovalentRadius.radius.get(symbol, np.nan)
     return electronegativity, radius

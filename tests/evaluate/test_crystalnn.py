@@ -48,7 +48,9 @@ def test_neighbours_and_likelihoods_equal_pymatgens():
         Lattice.hexagonal(3.2, 30.0), ["Mo", "S", "S"], [[0, 0, 0.5], [1 / 3, 2 / 3, 0.55], [1 / 3, 2 / 3, 0.45]]
     )
     helium = Structure(Lattice.cubic(4.0), ["He", "Li"], [[0, 0, 0], [0.5, 0.5, 0.5]])  # no electronegativity
-    chosen = [layered, helium, *(entry.crystal.to_structure() for entry in embedded()[::400])]
+    arms = np.array([[1, 0.1, 0], [-1, 0.05, 0.1], [0, 1, 0.1], [0.1, -1, 0], [0, 0.1, 1], [0.05, 0, -1]]) * 1.56 + 6
+    molecule = Structure(Lattice.cubic(12.0), "SFFFFFF", [[6] * 3, *arms], coords_are_cartesian=True)  # open outwards
+    chosen = [layered, helium, molecule, *(entry.crystal.to_structure() for entry in embedded()[::400])]
     assert len(chosen) > 8
     for structure in chosen:
         for atom, found in enumerate(neighbourhoods(structure)):
