@@ -110,6 +110,6 @@ def test_published_validity_and_distributions_of_diffcsp(shared):
     assert table["structural_valid"].mean() == 1.0
     assert table["compositional_valid"].mean() == pytest.approx(0.8322, abs=0.001)
     reference = describe(read(shared / "data/mp20/test.parquet", workers=2).samples, CDVAE, symmetry=False, workers=2)
-    found = distribution(table.assign(drawn=valid_rows(table)), reference)
+    found, _ = distribution(table.assign(drawn=valid_rows(table)), reference)
     assert found["distribution.density_wasserstein"] == pytest.approx(0.35, abs=0.005)
     assert found["distribution.num_elements_wasserstein"] == pytest.approx(0.346, abs=0.0005)
