@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from jaxcrystal.evaluate.relax import RelaxationSettings
 
 
-_NO_RATES = ("diversity", "distribution")  #: sections of metrics.json whose numbers are distances
+#: What is in the names of those numbers of metrics.json that are no rates.
+_NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
 
 
 def evaluate(
@@ -161,8 +162,7 @@ def summary(metrics: dict[str, Any]) -> str:
         value: Any = metrics
         for part in name.split("."):
             value = value[part]
-        part = name.split(".")
-        form = ".3f" if part[0] in _NO_RATES or part[-1].startswith(("median", "ams", "amc", "rmse")) else ".1%"
+        form = ".3f" if any(word in name for word in _NO_RATES) else ".1%"
         lines.append(f"  {name:<{width}} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
     failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
     failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}

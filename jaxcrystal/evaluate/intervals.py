@@ -1,9 +1,10 @@
-"""How far chance may have moved a number: 95 % intervals of rates, means, medians and distances of distributions."""
+"""How far chance may have moved a number: 95 % intervals of rates, means, percentiles, distributions' distances."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,6 +25,11 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def bootstrap_median(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
     """95 % percentile interval of the median over resamples drawn with a fixed seed."""
     return _bootstrap(values, np.median)
+
+
+def bootstrap_percentile(values: Float[np.ndarray, "n"], q: float) -> tuple[float, float]:
+    """95 % percentile interval of the q-th percentile over resamples drawn with a fixed seed."""
+    return _bootstrap(values, partial(np.percentile, q=q))
 
 
 def bootstrap_mean(values: Float[np.ndarray, "n"]) -> tuple[float, float]:

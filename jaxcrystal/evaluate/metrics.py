@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcrystal.evaluate import coverage
-from jaxcrystal.evaluate.intervals import bootstrap_median, wilson
+from jaxcrystal.evaluate.intervals import bootstrap_median, bootstrap_percentile, wilson
 from jaxcrystal.evaluate.prediction import prediction
 from jaxcrystal.evaluate.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluate.samples import PARSED
@@ -51,6 +51,7 @@ def metrics_from_table(
     }
     medians: dict[str, Float[np.ndarray, "n"]] = {}
     percentiles: dict[str, float] = {}
+    of_percentiles: dict[str, tuple[float, float]] = {}
     names: dict[str, str] = {}
     if "novel" in table:
         counts["novel"] = int(table["novel"].sum())
@@ -73,11 +74,12 @@ def metrics_from_table(
         if len(distances):
             for name, q in (("p10", 10), ("p90", 90)):
                 percentiles[f"stability.e_above_hull.{name}"] = float(np.percentile(distances, q))
+                of_percentiles[f"stability.e_above_hull.{name}"] = bootstrap_percentile(distances, q)
     medians = {name: values for name, values in medians.items() if len(values)}
     flat = names | {name: int(mask.sum()) / attempts for name, mask in masks.items()}
     flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles
     intervals = {name: wilson(int(mask.sum()), attempts) for name, mask in masks.items()}
-    intervals |= {name: bootstrap_median(values) for name, values in medians.items()}
+    intervals |= {name: bootstrap_median(values) for name, values in medians.items()} | of_percentiles
     if protocol_named(provenance.protocol).leaves_out_failures and counts["constructed"]:
         for name in [name for name in masks if name.startswith("validity.")]:
             valid_ones = int(masks[name].sum())

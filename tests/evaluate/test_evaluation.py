@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.evaluation import evaluate
+from jaxcrystal.evaluate.evaluation import evaluate, summary
 from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import read_table
 
@@ -75,6 +75,9 @@ def test_comparison_with_a_reference(samples, tmp_path):
     assert metrics["diversity"]["structural"] == pytest.approx(0, abs=1e-6)
     assert metrics["diversity"]["compositional"] > 1
     assert metrics["distribution"]["num_elements_wasserstein"] == 0 and "structural" not in metrics["novelty"]
+    lines = {line.split()[0]: line for line in summary(metrics).splitlines()[1:]}
+    assert " 80.0%   95 %: " in lines["coverage.precision"] and " 0.000   95 %: " in lines["coverage.amsd_recall"]
+    assert " 0.000   95 %: 0.000 to " in lines["distribution.num_elements_wasserstein"]
     stored = list((tmp_path / "cache/jaxcrystal/fingerprints").iterdir())
     assert len(stored) == 1
     paper = evaluate(samples, tmp_path / "b", reference=samples, train=samples, protocol="crystal-text-llm")

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from jaxcrystal.evaluate.metrics import bootstrap_median, metrics_from_table, wilson
+from jaxcrystal.evaluate.intervals import bootstrap_median, bootstrap_percentile, wilson
+from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import Provenance, read_table, write_table
 
 ASKED = Provenance("cdvae", {"jaxcrystal": "0"}, potential="a potential", hull="a hull")
@@ -64,6 +65,9 @@ def test_every_number_equals_the_count_by_hand():
     assert stability["e_above_hull"]["p90"] == pytest.approx(0.09997)
     assert stability["relaxation_rmsd"] == {"median": 0.25}
     assert metrics["confidence_95"]["stability.metastable_rate"] == list(wilson(3, 8))
+    assert metrics["confidence_95"]["stability.e_above_hull.p90"] == list(
+        bootstrap_percentile(np.array([0.0, -0.1, 0.0999, 0.1]), 90)
+    )
     assert metrics["versions"] == {"jaxcrystal": "0"} and metrics["protocol"] == "cdvae"
 
 
@@ -132,3 +136,7 @@ def test_the_bootstrap_of_the_median_agrees_with_scipy():
     expected = bootstrap((values,), np.median, n_resamples=4000, method="percentile", rng=1).confidence_interval
     assert bootstrap_median(values) == pytest.approx((expected.low, expected.high), abs=0.02)
     assert bootstrap_median(values) == bootstrap_median(values)
+    tenth = bootstrap(
+        (values,), lambda x: np.percentile(x, 10), n_resamples=4000, method="percentile", rng=1, vectorized=False
+    ).confidence_interval
+    assert bootstrap_percentile(values, 10) == pytest.approx((tenth.low, tenth.high), abs=0.01)

@@ -12,6 +12,7 @@ from jaxcrystal.evaluate.protocols import PROTOCOLS
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.table import describe
 from jaxcrystal.evaluate.validity import compositional, reduced_composition, structural
+from jaxcrystal.evaluate.workers import local
 
 CDVAE, STRICT = PROTOCOLS["cdvae"], PROTOCOLS["strict"]
 
@@ -104,12 +105,15 @@ def test_strict_accepts_real_crystals(shared):
 def test_published_validity_and_distributions_of_diffcsp(shared):
     """Published for exactly these crystals: structural 100.00 %, compositional 83.22 %; of the valid ones against MP-20
     test, Wasserstein distances of 0.35 g/cm³ and 0.346 elements."""
-    samples = read(shared / "data/generated/diffcsp_mp20.parquet", workers=2).samples
-    table = describe(samples, CDVAE, symmetry=False, workers=2)
+    with local(2) as workers:
+        tables = [
+            describe(read(shared / "data" / name, workers=workers).samples, CDVAE, symmetry=False, workers=workers)
+            for name in ("generated/diffcsp_mp20.parquet", "mp20/test.parquet")
+        ]
+    table, reference = tables
     assert len(table) == 10_000
     assert table["structural_valid"].mean() == 1.0
     assert table["compositional_valid"].mean() == pytest.approx(0.8322, abs=0.001)
-    reference = describe(read(shared / "data/mp20/test.parquet", workers=2).samples, CDVAE, symmetry=False, workers=2)
     found, _ = distribution(table.assign(drawn=valid_rows(table)), reference)
     assert found["distribution.density_wasserstein"] == pytest.approx(0.35, abs=0.005)
     assert found["distribution.num_elements_wasserstein"] == pytest.approx(0.346, abs=0.0005)
