@@ -94,6 +94,10 @@ def evaluate(
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples)}
     table = describe(samples.samples, convention, workers=workers)
+    if truth is not None:
+        true = read(truth, workers=workers, limit=limit)
+        versions["truth"] = _fingerprint(true)
+        table = _with_truth(table, samples, true, convention, workers)
     sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
     table["group"] = pd.array(group_ids(sound), dtype="Int64")
     table["unique"] = (table["group"].notna() & ~table["group"].duplicated()).astype(bool)
@@ -101,10 +105,6 @@ def evaluate(
         known = read(train, workers=workers)
         versions["train"] = _fingerprint(known)
         table = _with_novelty(table, sound, known)
-    if truth is not None:
-        true = read(truth, workers=workers, limit=limit)
-        versions["truth"] = _fingerprint(true)
-        table = _with_truth(table, samples, true, convention, workers)
     if judge is not None:
         from jaxcrystal.evaluate.relax import RelaxationSettings
         from jaxcrystal.evaluate.stability import assess
