@@ -214,3 +214,13 @@ def test_evaluate(tmp_path):
     result = only_result(tmp_path)
     assert result["worst_difference"] <= result["tolerance"] == 1e-6
     assert all(result[name] > 0 for name in ("ratio_generated", "ratio_reference", "ratio_reference_stored"))
+
+
+def test_relax(tmp_path):
+    import relax
+
+    relax.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides say the same of every crystal
+    result = only_result(tmp_path)
+    assert set(result["potentials"]) == set(relax.POTENTIALS if relax.M3GNET.exists() else ["chgnet"])
+    for found in result["potentials"].values():
+        assert found["ratio"] > 0 and found["close"] == 1 and found["statuses"] == {"converged": 3}
