@@ -235,3 +235,13 @@ def test_reproduction(shared, tmp_path):
     assert drawn == valid != everything  # there are fewer than are drawn
     for name, spread in draws.items():
         assert spread["mean"] == pytest.approx(valid[name]["found"]) and spread["deviation"] == pytest.approx(0)
+
+
+def test_relax(tmp_path):
+    import relax
+
+    relax.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides say the same of every crystal
+    result = only_result(tmp_path)
+    assert set(result["potentials"]) == set(relax.POTENTIALS if relax.M3GNET.exists() else ["chgnet"])
+    for found in result["potentials"].values():
+        assert found["ratio"] > 0 and found["close"] == 1 and found["statuses"] == {"converged": 3}
