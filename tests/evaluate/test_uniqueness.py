@@ -50,6 +50,15 @@ def test_groups_equal_the_matcher_pair_by_pair(shared):
     assert together > 30
 
 
+def test_how_much_longer_is_the_same():
+    """A cube stretched by x along one axis and scaled to its volume is longer by (1 + x)^⅔: by 0.185, and by 0.22."""
+    cube, longer, too_long = (
+        Crystal([4, 4, c], [90] * 3, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]) for c in (4, 5.16, 5.39)
+    )
+    assert group_ids([cube, longer]) == [0, 0] and group_ids([cube, too_long]) == [0, 1]
+    assert matches([too_long, longer], [cube]) == [None, 0]
+
+
 def test_what_is_known_is_named():
     crystals = variants()
     training = [crystals[6], None, crystals[5], crystals[1]]
