@@ -1,11 +1,13 @@
-"""Fingerprints per second and core, ours against matminer's; and the published figures of DiffCSP's crystals.
+"""Fingerprints per second and core, ours against matminer's; matching a whole set; DiffCSP's published figures.
 
     python benchmarks/evaluate.py             on DiffCSP's crystals and MP-20 test beside the checkout
     python benchmarks/evaluate.py --quick     seconds, a check that it runs; its figures mean nothing
 
 It is asserted first that both sides give each crystal the same fingerprint, within 1e-6. Then they take turns, each in
 one process with one thread, and seconds of CPU are told, since other processes may share the cores. The reference is
-timed a second time as a second evaluation meets it: read from where the first stored it.
+timed a second time as a second evaluation meets it: read from where the first stored it. Matching has no peer but
+pymatgen's matcher, which it calls for each pair of equal composition: it is timed on the whole sets, from crystals to
+which are unique and which are new, by matching and by fingerprints.
 """
 
 from __future__ import annotations
@@ -20,41 +22,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import featurizer
 import machine
 import numpy as np
+import reproduction
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.evaluate.coverage import DRAW_SEED, coverage, distribution, drawn, valid_rows, with_nearest
-from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints, stored_fingerprints
-from jaxcrystal.evaluate.protocols import PROTOCOLS, coverage_cutoffs
+from jaxcrystal.evaluate.coverage import nearest
+from jaxcrystal.evaluate.fingerprints import fingerprints, stored_fingerprints
 from jaxcrystal.evaluate.samples import read
-from jaxcrystal.evaluate.table import describe
+from jaxcrystal.evaluate.uniqueness import group_ids, matches
 from jaxcrystal.evaluate.workers import Workers, local
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 GENERATED, REFERENCE = DATA / "generated/diffcsp_mp20.parquet", DATA / "mp20/test.parquet"
+KNOWN = DATA / "mp20/train.parquet"
 TOLERANCE = 1e-6
-DRAWS = 20  #: of 1,000 valid crystals, to show what chance does to a figure
-
-#: What was published for these 10,000 crystals against MP-20 test.
-PUBLISHED = {
-    "coverage_recall": 0.9982,
-    "coverage_precision": 0.9684,
-    "density_wasserstein": 0.35,
-    "num_elements_wasserstein": 0.346,
-}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crystals", type=int, default=150, help="compared and timed, of each kind (150)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side is timed (3)")
-    parser.add_argument("--workers", type=int, default=machine.cores(), help="processes for the published figures")
+    parser.add_argument("--workers", type=int, default=machine.cores(), help="processes for whole sets")
     parser.add_argument("--quick", action="store_true", help="a minimal size, without the published figures")
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     options = parser.parse_args(arguments)
@@ -65,6 +60,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     kinds = {name: some(path, options.crystals) for name, path in (("generated", GENERATED), ("reference", REFERENCE))}
     timed = {name: compare(crystals, peer, options.rounds) for name, crystals in kinds.items()}
+    whole = [some(path, options.crystals if options.quick else None) for path in (GENERATED, KNOWN)]
+    published = DATA.exists() and not options.quick
+    with nullcontext() if options.quick else local(options.workers) as workers:
+        matching = match(*whole, workers)
+        reproduced = reproduction.reproduced(GENERATED, REFERENCE, workers) if published else {}
     result = {
         "benchmark": "evaluate",
         "claim": "crystals/s and core whose structure is fingerprinted / by matminer's loop over crystals and atoms",
@@ -75,30 +75,37 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "worst_difference": max(found["worst_difference"] for found in timed.values()),
         "tolerance": TOLERANCE,
         **timed,
-        "data": {"generated": GENERATED.name, "reference": REFERENCE.name} if DATA.exists() else "prototypes",
+        "matching": matching,
+        "data": [path.name for path in (GENERATED, REFERENCE, KNOWN)] if DATA.exists() else "prototypes",
         "quick": options.quick,
         "measured": measured,
     }
-    if not options.quick and DATA.exists():
-        result["published"] = PUBLISHED
-        with local(options.workers) as workers:
-            result["reproduced"] = reproduced(workers)
+    if published:
+        result |= {"published": reproduction.PUBLISHED, "reproduced": reproduced}
     path = machine.write("evaluate", result, options.out)
     print(
         f"{measured['machine']}\n{2 * options.crystals} crystals, fingerprints within {result['worst_difference']:.1e}"
     )
     for name in ("ratio_generated", "ratio_reference", "ratio_reference_stored"):
         print(f"  {name:25} {result[name]:10,.1f} times {peer_name}")
-    for name, value in result.get("reproduced", {}).items():
-        print(f"  {name:60} {value}")
+    print(f"  {matching['generated']} matched with {matching['known']} in {matching['total_seconds']:.0f} s")
+    for name, value in reproduced.items():
+        for line in value.items() if isinstance(value, dict) else [("", value)]:
+            print("  ", name, *line)
     print(f"written to {path}")
     return result
 
 
-def some(path: Path, count: int) -> list[Crystal]:
-    """Crystals from all over a file; without the data beside the checkout, embedded ones."""
-    crystals = [s.crystal for s in read(path).samples] if path.exists() else [e.crystal for e in embedded()]
-    if count < 10:
+def some(path: Path, count: int | None) -> list[Crystal]:
+    """Crystals from all over a file, or all of them; without the data beside the checkout, embedded ones."""
+    few = count is not None and count < 10
+    limit = 200 if few else None
+    crystals = (
+        [s.crystal for s in read(path, limit=limit).samples] if path.exists() else [e.crystal for e in embedded()]
+    )
+    if count is None:
+        return crystals
+    if few:
         crystals = [crystal for crystal in crystals if len(crystal) < 8]
     return crystals[:: len(crystals) // count][:count]
 
@@ -133,35 +140,36 @@ def compare(crystals: Sequence[Crystal], peer: featurizer.Featurizer, rounds: in
     }
 
 
-def reproduced(workers: Workers) -> dict[str, Any]:
-    """Coverage and distributions of DiffCSP's crystals, by protocol and by what was drawn."""
-    tables, found = [], []
-    for path in (GENERATED, REFERENCE):
-        samples = read(path, workers=workers).samples
-        tables.append(describe(samples, PROTOCOLS["cdvae"], symmetry=False, workers=workers))
-        found.append(fingerprints([sample.crystal for sample in samples], workers=workers))
-    valid, cutoffs = valid_rows(tables[0]), coverage_cutoffs("mp_20")
-    everything, sound = np.arange(len(valid)), np.flatnonzero(valid)
-
-    def numbers(rows: np.ndarray) -> dict[str, float]:
-        own: Fingerprints = found[0][rows]
-        table = with_nearest(tables[0].iloc[rows].assign(drawn=True), own, found[1], "reference")
-        reference = with_nearest(tables[1], found[1], own, "generated")
-        return coverage(table, reference, PROTOCOLS["cdvae"], cutoffs)[0] | distribution(table, tables[1])
-
-    draws = [np.random.default_rng(seed).choice(sound, 1000, replace=False) for seed in range(DRAWS)]
-    by_draw = [numbers(rows) for rows in draws]
-    chosen = numbers(np.flatnonzero(drawn(valid, PROTOCOLS["cdvae"])))
-    result = {f"{name}, all {len(valid)}": value for name, value in numbers(everything).items()}
-    result |= {f"{name}, all {valid.sum()} valid": value for name, value in numbers(sound).items()}
-    result |= {f"{name}, 1000 valid, seed {DRAW_SEED}": value for name, value in chosen.items()}
-    for name in chosen:
-        values = [draw[name] for draw in by_draw]
-        result[f"{name}, 1000 valid, mean and deviation of {DRAWS} draws"] = [
-            float(np.mean(values)),
-            float(np.std(values)),
-        ]
-    return result
+def match(generated: Sequence[Crystal], known: Sequence[Crystal], workers: Workers | None) -> dict[str, Any]:
+    """Seconds on the clock of each step; matching runs in this process, fingerprints by `workers`."""
+    with tempfile.TemporaryDirectory() as folder:
+        found: dict[str, Any] = {}
+        steps: dict[str, Callable[[], Any]] = {
+            "unique, by matching": lambda: group_ids(generated),
+            "novel, by matching": lambda: matches(generated, known),
+            "fingerprints of the generated": lambda: fingerprints(generated, workers=workers),
+            "fingerprints of the known": lambda: stored_fingerprints(known, Path(folder), workers=workers),
+            "the same, stored": lambda: stored_fingerprints(known, Path(folder), workers=workers),
+            "novel, by fingerprints": lambda: [
+                nearest(getattr(found["fingerprints of the generated"], kind), getattr(found["the same, stored"], kind))
+                for kind in ("structure", "composition")
+            ],
+        }
+        seconds = {}
+        for name, run in steps.items():
+            start = time.perf_counter()
+            found[name] = run()
+            seconds[name] = time.perf_counter() - start
+    return {
+        "generated": len(generated),
+        "known": len(known),
+        "unique": len(set(found["unique, by matching"])),
+        "found among the known": sum(i is not None for i in found["novel, by matching"]),
+        "processes": workers.slots if workers else 1,
+        "seconds": seconds,
+        "total_seconds": sum(seconds.values()),
+        "load": os.getloadavg()[0],
+    }
 
 
 if __name__ == "__main__":

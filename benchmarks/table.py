@@ -48,6 +48,17 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             rates = [found["crystals"] / statistics.median(found["cpu_seconds"][side]) for side in ("ours", "peer")]
             ratios = (f"{found['ratio']:.1f}", f"{found['ratio_stored']:,.0f}")
             yield _row(name, str(found["atoms"]), *(f"{rate:,.1f}" for rate in rates), *ratios)
+        matching = result["matching"]
+        sizes = f"{matching['generated']:,} generated with {matching['known']:,} known"
+        yield ""
+        yield f"| {sizes}, {matching['processes']} processes, load {matching['load']:.1f} | seconds |"
+        yield "| --- | --: |"
+        for name, seconds in matching["seconds"].items():
+            yield _row(name, f"{seconds:.1f}")
+        yield _row("all of it", f"{matching['total_seconds']:.1f}")
+        if "reproduced" in result:
+            yield ""
+            yield from _reproduced(result["published"], result["reproduced"])
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"
@@ -59,6 +70,22 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             shares = (f"{100 * engine['padding']:.1f} %", f"{100 * engine['mfu']:.1f} %")
             yield _row(engine["name"], f"{engine['rate']:,.0f}", *shares, memory, _ratio(result, engine["name"]))
     yield ""
+
+
+def _reproduced(published: dict[str, float], found: dict[str, Any]) -> Iterator[str]:
+    """What was published, and what each choice of crystals gives: with its interval, or the spread of draws."""
+    choices = {name: told for name, told in found.items() if isinstance(told, dict)}
+    yield "| DiffCSP's crystals, MP-20 test | published |" + "".join(f" {name} |" for name in choices)
+    yield "| --- |" + " --: |" * (1 + len(choices))
+    for name, value in published.items():
+        if name in found:
+            yield _row(name, f"{value:.4f}", f"{found[name]:.4f}", *[""] * (len(choices) - 1))
+            continue
+        cells = []
+        for told in choices.values():
+            low, high = told[name].get("95 %") or told[name]["95 % of draws"]
+            cells.append(f"{told[name].get('found', told[name].get('mean')):.4f} ({low:.4f} to {high:.4f})")
+        yield _row(name, f"{value:.4f}", *cells)
 
 
 def _ratio(result: dict[str, Any], name: str) -> str:

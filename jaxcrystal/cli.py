@@ -405,6 +405,7 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
+    command.add_argument("--truth", metavar="FILE", help="the crystals that SAMPLES predict, in order: adds match rate")
     command.add_argument(
         "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
     )
@@ -442,6 +443,7 @@ def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
         args.samples,
         args.out,
         train=args.train,
+        truth=args.truth,
         reference=args.reference,
         protocol=args.protocol,
         cutoffs=args.cutoffs,

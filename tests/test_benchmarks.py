@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
@@ -214,6 +215,26 @@ def test_evaluate(tmp_path):
     result = only_result(tmp_path)
     assert result["worst_difference"] <= result["tolerance"] == 1e-6
     assert all(result[name] > 0 for name in ("ratio_generated", "ratio_reference", "ratio_reference_stored"))
+    matching = result["matching"]
+    assert matching["generated"] == matching["known"] == 4 >= matching["unique"] > 0
+    assert sum(matching["seconds"].values()) == pytest.approx(matching["total_seconds"])
+
+
+def test_reproduction(shared, tmp_path):
+    """Small parts of both sets: each choice of crystals is told, and of the draws how far they spread."""
+    import reproduction
+
+    paths = [shared / "data/generated/diffcsp_mp20.parquet", shared / "data/mp20/test.parquet"]
+    for name, path in zip("ab", paths, strict=True):
+        pd.read_parquet(path).head(60).to_parquet(tmp_path / f"{name}.parquet")
+    found = reproduction.reproduced(tmp_path / "a.parquet", tmp_path / "b.parquet", None, draws=2)
+    published = {name for name in reproduction.PUBLISHED if not name.startswith("validity")}
+    assert found["validity.structural"] == 1 and found["without a fingerprint"] == 0
+    everything, valid, drawn, draws = (value for value in found.values() if isinstance(value, dict))
+    assert published == set(draws) == set(valid) == set(everything)
+    assert drawn == valid != everything  # there are fewer than are drawn
+    for name, spread in draws.items():
+        assert spread["mean"] == pytest.approx(valid[name]["found"]) and spread["deviation"] == pytest.approx(0)
 
 
 def test_relax(tmp_path):

@@ -6,12 +6,15 @@ once, one of the structure's fingerprint and one of the composition's, each to i
 means of these nearest distances. Diversity is the mean distance of two generated crystals.
 
 Everything that needs pairs of crystals becomes a column of one of two tables, a row an attempt or a row a reference
-crystal. What is reported is then a sum over rows, as all else is.
+crystal. What is reported is then a sum over rows, as all else is. A number has its protocol's denominator. Where that
+leaves out what failed, the number is told again over all rows, as `_of_all`, and a failed crystal counts as one that
+is near nothing and not new. A distribution, of valid crystals by all protocols, is told again of all crystals. An
+interval is for the side that is counted; the other is taken as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,11 +23,13 @@ from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
 from jaxcrystal.evaluate.fingerprints import Fingerprints
-from jaxcrystal.evaluate.intervals import bootstrap_mean, wilson
-from jaxcrystal.evaluate.protocols import Cutoffs, Protocol
+from jaxcrystal.evaluate.intervals import bootstrap_mean, bootstrap_wasserstein, wilson
+from jaxcrystal.evaluate.protocols import COVERAGE_CUTOFFS, Cutoffs, Protocol
 
 DRAW_SEED = 0  #: of the crystals that a protocol draws
 BLOCK = 1024  #: rows of a matrix of distances that are there at once
+#: Distances of structures and of compositions that weigh the same: the cut-offs between which MP-20's coverage counts.
+SAME_LIKENESS = COVERAGE_CUTOFFS["mp_20"]
 
 
 def nearest(
@@ -90,15 +95,29 @@ def with_diversity(table: pd.DataFrame, own: Fingerprints, protocol: Protocol) -
     )
 
 
-def with_nearest(table: pd.DataFrame, own: Fingerprints, others: Fingerprints, prefix: str) -> pd.DataFrame:
-    """Adds `{prefix}_structure_distance` and `{prefix}_composition_distance`, each to its own nearest of `others`."""
+def with_nearest(
+    table: pd.DataFrame, own: Fingerprints, others: Fingerprints, names: Sequence[str], prefix: str
+) -> pd.DataFrame:
+    """Adds `{prefix}_structure_distance` and `{prefix}_composition_distance`, each to its own nearest of `others`.
+
+    And `{prefix}_nearest`, the name (of `names`) of the one crystal that is most like it in both: the nearest of all
+    features together, those of structures in units of SAME_LIKENESS's structure, those of compositions of its
+    composition. None without fingerprints. It is there to be shown; no number depends on it.
+    """
     own, others = _whole(own), _whole(others)
+    names, index = list(names), nearest(_both(own), _both(others))[1]
     return table.assign(
         **{
             f"{prefix}_structure_distance": nearest(own.structure, others.structure)[0],
             f"{prefix}_composition_distance": nearest(own.composition, others.composition)[0],
+            f"{prefix}_nearest": [None if i < 0 else names[i] for i in index],
         }
     )
+
+
+def _both(fingerprints: Fingerprints) -> Float[np.ndarray, "n 193"]:
+    parts = (fingerprints.structure / SAME_LIKENESS.structure, fingerprints.composition / SAME_LIKENESS.composition)
+    return np.concatenate(parts, axis=1)
 
 
 def _whole(fingerprints: Fingerprints) -> Fingerprints:
@@ -118,13 +137,13 @@ def coverage(
     numbers: Numbers = {}
     intervals: Intervals = {}
     sides = (
-        ("recall", reference, "generated", not protocol.fingerprints_of_valid),
-        ("precision", table, "reference", protocol.precision_over_attempts),
+        ("recall", reference, "generated"),
+        ("precision", table, "reference"),
     )
-    for side, rows, prefix, over_all in sides:
+    for side, rows, prefix in sides:
         structure, composition = (rows[f"{prefix}_{kind}_distance"] for kind in ("structure", "composition"))
         near = (structure <= cutoffs.structure) & (composition <= cutoffs.composition)
-        _rate(f"coverage.{side}", near, len(rows) if over_all else int(structure.notna().sum()), numbers, intervals)
+        _rates(f"coverage.{side}", near, structure.notna(), protocol, numbers, intervals)
         for name, distances in (("amsd", structure), ("amcd", composition)):
             values = distances.dropna().to_numpy()
             if len(values):
@@ -133,15 +152,20 @@ def coverage(
     return numbers, intervals
 
 
-def distribution(table: pd.DataFrame, reference: pd.DataFrame) -> Numbers:
-    """Wasserstein distances between the drawn crystals and the reference: density in g/cm³, number of elements."""
-    chosen = table[table["drawn"]]
-    if chosen.empty:
-        return {}
-    return {
-        f"distribution.{name}_wasserstein": float(wasserstein_distance(chosen[name], reference[name].dropna()))
-        for name in ("density", "num_elements")
-    }
+def distribution(table: pd.DataFrame, reference: pd.DataFrame) -> tuple[Numbers, Intervals]:
+    """Wasserstein distances from the reference, of the drawn crystals, and of all that are crystals (`_of_all`).
+
+    Of the density in g/cm³, and of the number of elements.
+    """
+    numbers, intervals = {}, {}
+    for suffix, rows in (("", table[table["drawn"]]), ("_of_all", table)):
+        for column in ("density", "num_elements"):
+            values, others = (t[column].dropna().to_numpy(np.float64) for t in (rows, reference))
+            if len(values) and len(others):
+                name = f"distribution.{column}_wasserstein{suffix}"
+                numbers[name] = float(wasserstein_distance(values, others))
+                intervals[name] = bootstrap_wasserstein(values, others)
+    return numbers, intervals
 
 
 def diversity(table: pd.DataFrame) -> tuple[Numbers, Intervals]:
@@ -160,19 +184,23 @@ def diversity(table: pd.DataFrame) -> tuple[Numbers, Intervals]:
     return numbers, intervals
 
 
-def novelty(table: pd.DataFrame, cutoffs: Cutoffs) -> tuple[Numbers, Intervals]:
-    """The share of crystals with a fingerprint whose nearest training structure, composition, or either, is far."""
+def novelty(table: pd.DataFrame, protocol: Protocol, cutoffs: Cutoffs) -> tuple[Numbers, Intervals]:
+    """The share of crystals whose nearest training structure, composition, or either, is far."""
     numbers: Numbers = {}
     intervals: Intervals = {}
     structure, composition = table["train_structure_distance"], table["train_composition_distance"]
-    known = int(structure.notna().sum())
     far = {"structural": structure > cutoffs.structure, "compositional": composition > cutoffs.composition}
     for name, mask in (far | {"either": far["structural"] | far["compositional"]}).items():
-        _rate(f"novelty.{name}", mask, known, numbers, intervals)
+        _rates(f"novelty.{name}", mask, structure.notna(), protocol, numbers, intervals)
     return numbers, intervals
 
 
-def _rate(name: str, mask: pd.Series, trials: int, numbers: Numbers, intervals: Intervals) -> None:
-    if trials:
-        numbers[name] = int(mask.sum()) / trials
-        intervals[name] = wilson(int(mask.sum()), trials)
+def _rates(
+    name: str, mask: pd.Series, known: pd.Series, protocol: Protocol, numbers: Numbers, intervals: Intervals
+) -> None:
+    """The rate of `mask` among all rows; if the protocol leaves out failures, among known ones, and as `_of_all`."""
+    left_out = {name: int(known.sum()), f"{name}_of_all": len(mask)}
+    for key, trials in (left_out if protocol.leaves_out_failures else {name: len(mask)}).items():
+        if trials:
+            numbers[key] = int(mask.sum()) / trials
+            intervals[key] = wilson(int(mask.sum()), trials)

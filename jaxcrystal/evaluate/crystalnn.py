@@ -36,8 +36,8 @@ DECIMALS = 3  #: of a weight; neighbours that agree in them are one shell
 _CORNERS = np.array([[1, 2], [2, 0], [0, 1]])  # of a triangle, those of the side opposite to corner 0, 1, 2
 
 
-class NoCell(Exception):
-    """An atom has no bounded Voronoi cell; the message says why."""
+class NoNeighbours(Exception):
+    """It cannot be said who an atom's neighbours are; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,19 @@ class Neighbourhood:
 
 
 def neighbourhoods(structure: Structure) -> list[Neighbourhood]:
-    """The neighbourhood of every atom. Raises NoCell if an atom has no Voronoi cell."""
+    """The neighbourhood of every atom. Raises NoNeighbours if an atom has no Voronoi cell, or no known radius."""
+    numbers = np.array(structure.atomic_numbers)
+    electronegativity, radius = _elements()
+    unknown = np.unique(numbers[np.isnan(radius[numbers])])
+    if len(unknown):
+        raise NoNeighbours(f"no radius of {', '.join(ELEMENTS[z] for z in unknown)} is known")
     expected = len(structure) / structure.volume * 4 / 3 * np.pi * SEARCH_RADIUS**3
     if expected > MAX_NEIGHBOURS:
-        raise NoCell(f"about {expected:.0f} atoms lie within {SEARCH_RADIUS:g} Å; at most {MAX_NEIGHBOURS} are taken")
-    numbers = np.array(structure.atomic_numbers)
+        raise NoNeighbours(
+            f"about {expected:.0f} atoms lie within {SEARCH_RADIUS:g} Å; at most {MAX_NEIGHBOURS} are taken"
+        )
     faces = voronoi_faces(structure)
     at, other = numbers[faces.atom], numbers[faces.neighbour]
-    electronegativity, radius = _elements()
     # An element without an electronegativity, a noble gas, prefers no neighbour to another.
     difference = np.nan_to_num(np.abs(electronegativity[at] - electronegativity[other]))
     weight = faces.solid_angle**2 / faces.area * (1 + X_DIFF_WEIGHT * np.sqrt(difference / X_DIFF_MAX))
@@ -98,7 +103,7 @@ class Faces:
 def voronoi_faces(structure: Structure) -> Faces:
     """The faces of all cells, each measured as the triangles between its centre and its edges.
 
-    Raises NoCell if an atom has no bounded cell.
+    Raises NoNeighbours if an atom has no bounded cell.
     """
     atom, neighbour, vector = _surroundings(structure, SEARCH_RADIUS)
     starts = np.searchsorted(atom, np.arange(len(structure) + 1))
@@ -187,14 +192,14 @@ def _wider(structure: Structure, atom: int) -> tuple[Int[np.ndarray, "n"], Float
         edges = _cell(vectors)
         if edges is not None:
             return neighbours, vectors, edges
-    raise NoCell(f"the Voronoi cell of atom {atom} ({structure[atom].specie.symbol}) is open or empty")
+    raise NoNeighbours(f"the Voronoi cell of atom {atom} ({structure[atom].specie.symbol}) is open or empty")
 
 
 @cache
 def _elements() -> tuple[Float[np.ndarray, "elements"], Float[np.ndarray, "elements"]]:
-    """By atomic number: electronegativity on Pauling's scale, NaN without one, and radius in Å.
+    """By atomic number: electronegativity on Pauling's scale, covalent radius in Å (Cordero, Dalton Trans. 2008, 2832).
 
-    The radius is covalent (Cordero, Dalton Trans. 2008, 2832), or atomic where no covalent one is known.
+    NaN where none is known: of noble gases, and of what is heavier than curium.
     """
     import warnings
 
@@ -205,8 +210,6 @@ def _elements() -> tuple[Float[np.ndarray, "elements"], Float[np.ndarray, "eleme
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns of each noble gas
         for z, symbol in enumerate(ELEMENTS[1:], start=1):
-            element = Element(symbol)
-            electronegativity[z] = element.X
-            known = CovalentRadius.radius.get(symbol, element.atomic_radius)
-            radius[z] = np.nan if known is None else known
+            electronegativity[z] = Element(symbol).X
+            radius[z] = CovalentRadius.radius.get(symbol, np.nan)
     return electronegativity, radius

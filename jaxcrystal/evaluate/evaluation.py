@@ -20,9 +20,10 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate import report
-from jaxcrystal.evaluate.coverage import only_valid, with_diversity, with_nearest
+from jaxcrystal.evaluate.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluate.metrics import metrics_from_table
+from jaxcrystal.evaluate.prediction import displacements
 from jaxcrystal.evaluate.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluate.samples import SampleSet, read
 from jaxcrystal.evaluate.table import Provenance, describe, write_table
@@ -34,11 +35,16 @@ if TYPE_CHECKING:
     from jaxcrystal.evaluate.relax import RelaxationSettings
 
 
+#: What is in the names of those numbers of metrics.json that are no rates.
+_NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
+
+
 def evaluate(
     samples_path: str | Path,
     out_dir: str | Path,
     *,
     train: str | Path | None = None,
+    truth: str | Path | None = None,
     reference: str | Path | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
@@ -52,7 +58,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
 
-    - `train`: crystals that count as known; adds novelty.
+    - `train`: crystals that count as known; adds novelty, and of each attempt the training crystal most like it.
+    - `truth`: the true crystals, of which the samples are predictions, in their order; adds match rate and RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
@@ -87,6 +94,10 @@ def evaluate(
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples)}
     table = describe(samples.samples, convention, workers=workers)
+    if truth is not None:
+        true = read(truth, workers=workers, limit=limit)
+        versions["truth"] = _fingerprint(true)
+        table = _with_truth(table, samples, true, convention, workers)
     sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
     table["group"] = pd.array(group_ids(sound), dtype="Int64")
     table["unique"] = (table["group"].notna() & ~table["group"].duplicated()).astype(bool)
@@ -115,19 +126,20 @@ def evaluate(
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
     compared = None
-    far_from = known if train is not None and convention.novelty is not None else None
-    if reference is not None or far_from is not None:
+    if train is not None or reference is not None:
         own = fingerprints([sample.crystal for sample in samples.samples], workers=workers)
         own = only_valid(own, table) if convention.fingerprints_of_valid else own
         table = with_diversity(table, own, convention)
-    if far_from is not None:
-        table = with_nearest(table, own, _known_fingerprints(far_from, convention, workers)[1], "train")
+    if train is not None:
+        theirs = _known_fingerprints(known, convention, workers)
+        table = with_nearest(table, own, theirs, [sample.id for sample in known.samples], "train")
     if reference is not None:
         others = read(reference, workers=workers)
         versions["reference"] = _fingerprint(others)
-        compared, theirs = _known_fingerprints(others, convention, workers)
-        table = with_nearest(table, own, theirs, "reference")
-        compared = with_nearest(compared, theirs, own, "generated")
+        compared = describe(others.samples, convention, symmetry=False, workers=workers)
+        theirs = _known_fingerprints(others, convention, workers, compared)
+        table = with_nearest(table, own, theirs, compared["id"], "reference")
+        compared = with_nearest(compared, theirs, own, table["id"], "generated")
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs)
     metrics = metrics_from_table(table, provenance, compared)
@@ -145,12 +157,13 @@ def summary(metrics: dict[str, Any]) -> str:
     """The rates with their 95 % intervals, and what failed, as lines for a terminal."""
     counts = metrics["counts"]
     lines = [f"{counts['attempts']} attempts, protocol {metrics['protocol']}"]
+    width = max(map(len, metrics["confidence_95"]))
     for name, (low, high) in metrics["confidence_95"].items():
         value: Any = metrics
         for part in name.split("."):
             value = value[part]
-        form = ".3f" if name.split(".")[-1].startswith(("median", "ams", "amc")) or "diversity" in name else ".1%"
-        lines.append(f"  {name:<32} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
+        form = ".3f" if any(word in name for word in _NO_RATES) else ".1%"
+        lines.append(f"  {name:<{width}} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
     failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
     failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}
     lines += [f"  {n:>6} {name}" for name, n in failed.items()]
@@ -166,13 +179,35 @@ def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known
     )
 
 
+def _with_truth(
+    table: pd.DataFrame, samples: SampleSet, true: SampleSet, protocol: Protocol, workers: Workers | None
+) -> pd.DataFrame:
+    """Adds `truth_displacement` or why there is none, and `truth_valid`.
+
+    Raises UserError unless there is one true crystal for each sample.
+    """
+    if len(true.samples) != len(samples.samples):
+        counts = f"{len(true.samples)} crystals for {len(samples.samples)} predictions"
+        raise UserError(f"{true.path} holds {counts}; it must hold the true one of each, in the same order")
+    broken = next((sample for sample in true.samples if sample.crystal is None), None)
+    if broken is not None:
+        raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
+    truths = describe(true.samples, protocol, symmetry=False, workers=workers)
+    pairs = ([sample.crystal for sample in side.samples] for side in (samples, true))
+    found, reasons = displacements(*pairs, workers=workers)
+    return table.assign(truth_displacement=found, no_match_because=reasons, truth_valid=valid_rows(truths))
+
+
 def _known_fingerprints(
-    known: SampleSet, protocol: Protocol, workers: Workers | None
-) -> tuple[pd.DataFrame, Fingerprints]:
-    """What can be said of crystals to compare with, and their fingerprints, which are stored for the next time."""
-    table = describe(known.samples, protocol, symmetry=False, workers=workers)
+    known: SampleSet, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
+) -> Fingerprints:
+    """Fingerprints of crystals to compare with, stored for the next time; `table` is what `describe` says of them."""
     found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
-    return table, only_valid(found, table) if protocol.fingerprints_of_valid else found
+    if not protocol.fingerprints_of_valid:
+        return found
+    return only_valid(
+        found, describe(known.samples, protocol, symmetry=False, workers=workers) if table is None else table
+    )
 
 
 def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.evaluate import magpie
-from jaxcrystal.evaluate.crystalnn import Neighbourhood, NoCell, neighbourhoods
+from jaxcrystal.evaluate.crystalnn import Neighbourhood, NoNeighbours, neighbourhoods
 from jaxcrystal.evaluate.order_parameters import ORDER_PARAMETERS, BodyCentred, Directions
 from jaxcrystal.evaluate.workers import Lost, Workers, each_chunk
 
@@ -144,6 +144,7 @@ def structure_fingerprints(crystals: Sequence[Crystal]) -> list[Float[np.ndarray
     sites = [(i, atom) for i, atoms in enumerate(found) if not isinstance(atoms, str) for atom in range(len(atoms))]
     atoms = [found[i][atom] for i, atom in sites]
     values = np.zeros((len(atoms), len(COLUMNS)))
+    unsaid: dict[int, str] = {}  # of a crystal whose rounding decides, why pymatgen does not say how it rounds
     for n in range(1, MOST_NEIGHBOURS + 1):
         rows = [row for row, atom in enumerate(atoms) if n in atom.likelihood]
         if not rows:
@@ -156,22 +157,26 @@ def structure_fingerprints(crystals: Sequence[Crystal]) -> list[Float[np.ndarray
             weights = np.array([atoms[row].weights[:n] for row in rows])
             for k in np.flatnonzero(rounding_matters(vectors, weights)):
                 i, atom = sites[rows[k]]
-                directions = as_pymatgen_rounds(structures[i], atom)
-                looks["body-centered cubic"][k] = BodyCentred()(directions)[0]
+                try:
+                    directions = as_pymatgen_rounds(structures[i], atom)
+                except NoNeighbours as reason:
+                    unsaid[i] = str(reason)
+                else:
+                    looks["body-centered cubic"][k] = BodyCentred()(directions)[0]
         first = COLUMNS.index((n, "wt"))
         for column, look in enumerate([1.0, *looks.values()], start=first):
             values[rows, column] = likelihood * look
     ends = np.cumsum([0 if isinstance(atoms, str) else len(atoms) for atoms in found])
     return [
-        atoms if isinstance(atoms, str) else values[end - len(atoms) : end].mean(0)
-        for atoms, end in zip(found, ends, strict=True)
+        atoms if isinstance(atoms, str) else unsaid.get(i, values[end - len(atoms) : end].mean(0))
+        for i, (atoms, end) in enumerate(zip(found, ends, strict=True))
     ]
 
 
 def _neighbourhoods(structure: Structure) -> list[Neighbourhood] | str:
     try:
         return neighbourhoods(structure)
-    except NoCell as reason:
+    except NoNeighbours as reason:
         return str(reason)
 
 
@@ -196,13 +201,19 @@ def rounding_matters(
 
 
 def as_pymatgen_rounds(structure: Structure, atom: int) -> Directions:
-    """The directions from an atom to its eight likeliest neighbours, in pymatgen's order and bit for bit its own."""
+    """The directions from an atom to its eight likeliest neighbours, in pymatgen's order and bit for bit its own.
+
+    Raises NoNeighbours if pymatgen does not find them.
+    """
     from pymatgen.analysis.local_env import CrystalNN
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of missing oxidation states
-        data = CrystalNN().get_nn_data(structure, atom)
-    vectors = [neighbour["site"].coords - structure[atom].coords for neighbour in data.cn_nninfo[8]]
+        try:
+            likeliest = CrystalNN().get_nn_data(structure, atom).cn_nninfo[8]
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise NoNeighbours(f"pymatgen finds no eight neighbours of atom {atom}: {error}") from None
+    vectors = [neighbour["site"].coords - structure[atom].coords for neighbour in likeliest]
     unit = [vector / np.linalg.norm(vector) for vector in vectors]
     # A matrix product would round otherwise than products of two vectors.
     cosine = np.array([[np.inner(a, b) for b in unit] for a in unit])

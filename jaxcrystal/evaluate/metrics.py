@@ -14,7 +14,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcrystal.evaluate import coverage
-from jaxcrystal.evaluate.intervals import bootstrap_median, wilson
+from jaxcrystal.evaluate.intervals import bootstrap_median, bootstrap_percentile, wilson
+from jaxcrystal.evaluate.prediction import prediction
 from jaxcrystal.evaluate.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluate.samples import PARSED
 from jaxcrystal.evaluate.table import Provenance
@@ -28,8 +29,9 @@ def metrics_from_table(
 ) -> dict[str, Any]:
     """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å, densities in g/cm³.
 
-    `reference` is the table of `reference.parquet`, if there is one. What `coverage.py` says has its protocol's
-    denominator.
+    `reference` is the table of `reference.parquet`, if there is one. A rate is over all attempts. So are those of
+    `validity` where a protocol leaves out what is no crystal at all; that it does, `_of_constructed` tells. Of what
+    `coverage.py` says the denominator is the protocol's own, and `_of_all` tells what leaves nothing out.
     """
     attempts = len(table)
     valid = table["structural_valid"] & table["compositional_valid"]
@@ -49,6 +51,7 @@ def metrics_from_table(
     }
     medians: dict[str, Float[np.ndarray, "n"]] = {}
     percentiles: dict[str, float] = {}
+    of_percentiles: dict[str, tuple[float, float]] = {}
     names: dict[str, str] = {}
     if "novel" in table:
         counts["novel"] = int(table["novel"].sum())
@@ -71,11 +74,17 @@ def metrics_from_table(
         if len(distances):
             for name, q in (("p10", 10), ("p90", 90)):
                 percentiles[f"stability.e_above_hull.{name}"] = float(np.percentile(distances, q))
+                of_percentiles[f"stability.e_above_hull.{name}"] = bootstrap_percentile(distances, q)
     medians = {name: values for name, values in medians.items() if len(values)}
     flat = names | {name: int(mask.sum()) / attempts for name, mask in masks.items()}
     flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles
     intervals = {name: wilson(int(mask.sum()), attempts) for name, mask in masks.items()}
-    intervals |= {name: bootstrap_median(values) for name, values in medians.items()}
+    intervals |= {name: bootstrap_median(values) for name, values in medians.items()} | of_percentiles
+    if protocol_named(provenance.protocol).leaves_out_failures and counts["constructed"]:
+        for name in [name for name in masks if name.startswith("validity.")]:
+            valid_ones = int(masks[name].sum())
+            flat[f"{name}_of_constructed"] = valid_ones / counts["constructed"]
+            intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
     for numbers, ranges in _compared(table, reference, provenance):
         flat, intervals = flat | numbers, intervals | ranges
     if "drawn" in table:
@@ -95,13 +104,15 @@ def _compared(
 ) -> Iterator[tuple[coverage.Numbers, coverage.Intervals]]:
     """Numbers and their intervals, of whatever the tables have columns for."""
     protocol = protocol_named(provenance.protocol)
+    if "truth_displacement" in table:
+        yield prediction(table)
     if "drawn" in table:
         yield coverage.diversity(table)
     if reference is not None and "reference_structure_distance" in table:
         yield coverage.coverage(table, reference, protocol, coverage_cutoffs(provenance.cutoffs))
-        yield coverage.distribution(table, reference), {}
+        yield coverage.distribution(table, reference)
     if protocol.novelty is not None and "train_structure_distance" in table:
-        yield coverage.novelty(table, protocol.novelty)
+        yield coverage.novelty(table, protocol, protocol.novelty)
 
 
 def metastable_rows(table: pd.DataFrame) -> pd.Series:

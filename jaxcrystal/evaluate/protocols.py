@@ -28,7 +28,9 @@ class Protocol:
     oxidation_states: str = "smact14"  #: smact's table of oxidation states that compositional validity tries
     #: Whether invalid crystals, of the reference and of the training set too, are left out of coverage and novelty.
     fingerprints_of_valid: bool = False
-    precision_over_attempts: bool = True  #: else over those that have a fingerprint
+    #: Whether the published denominators leave out what failed: attempts without a crystal, crystals without a
+    #: fingerprint. Then every such rate is told a second time over all, its name ending in `_of_all`.
+    leaves_out_failures: bool = False
     draw: int | None = None  #: valid crystals drawn for distributions and diversity; None takes all
     novelty: Cutoffs | None = None  #: beyond which a crystal is new; None does not ask
 
@@ -42,7 +44,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "crystal-text-llm",
             fingerprints_of_valid=True,
-            precision_over_attempts=False,
+            leaves_out_failures=True,
             novelty=Cutoffs(structure=0.1, composition=2.0),
         ),
         # As cdvae without chance, and no atom may sit inside another: the closest pair of MP-20 test is at 0.65 of

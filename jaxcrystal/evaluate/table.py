@@ -1,8 +1,10 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
-Later steps of the evaluation add columns: `group`, `unique`; `novel`, `known_as` with a training set; with a reference
-the distances of `coverage.py`, which also go into `reference.parquet`, one row a reference crystal; with a potential
-`relaxation` (its outcome) and what `stability.py` finds. Every published number is a sum over these rows.
+Later steps of the evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth
+`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome) and what
+`stability.py` finds; with a training set or a reference, distances to the nearest of it and which one is most like the
+crystal, `train_nearest`, `reference_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the
+same of the generated ones. Every published number is a sum over these rows.
 """
 
 from __future__ import annotations

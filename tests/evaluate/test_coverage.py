@@ -1,10 +1,12 @@
 """Every number against loops over all pairs, and what the protocols make of the same crystals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import cdist, pdist
-from scipy.stats import wasserstein_distance
+from scipy.stats import bootstrap, wasserstein_distance
 
 from jaxcrystal.evaluate import coverage as module
 from jaxcrystal.evaluate.coverage import (
@@ -19,6 +21,7 @@ from jaxcrystal.evaluate.coverage import (
     with_nearest,
 )
 from jaxcrystal.evaluate.fingerprints import Fingerprints
+from jaxcrystal.evaluate.intervals import bootstrap_wasserstein, wilson
 from jaxcrystal.evaluate.protocols import PROTOCOLS, Cutoffs
 
 CDVAE, PAPER = PROTOCOLS["cdvae"], PROTOCOLS["crystal-text-llm"]
@@ -62,8 +65,8 @@ def test_nearest_and_mean_distances_equal_all_pairs(monkeypatch):
 
 def test_coverage_by_hand_in_two_protocols():
     own, others = some(200, 1, without=(0, 7)), some(150, 2, without=(3,))
-    table = with_nearest(attempts(200), own, others, "reference")
-    reference = with_nearest(pd.DataFrame(index=range(150)), others, own, "generated")
+    table = with_nearest(attempts(200), own, others, range(150), "reference")
+    reference = with_nearest(pd.DataFrame(index=range(150)), others, own, range(200), "generated")
     ours, theirs = own.known, others.known
     structure = cdist(own.structure[ours], others.structure[theirs])
     composition = cdist(own.composition[ours], others.composition[theirs])
@@ -78,21 +81,51 @@ def test_coverage_by_hand_in_two_protocols():
     assert numbers["coverage.amcd_precision"] == pytest.approx(composition.min(1).mean())
     assert set(intervals) == set(numbers)
     assert all(low <= numbers[name] <= high for name, (low, high) in intervals.items())
-    paper, _ = coverage(table, reference, PAPER, CUTOFFS)
+    assert intervals["coverage.precision"] == wilson(near[1].sum(), 200)
+    # Which leaves out what has no fingerprint, and says too what it is when it does not.
+    paper, intervals = coverage(table, reference, PAPER, CUTOFFS)
     assert (paper["coverage.recall"], paper["coverage.precision"]) == (near[0].mean(), near[1].mean())
+    assert intervals["coverage.recall"] == wilson(near[0].sum(), 149)
+    for side in ("recall", "precision"):
+        assert paper[f"coverage.{side}_of_all"] == numbers[f"coverage.{side}"] < paper[f"coverage.{side}"]
+        assert f"coverage.{side}_of_all" in intervals and f"coverage.{side}_of_all" not in numbers
+
+
+def test_the_nearest_crystal_is_like_it_in_structure_and_composition():
+    own, others = (
+        replace(found, composition=8 * found.composition)
+        for found in (some(40, 1, without=(0, 7)), some(30, 2, without=(3,)))
+    )
+    names = [f"mp-{i}" for i in range(30)]
+    table = with_nearest(attempts(40), own, others, names, "train")
+    together = np.hypot(
+        cdist(own.structure, others.structure) / 0.4, cdist(own.composition, others.composition) / 10
+    )  # NaN without fingerprint
+    assert table["train_nearest"][[0, 7]].isna().all()
+    rows = np.flatnonzero(own.known)
+    found = np.array([names.index(name) for name in table["train_nearest"][rows]])
+    assert (found == np.nanargmin(together[rows], axis=1)).all()
+    for kind in ("structure", "composition"):  # neither alone says it
+        assert (found != nearest(getattr(own, kind)[rows], getattr(others, kind))[1]).any()
+    assert with_nearest(attempts(40), own, others[3:4], ["x"], "train")["train_nearest"].isna().all()
 
 
 def test_novelty_by_hand():
     own, train = some(200, 1, without=(0, 7)), some(150, 2)
-    table = with_nearest(attempts(200), own, train, "train")
+    table = with_nearest(attempts(200), own, train, range(150), "train")
     structure = cdist(own.structure[own.known], train.structure).min(1) > CUTOFFS.structure
     composition = cdist(own.composition[own.known], train.composition).min(1) > CUTOFFS.composition
-    numbers, intervals = novelty(table, CUTOFFS)
+    numbers, intervals = novelty(table, PAPER, CUTOFFS)
+    either = structure | composition
     assert numbers == {
         "novelty.structural": structure.mean(),
+        "novelty.structural_of_all": structure.sum() / 200,
         "novelty.compositional": composition.mean(),
-        "novelty.either": (structure | composition).mean(),
+        "novelty.compositional_of_all": composition.sum() / 200,
+        "novelty.either": either.mean(),
+        "novelty.either_of_all": either.sum() / 200,
     }
+    assert 0 < structure.mean() < either.mean() < 1 and intervals["novelty.either"] == wilson(either.sum(), 198)
     assert all(low <= numbers[name] <= high for name, (low, high) in intervals.items())
 
 
@@ -113,23 +146,31 @@ def test_only_valid_crystals_keep_their_fingerprints():
 
 
 def test_distributions_and_diversity_take_valid_crystals():
-    own, reference = some(200, 1, without=(0, 7)), attempts(150).assign(density=np.linspace(1, 9, 150))
+    lost = np.flatnonzero(module.valid_rows(attempts(200)))[[0, 3]]
+    own, reference = some(200, 1, without=lost), attempts(150).assign(density=np.linspace(1, 9, 150))
     table = with_diversity(attempts(200), own, PAPER)
     valid = table["structural_valid"] & table["compositional_valid"] & own.known
-    assert (table["drawn"] == valid).all() and list(table["no_fingerprint_because"])[:2] == ["open", ""]
-    numbers = distribution(table, reference)
-    assert numbers == {
-        "distribution.density_wasserstein": wasserstein_distance(table["density"][valid], reference["density"]),
-        "distribution.num_elements_wasserstein": wasserstein_distance(
-            table["num_elements"][valid], reference["num_elements"]
-        ),
-    }
+    assert (table["drawn"] == valid).all() and set(table["no_fingerprint_because"][lost]) == {"open"}
+    table.loc[5, ["density", "num_elements"]] = None  # as of an attempt without a crystal, which is not valid either
+    assert not valid[5]
+    numbers, intervals = distribution(table, reference)
+    expected = {}
+    for suffix, rows in (("", valid), ("_of_all", table.index != 5)):
+        for column in ("density", "num_elements"):
+            found = wasserstein_distance(table[column][rows], reference[column])
+            expected[f"distribution.{column}_wasserstein{suffix}"] = found
+    assert numbers == expected and set(intervals) == set(numbers) and len(set(numbers.values())) == 4
+    assert all(low < numbers[name] < high for name, (low, high) in intervals.items())
     numbers, intervals = diversity(table)
     assert numbers["diversity.structural"] == pytest.approx(pdist(own.structure[valid]).mean())
     assert numbers["diversity.compositional"] == pytest.approx(pdist(own.composition[valid]).mean())
     assert all(low <= numbers[name] <= high for name, (low, high) in intervals.items())
     nobody = with_diversity(attempts(5).assign(structural_valid=False), some(5, 1), PAPER)
-    assert distribution(nobody, reference) == {} and diversity(nobody) == ({}, {})
+    assert set(distribution(nobody, reference)[0]) == {
+        "distribution.density_wasserstein_of_all",
+        "distribution.num_elements_wasserstein_of_all",
+    }
+    assert diversity(nobody) == ({}, {})
 
 
 def test_the_interval_of_diversity_holds_its_number_of_times():
@@ -144,3 +185,32 @@ def test_the_interval_of_diversity_holds_its_number_of_times():
         low, high = diversity(table)[1]["diversity.structural"]
         held += low <= truth <= high
     assert 87 <= held <= 99
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+def test_the_interval_of_a_wasserstein_distance_holds_its_number_of_times(apart, monkeypatch):
+    """Of two populations, and of one, where the true distance is 0 and every sample is further away than that."""
+    monkeypatch.setattr("jaxcrystal.evaluate.intervals.BOOTSTRAP_DRAWS", 200)
+    generator = np.random.default_rng(4)
+    held = 0
+    for _ in range(100):
+        values, others = generator.gamma(2, size=150) + apart, generator.gamma(2, size=200)
+        low, high = bootstrap_wasserstein(values, others)
+        assert low <= wasserstein_distance(values, others) <= high
+        held += low <= apart <= high
+    assert held >= 87
+
+
+def test_the_wasserstein_interval_equals_scipys_basic_bootstrap_below_and_the_centred_percentile_above():
+    generator = np.random.default_rng(3)
+    samples = generator.gamma(2, size=120), generator.gamma(3, size=150)
+    options = {"n_resamples": 2000, "vectorized": False, "rng": 1}
+    scipys = bootstrap(samples, wasserstein_distance, method="basic", **options)
+    low, high = bootstrap_wasserstein(*samples)
+    assert low == pytest.approx(scipys.confidence_interval.low, abs=0.02)
+    drawn = scipys.bootstrap_distribution
+    above = np.percentile(drawn, 97.5) - drawn.mean()
+    assert high == pytest.approx(wasserstein_distance(*samples) + above, abs=0.04) and low < high - 0.2
+    assert bootstrap_wasserstein(*samples) == (low, high)
+    same = bootstrap_wasserstein(samples[0], samples[0])
+    assert same[0] == 0 < same[1] < 0.3

@@ -6,7 +6,7 @@ from pymatgen.analysis.local_env import CrystalNN
 from pymatgen.core import Lattice, Structure
 
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.evaluate.crystalnn import NoCell, neighbourhoods, voronoi_faces
+from jaxcrystal.evaluate.crystalnn import NoNeighbours, neighbourhoods, voronoi_faces
 
 FCC = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.0), ["Cu"], [[0, 0, 0]])
 BCC = Structure.from_spacegroup("Im-3m", Lattice.cubic(4.0), ["Fe"], [[0, 0, 0]])
@@ -48,7 +48,9 @@ def test_neighbours_and_likelihoods_equal_pymatgens():
         Lattice.hexagonal(3.2, 30.0), ["Mo", "S", "S"], [[0, 0, 0.5], [1 / 3, 2 / 3, 0.55], [1 / 3, 2 / 3, 0.45]]
     )
     helium = Structure(Lattice.cubic(4.0), ["He", "Li"], [[0, 0, 0], [0.5, 0.5, 0.5]])  # no electronegativity
-    chosen = [layered, helium, *(entry.crystal.to_structure() for entry in embedded()[::400])]
+    arms = np.array([[1, 0.1, 0], [-1, 0.05, 0.1], [0, 1, 0.1], [0.1, -1, 0], [0, 0.1, 1], [0.05, 0, -1]]) * 1.56 + 6
+    molecule = Structure(Lattice.cubic(12.0), "SFFFFFF", [[6] * 3, *arms], coords_are_cartesian=True)  # open outwards
+    chosen = [layered, helium, molecule, *(entry.crystal.to_structure() for entry in embedded()[::400])]
     assert len(chosen) > 8
     for structure in chosen:
         for atom, found in enumerate(neighbourhoods(structure)):
@@ -66,10 +68,13 @@ def test_atoms_without_neighbours_have_the_likelihood_of_none():
     assert found.likelihood == {} and len(found.vectors) == 0
 
 
-def test_what_has_no_cell_says_why():
+def test_what_has_no_neighbours_says_why():
     twice = Structure(Lattice.cubic(4.0), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0]])
-    with pytest.raises(NoCell, match=r"the Voronoi cell of atom 0 \(Na\) is open or empty"):
+    with pytest.raises(NoNeighbours, match=r"the Voronoi cell of atom 0 \(Na\) is open or empty"):
         neighbourhoods(twice)
     crowded = Structure(Lattice.from_parameters(0.3, 0.6, 0.6, 90, 90, 90), ["Na"], [[0, 0, 0]])
-    with pytest.raises(NoCell, match="about 13303 atoms lie within 7 Å; at most 10000 are taken"):
+    with pytest.raises(NoNeighbours, match="about 13303 atoms lie within 7 Å; at most 10000 are taken"):
         neighbourhoods(crowded)
+    heavy = Structure(Lattice.cubic(4.0), ["Og", "O", "Es"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]])
+    with pytest.raises(NoNeighbours, match="no radius of Es, Og is known"):
+        neighbourhoods(heavy)

@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.evaluation import evaluate
+from jaxcrystal.evaluate.evaluation import evaluate, summary
 from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import read_table
 
@@ -47,6 +47,11 @@ def test_three_files_that_agree(samples, tmp_path, capsys):
     assert list(table["unique"]) == [True, True, False, False, False]
     assert list(table["spacegroup"].iloc[:3]) == [225, 225, 225]
     assert list(table["known_as"].iloc[:3]) == ["0", "1", "0"]
+    for name in ("train_nearest", "reference_nearest"):
+        assert list(table[name].iloc[1:2]) == ["1"] and set(table[name].iloc[[0, 2]]) <= {"0", "2"}
+        assert table[name].isna().tolist() == [False] * 4 + [True]
+    nearest = read_table(out / "reference.parquet")[0]["generated_nearest"]
+    assert nearest.iloc[1] == "1" and pd.isna(nearest.iloc[4])
     assert metrics["novelty"]["by_matching"] == 0.0
     assert {"samples", "train", "reference", "python", "pymatgen", "smact", "jaxcrystal"} <= set(metrics["versions"])
     assert "report.html" in capsys.readouterr().out and (out / "report.html").stat().st_size > 10_000
@@ -70,14 +75,48 @@ def test_comparison_with_a_reference(samples, tmp_path):
     assert metrics["diversity"]["structural"] == pytest.approx(0, abs=1e-6)
     assert metrics["diversity"]["compositional"] > 1
     assert metrics["distribution"]["num_elements_wasserstein"] == 0 and "structural" not in metrics["novelty"]
+    lines = {line.split()[0]: line for line in summary(metrics).splitlines()[1:]}
+    assert " 80.0%   95 %: " in lines["coverage.precision"] and " 0.000   95 %: " in lines["coverage.amsd_recall"]
+    assert " 0.000   95 %: 0.000 to " in lines["distribution.num_elements_wasserstein"]
     stored = list((tmp_path / "cache/jaxcrystal/fingerprints").iterdir())
     assert len(stored) == 1
     paper = evaluate(samples, tmp_path / "b", reference=samples, train=samples, protocol="crystal-text-llm")
     assert (paper["coverage"]["precision"], paper["coverage"]["recall"]) == (1.0, 1.0)  # of three valid ones
-    assert paper["novelty"] == {"by_matching": 0.0, "structural": 0.0, "compositional": 0.0, "either": 0.0}
+    assert (paper["coverage"]["precision_of_all"], paper["coverage"]["recall_of_all"]) == (3 / 5, 3 / 5)
+    kinds = [f"{kind}{suffix}" for kind in ("structural", "compositional", "either") for suffix in ("", "_of_all")]
+    assert paper["novelty"] == dict.fromkeys(["by_matching", *kinds], 0.0)
+    assert paper["validity"]["both"] == 3 / 5 and paper["validity"]["both_of_constructed"] == 3 / 4
+    assert "both_of_constructed" not in metrics["validity"]
     table, _ = read_table(tmp_path / "b" / "structures.parquet")
     assert list(table["no_fingerprint_because"])[2:] == ["", "it is invalid", "there is no crystal"]
     assert list((tmp_path / "cache/jaxcrystal/fingerprints").iterdir()) == stored
+
+
+def test_known_crystals_are_fingerprinted_whatever_the_protocol(samples, tmp_path):
+    metrics = evaluate(samples, tmp_path / "a", train=samples, protocol="strict")
+    assert set(metrics["novelty"]) == {"by_matching"} and "coverage" not in metrics
+    table, _ = read_table(tmp_path / "a" / "structures.parquet")
+    assert table["train_structure_distance"].iloc[:4].to_numpy() == pytest.approx([0] * 4, abs=1e-9)
+    assert "reference_nearest" not in table
+
+
+def test_predictions_are_compared_each_with_its_truth(samples, tmp_path):
+    truth = tmp_path / "truth.csv"
+    true = [MAGNESIA, MAGNESIA, SALT, CLOSE, SALT]
+    pd.DataFrame({"cif": [str(CifWriter(s)) for s in true]}).to_csv(truth, index=False)
+    metrics = evaluate(samples, tmp_path / "a", truth=truth)
+    assert metrics["prediction"]["match_rate"] == 3 / 5 and metrics["prediction"]["match_rate_if_valid"] == 2 / 5
+    assert metrics["prediction"]["rmse"] == pytest.approx(0, abs=1e-6) and "truth" in metrics["versions"]
+    table, provenance = read_table(tmp_path / "a" / "structures.parquet")
+    assert table["truth_displacement"].notna().tolist() == [False, True, True, True, False]
+    assert metrics == metrics_from_table(table, provenance)
+    assert evaluate(samples, tmp_path / "b", truth=truth, limit=2)["prediction"]["match_rate"] == 1 / 2
+    with pytest.raises(UserError, match=r"near\.csv holds 1 crystals for 5 predictions"):
+        near = tmp_path / "near.csv"
+        pd.DataFrame({"cif": [str(CifWriter(SALT))]}).to_csv(near, index=False)
+        evaluate(samples, tmp_path / "c", truth=near)
+    with pytest.raises(UserError, match=r"samples.csv, row 4: a true crystal cannot be read"):
+        evaluate(samples, tmp_path / "c", truth=samples)
 
 
 def test_cutoffs_change_what_is_near(samples, tmp_path):

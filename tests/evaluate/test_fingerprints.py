@@ -1,10 +1,12 @@
 """Fingerprints against matminer's, for ideal, generated and real crystals; then what is stored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluate import fingerprints as module
 from jaxcrystal.evaluate import magpie
@@ -77,6 +79,25 @@ def test_what_has_no_fingerprint_has_a_reason():
     assert fingerprints([]).structure.shape == (0, 61)
 
 
+def test_every_element_has_a_fingerprint_or_a_reason():
+    oxides = [Crystal([4, 4, 4], [90, 90, 90], [z, 8], [[0, 0, 0], [0.5, 0.5, 0.5]]) for z in range(1, len(ELEMENTS))]
+    found = fingerprints(oxides)
+    unknown = [symbol for symbol, known in zip(ELEMENTS[1:], found.known, strict=True) if not known]
+    assert unknown == list(ELEMENTS[97:]) and found.reasons[96] == "no radius of Bk is known"
+    assert (found.known == ~np.isnan(found.structure).any(axis=1)).all()
+
+
+def test_where_pymatgen_has_no_answer_a_crystal_has_a_reason(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("No Voronoi neighbors found")
+
+    monkeypatch.setattr("pymatgen.analysis.local_env.CrystalNN.get_nn_data", fails)
+    iron = Crystal.from_structure(next(noisy()))
+    reason = "pymatgen finds no eight neighbours of atom 1: No Voronoi neighbors found"
+    found = fingerprints([SALT, iron, SALT])
+    assert found.reasons == ("", reason, "") and np.isnan(found.structure[1]).all()
+
+
 def test_processes_change_nothing():
     crystals = [entry.crystal for entry in embedded()[:60]]
     with local(2) as workers:
@@ -95,11 +116,22 @@ def test_a_second_run_reads_what_the_first_stored(tmp_path, monkeypatch):
         assert np.array_equal(getattr(first, name), getattr(again, name), equal_nan=True)
     assert first.reasons == again.reasons
     # Other crystals, another order, another version: another file. A broken file is written anew.
-    stored_fingerprints(crystals[::-1], tmp_path)
+    moved = TWICE.frac_coords + 0.1
+    changes = {"lengths": [4, 4, 4.1], "angles": [90, 90, 91], "species": [11, 35], "frac_coords": moved}
+    others = [[SALT, None, replace(TWICE, **{name: value})] for name, value in changes.items()]
+    for different in [crystals[::-1], crystals[:2], *others]:
+        stored_fingerprints(different, tmp_path)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     stored_fingerprints(crystals, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    files = 1 + 2 + len(changes) + 1
+    assert len(list(tmp_path.iterdir())) == files
     monkeypatch.undo()
     path.write_bytes(b"PK broken")
     assert stored_fingerprints(crystals, tmp_path).reasons == first.reasons
-    assert path.stat().st_size > 100 and len(list(tmp_path.iterdir())) == 3
+    assert path.stat().st_size > 100 and len(list(tmp_path.iterdir())) == files
+
+
+def test_where_nothing_can_be_stored_that_is_said(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    found = stored_fingerprints([SALT], tmp_path / "file" / "folder")
+    assert found.known.all() and f"could not be stored in {tmp_path / 'file' / 'folder'}" in capsys.readouterr().out

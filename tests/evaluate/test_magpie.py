@@ -1,5 +1,7 @@
 """Features of compositions by hand, against plain loops over the table, and against matminer where it is installed."""
 
+import json
+
 import numpy as np
 import pytest
 from pymatgen.core import Composition
@@ -20,7 +22,9 @@ def test_rock_salt_by_hand():
     assert (found["minimum Number"], found["maximum Number"], found["range Number"]) == (11, 17, 6)
     assert (found["mean Number"], found["avg_dev Number"], found["mode Number"]) == (14, 3, 11)
     assert found["mean Electronegativity"] == pytest.approx((0.93 + 3.16) / 2)
-    assert dict(zip(magpie.names(), magpie.features(atoms("Fe2O3")), strict=True))["mode Number"] == 8
+    rust = dict(zip(magpie.names(), magpie.features(atoms("Fe2O3")), strict=True))
+    assert (rust["mode Number"], rust["mean Number"]) == (8, pytest.approx(0.4 * 26 + 0.6 * 8))
+    assert rust["avg_dev Number"] == pytest.approx(0.4 * (26 - 15.2) + 0.6 * (15.2 - 8))
 
 
 def test_what_is_unknown_is_average():
@@ -32,6 +36,12 @@ def test_what_is_unknown_is_average():
     }
     assert (magpie.standardised(features)[unknown] == 0).all() and np.isfinite(magpie.standardised(features)).all()
     assert np.isnan(magpie.features(atoms("Og"))).all()
+
+
+def test_the_scale_is_cdvaes(shared):
+    figures = json.loads((shared / "data/cdvae_composition_scaler.json").read_text())
+    mean, deviation = magpie._scale()
+    assert (mean.tolist(), deviation.tolist()) == (figures["means"], figures["stds"])
 
 
 def test_order_and_multiples_of_a_formula_do_not_matter():

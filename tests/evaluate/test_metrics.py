@@ -1,11 +1,17 @@
 """The numbers against a count by hand and scipy; what was not asked for is absent."""
 
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from jaxcrystal.evaluate.metrics import bootstrap_median, metrics_from_table, wilson
+from jaxcrystal.evaluate.intervals import bootstrap_median, bootstrap_percentile, wilson
+from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import Provenance, read_table, write_table
 
 ASKED = Provenance("cdvae", {"jaxcrystal": "0"}, potential="a potential", hull="a hull")
@@ -59,7 +65,23 @@ def test_every_number_equals_the_count_by_hand():
     assert stability["e_above_hull"]["p90"] == pytest.approx(0.09997)
     assert stability["relaxation_rmsd"] == {"median": 0.25}
     assert metrics["confidence_95"]["stability.metastable_rate"] == list(wilson(3, 8))
+    assert metrics["confidence_95"]["stability.e_above_hull.p90"] == list(
+        bootstrap_percentile(np.array([0.0, -0.1, 0.0999, 0.1]), 90)
+    )
     assert metrics["versions"] == {"jaxcrystal": "0"} and metrics["protocol"] == "cdvae"
+
+
+def test_sun_asks_for_all_three_of_every_attempt():
+    # Every choice of stable, metastable or neither; unique or not; novel or not; and two attempts that came to nothing.
+    fates = [*itertools.product([-0.1, 0.05, 0.2], [True, False], [True, False]), *[(np.nan, False, False)] * 2]
+    distance, unique, novel = zip(*fates, strict=True)
+    columns = {"e_above_hull": distance, "unique": unique, "novel": novel, "rmsd": np.nan, "energy_per_atom": distance}
+    told = dict.fromkeys(["outcome", "relaxation"], "ok")
+    table = pd.DataFrame(columns | told | dict.fromkeys(["structural_valid", "compositional_valid", "converged"], True))
+    metrics = metrics_from_table(table, ASKED)
+    assert metrics["sun"] == {"rate": 1 / 14, "metastable_rate": 2 / 14}
+    assert metrics["confidence_95"]["sun.rate"] == list(wilson(1, 14))
+    assert metrics["confidence_95"]["sun.metastable_rate"] == list(wilson(2, 14))
 
 
 def test_what_was_not_asked_for_is_absent():
@@ -70,6 +92,20 @@ def test_what_was_not_asked_for_is_absent():
     assert set(relaxed["stability"]) == {"potential", "relaxation_rmsd"} and "sun" not in relaxed
     none = attempts().assign(e_above_hull=np.nan, rmsd=np.nan)
     assert set(metrics_from_table(none, ASKED)["stability"]) == {"potential", "hull", "metastable_rate", "stable_rate"}
+
+
+def test_the_page_names_every_number():
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    asked = attempts().assign(truth_displacement=0.1, truth_valid=True, drawn=True, no_fingerprint_because="")
+    for kind in ("structure", "composition"):
+        asked = asked.assign(**{f"{side}_{kind}_distance": 0.2 for side in ("train", "reference", "generated")})
+        asked[f"mean_{kind}_distance"] = 0.3
+    asked = asked.assign(density=5.0, num_elements=2)
+    metrics = metrics_from_table(asked, replace(ASKED, protocol="crystal-text-llm", cutoffs="mp_20"), asked)
+    sections = {"validity", "uniqueness", "novelty", "coverage", "distribution", "diversity"}
+    assert {name.split(".")[0] for name in metrics["confidence_95"]} == sections | {"prediction", "stability", "sun"}
+    for name in metrics["confidence_95"]:
+        assert f"`{re.sub('_of_all|_of_constructed|_if_valid', '', name)}`" in page, name
 
 
 def test_every_interval_belongs_to_a_number():
@@ -100,3 +136,7 @@ def test_the_bootstrap_of_the_median_agrees_with_scipy():
     expected = bootstrap((values,), np.median, n_resamples=4000, method="percentile", rng=1).confidence_interval
     assert bootstrap_median(values) == pytest.approx((expected.low, expected.high), abs=0.02)
     assert bootstrap_median(values) == bootstrap_median(values)
+    tenth = bootstrap(
+        (values,), lambda x: np.percentile(x, 10), n_resamples=4000, method="percentile", rng=1, vectorized=False
+    ).confidence_interval
+    assert bootstrap_percentile(values, 10) == pytest.approx((tenth.low, tenth.high), abs=0.01)

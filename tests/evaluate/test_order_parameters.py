@@ -68,7 +68,9 @@ def test_any_directions_score_what_pymatgen_says(n, name):
     generator = np.random.default_rng(n)
     ideal = np.array(next((IDEAL[key] for key in IDEAL if key[0] == n), generator.normal(size=(n, 3))), float)
     shaken = [ideal + generator.normal(0, size, ideal.shape) for size in (0.0, 0.01, 0.1, 0.3)]
-    vectors = np.array([*shaken, *generator.normal(size=(3, n, 3))])
+    # A neighbour exactly opposite to another has no meridian, and need not be the only one near that pole.
+    crowded = np.array([UP, DOWN, [0.4, 0.1, -1], *generator.normal(size=(n, 3))])[:n]
+    vectors = np.array([*shaken, crowded, crowded[::-1], *generator.normal(size=(3, n, 3))])
     expected = [by_pymatgen(n, name, v) for v in vectors]
     assert ORDER_PARAMETERS[n][name](Directions.of(vectors)) == pytest.approx(expected, abs=1e-9)
 

@@ -113,6 +113,6 @@ def test_published_validity_and_distributions_of_diffcsp(shared):
     assert len(generated) == 10_000
     assert generated["structural_valid"].mean() == 1.0
     assert generated["compositional_valid"].mean() == pytest.approx(0.8322, abs=0.001)
-    found = distribution(generated.assign(drawn=valid_rows(generated)), known)
+    found, _ = distribution(generated.assign(drawn=valid_rows(generated)), known)
     assert found["distribution.density_wasserstein"] == pytest.approx(0.35, abs=0.005)
     assert found["distribution.num_elements_wasserstein"] == pytest.approx(0.346, abs=0.0005)
