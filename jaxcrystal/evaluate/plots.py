@@ -96,7 +96,7 @@ def periodic_table(counts: Mapping[str, int], label: str) -> str:
         shade = 0.12 + 0.88 * (count / most) ** 0.5 if count else 0
         ink = "cell-text strong" if shade > 0.68 else "cell-text" if count else "cell-text absent"
         parts.append(
-            f"<g><title>{symbol}: {count:,} crystals</title>"
+            (f'<g data-element="{symbol}">' if count else "<g>") + f"<title>{symbol}: {count:,} crystals</title>"
             f'<rect class="cell" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4"/>'
             f'<rect class="heat" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4" '
             f'fill-opacity="{shade:.3f}"/>'
