@@ -298,7 +298,7 @@ def _failures(table: pd.DataFrame) -> str:
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>'
 
 
-_WIDTHS = {"text": 84, "formula": 150, "status": 126, "energy": 150, "number": 92, "group": 104}  #: px; `why` has the rest
+_WIDTHS = {"text": 84, "formula": 150, "status": 126, "energy": 172, "number": 88, "group": 104}  #: px; `why` has the rest
 
 
 def _columns(table: pd.DataFrame) -> list[list[Any]]:

@@ -2,7 +2,7 @@
 
 const BALL = 0.55; // share of its covalent radius with which an atom is drawn, so that bonds show between atoms
 const STICK = 0.1; // radius of a bond, Å
-const PIECES = 10; // into which an edge of the cell is cut, each painted at its own depth
+const PIECES = 16; // into which an edge of the cell is cut, each painted at its own depth
 const FOG = 6; // shades in which atoms fade with depth
 
 const mix = (colour, other, share) => colour.map((c, k) => Math.round(c * (1 - share) + other[k] * share));
@@ -128,9 +128,10 @@ class View {
     this.ink = channels(paper.getPropertyValue("--edge").trim());
     const shapes = [];
     const haze = z => Math.min(Math.max(Math.round((0.5 - z / camera.reach / 2) * FOG - FOG / 4), 0), FOG - 1);
-    this.edgeShapes(corners, place, haze, pen, shapes);
     const points = atoms.map(atom => place(atom.at));
     const radii = atoms.map(atom => this.elements[atom.z][2] * BALL);
+    const buried = point => atoms.some((atom, i) => norm(minus(atom.at, point)) < radii[i]);
+    this.edgeShapes(corners, place, haze, buried, pen, shapes);
     for (const [i, j] of bonds) {
       const along = minus(atoms[j].at, atoms[i].at), length = norm(along);
       const half = place(plus(atoms[i].at, times(0.5, along)));
@@ -149,10 +150,11 @@ class View {
     this.axes(pen, edges, width, height);
   }
 
-  edgeShapes(corners, place, haze, pen, shapes) {
+  edgeShapes(corners, place, haze, buried, pen, shapes) {
     for (let i = 0; i < 8; i++) for (const bit of [1, 2, 4]) if (!(i & bit)) {
       const [from, along] = [corners[i], minus(corners[i | bit], corners[i])];
       for (let k = 0; k < PIECES; k++) {
+        if (buried(plus(from, times((k + 0.5) / PIECES, along)))) continue;
         const [p, q] = [k, k + 1].map(n => place(plus(from, times(n / PIECES, along))));
         shapes.push([(p[2] + q[2]) / 2 - 0.01, () => {
           pen.strokeStyle = css(mix(this.ink, channels(this.background), haze(p[2]) / FOG / 1.5));
