@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -28,7 +28,8 @@ class Quantity:
     def write(self, value: float, *, signed: bool = False) -> str:
         """The number without its unit: percent with one decimal, others with three; `signed` writes + too."""
         form = ("+" if signed else "") + (".1f" if self.is_rate else ".3f")
-        return f"{100 * value if self.is_rate else value:{form}}".replace("-", "−")
+        written = f"{100 * value if self.is_rate else value:{form}}".replace("-", "−")
+        return written if any(digit in written for digit in "123456789") else written.lstrip("+−")
 
     def write_interval(self, low: float, high: float, *, signed: bool = False) -> str:
         """Such as `12.1 to 15.8 %`."""
@@ -44,6 +45,7 @@ SECTIONS = {
     "coverage": "Likeness to the reference",
     "distribution": "Distributions beside the reference's",
     "diversity": "Diversity",
+    "prediction": "Structure prediction",
 }
 
 _KNOWN = [
@@ -73,7 +75,16 @@ _KNOWN = [
     Quantity("distribution.num_elements_wasserstein", "Wasserstein distance, elements", "of their number", ""),
     Quantity("diversity.structural", "Structural diversity", "mean distance of two fingerprints", ""),
     Quantity("diversity.compositional", "Compositional diversity", "mean distance of two fingerprints", ""),
+    Quantity("prediction.match_rate", "Match rate", "predictions that are the true crystal", headline=True),
+    Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
 ]
+
+#: Ends of names that tell a number again with another denominator.
+_SUFFIXES = {
+    "_of_all": "of all, failures too",
+    "_of_constructed": "of those that are crystals",
+    "_if_valid": "a match only if both are valid",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,23 @@ class Measured:
 
 
 def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
-    """Every number of `metrics.json` but its counts, those known here first, in their order."""
+    """Every number of `metrics.json` but its counts: those known here in their order, then those that are not."""
     flat = dict(_leaves({k: v for k, v in metrics.items() if k not in ("counts", "versions", "confidence_95")}))
+    order = {quantity.name: place for place, quantity in enumerate(_KNOWN)}
+    found = [(name, *_quantity(name)) for name in flat]
+    for name, base, quantity in sorted(found, key=lambda item: (order.get(item[1], len(order)), item[0] != item[1])):
+        interval = metrics["confidence_95"].get(name)
+        yield Measured(quantity, flat[name], None if interval is None else (interval[0], interval[1]))
+
+
+def _quantity(name: str) -> tuple[str, Quantity]:
+    """The number that `name` tells, perhaps with another denominator, and what is known of it."""
     known = {quantity.name: quantity for quantity in _KNOWN}
-    ranges = metrics["confidence_95"]
-    for name in [*(name for name in known if name in flat), *(name for name in flat if name not in known)]:
-        quantity = known.get(name) or Quantity(name, name, unit="%" if name.endswith("rate") else "")
-        low_high = ranges.get(name)
-        yield Measured(quantity, flat[name], None if low_high is None else (low_high[0], low_high[1]))
+    for suffix, meaning in _SUFFIXES.items():
+        base = known.get(name.removesuffix(suffix))
+        if name.endswith(suffix) and base is not None:
+            return base.name, replace(base, name=name, title=f"{base.title}, {meaning}", meaning="", headline=False)
+    return name, known.get(name) or Quantity(name, name, unit="%" if name.endswith("rate") else "")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

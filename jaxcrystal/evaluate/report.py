@@ -49,6 +49,7 @@ _SCRIPTS = ("crystal.js", "viewer.js", "page.js")
 
 _LEGEND = '<p class="legend"><i class="is-bar"></i>these crystals<i class="is-reference"></i>reference</p>'
 
+
 def write(
     path: Path,
     table: pd.DataFrame,
@@ -208,7 +209,9 @@ def _gallery(table: pd.DataFrame) -> str:
     figures = []
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)
-        structure, number = _conventional(Structure.from_str(relaxed if isinstance(relaxed, str) else row.cif, fmt="cif"))
+        structure, number = _conventional(
+            Structure.from_str(relaxed if isinstance(relaxed, str) else row.cif, fmt="cif")
+        )
         at = table.index.get_loc(row.Index)
         distance = getattr(row, "e_above_hull", None)
         note = "" if pd.isna(distance) else f"<br>{distance:+.3f} eV/atom".replace("-", "−")
@@ -298,7 +301,14 @@ def _failures(table: pd.DataFrame) -> str:
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>'
 
 
-_WIDTHS = {"text": 84, "formula": 150, "status": 126, "energy": 172, "number": 88, "group": 104}  #: px; `why` has the rest
+_WIDTHS = {
+    "text": 84,
+    "formula": 150,
+    "status": 126,
+    "energy": 172,
+    "number": 88,
+    "group": 104,
+}  #: px; `why` has the rest
 
 
 def _columns(table: pd.DataFrame) -> list[list[Any]]:
