@@ -20,7 +20,9 @@ STEP, PAD = 17, 11  #: px: from run to run, and around the runs of a quantity
 _STYLE = """
 text { font: 13px system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; fill: #1d2026; }
 .page { fill: #ffffff; } .small { font-size: 11.5px; } .muted { fill: #686d78; } .head { font-weight: 600; }
-.section { font-weight: 700; } .rule { stroke: #e5e2dc; } .track { stroke: #ebe8e2; stroke-width: 2; } .zero { stroke: #9a9ea8; stroke-dasharray: 3 3; }
+.section { font-weight: 700; }
+.rule { stroke: #e5e2dc; } .track { stroke: #ebe8e2; stroke-width: 2; }
+.zero { stroke: #9a9ea8; stroke-dasharray: 3 3; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e9e8e3; } .page { fill: #15181c; } .muted { fill: #9b9fa9; }
   .rule { stroke: #2b2f37; } .track { stroke: #2b2f37; } .zero { stroke: #767c88; }

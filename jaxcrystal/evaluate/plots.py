@@ -1,4 +1,4 @@
-"""The report's plots as SVG or HTML. Colours and fonts are classes of the page, so that one plot serves light and dark."""
+"""The report's plots as SVG or HTML. Colours and fonts are classes of the page: one plot serves light and dark."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def bars(counts: Sequence[tuple[str, int]], total: int, label: str) -> str:
     """Horizontal bars, one a named count, with the count and its share of `total` beside it; HTML, to fit any width."""
     longest = max((count for _, count in counts), default=1) or 1
     rows = "".join(
-        f'<span class="name">{escape(name)}</span><span class="track"><i style="width:{count / longest:.2%}"></i></span>'
+        f'<span class="name">{escape(name)}</span>'
+        f'<span class="track"><i style="width:{count / longest:.2%}"></i></span>'
         f'<b>{count:,}</b><span class="share">{count / total:.1%}</span>'
         for name, count in counts
     )

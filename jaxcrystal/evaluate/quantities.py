@@ -1,4 +1,4 @@
-"""What the numbers of `metrics.json` are called, what they mean, and how they are written: for the report and `compare`."""
+"""What the numbers of `metrics.json` are called, mean, and how they are written: for the report and `compare`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ _KNOWN = [
     Quantity("stability.e_above_hull.median", "Energy above the hull, median", "of relaxed crystals", "eV/atom"),
     Quantity("stability.e_above_hull.p10", "Energy above the hull, 10th percentile", "", "eV/atom"),
     Quantity("stability.e_above_hull.p90", "Energy above the hull, 90th percentile", "", "eV/atom"),
-    Quantity("stability.relaxation_rmsd.median", "Way of an atom, median", "root mean square, in relaxation", "Å"),
+    Quantity(
+        "stability.relaxation_rmsd.median", "Displacement in relaxation, median", "root mean square of the atoms", "Å"
+    ),
     Quantity("sun.rate", "Stable, unique, novel", "all three at once", headline=True),
     Quantity("sun.metastable_rate", "Metastable, unique, novel", "all three at once", headline=True),
     Quantity("validity.both", "Valid", "in structure and composition", headline=True),
@@ -81,9 +83,9 @@ _KNOWN = [
 
 #: Ends of names that tell a number again with another denominator.
 _SUFFIXES = {
-    "_of_all": "of all, failures too",
-    "_of_constructed": "of those that are crystals",
-    "_if_valid": "a match only if both are valid",
+    "_of_all": ("of all", "failures are counted too"),
+    "_of_constructed": ("of crystals", "of the attempts that are crystals"),
+    "_if_valid": ("if valid", "a match only if both are valid"),
 }
 
 
@@ -100,8 +102,13 @@ def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
     """Every number of `metrics.json` but its counts: those known here in their order, then those that are not."""
     flat = dict(_leaves({k: v for k, v in metrics.items() if k not in ("counts", "versions", "confidence_95")}))
     order = {quantity.name: place for place, quantity in enumerate(_KNOWN)}
-    found = [(name, *_quantity(name)) for name in flat]
-    for name, base, quantity in sorted(found, key=lambda item: (order.get(item[1], len(order)), item[0] != item[1])):
+
+    def place(name: str) -> tuple[int, bool]:
+        base = _quantity(name)[0]
+        return order.get(base, len(order)), name != base
+
+    for name in sorted(flat, key=place):
+        quantity = _quantity(name)[1]
         interval = metrics["confidence_95"].get(name)
         yield Measured(quantity, flat[name], None if interval is None else (interval[0], interval[1]))
 
@@ -109,10 +116,10 @@ def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
 def _quantity(name: str) -> tuple[str, Quantity]:
     """The number that `name` tells, perhaps with another denominator, and what is known of it."""
     known = {quantity.name: quantity for quantity in _KNOWN}
-    for suffix, meaning in _SUFFIXES.items():
+    for suffix, (short, meaning) in _SUFFIXES.items():
         base = known.get(name.removesuffix(suffix))
         if name.endswith(suffix) and base is not None:
-            return base.name, replace(base, name=name, title=f"{base.title}, {meaning}", meaning="", headline=False)
+            return base.name, replace(base, name=name, title=f"{base.title}, {short}", meaning=meaning, headline=False)
     return name, known.get(name) or Quantity(name, name, unit="%" if name.endswith("rate") else "")
 
 

@@ -251,7 +251,7 @@ def _histograms(table: pd.DataFrame, reference: pd.DataFrame | None) -> str:
         ("angles α, β, γ, degrees", ["alpha", "beta", "gamma"], {}),
         ("volume per atom, Å³", ["volume_per_atom"], {}),
         ("elements in a crystal", ["num_elements"], {"whole": True}),
-        ("way of an atom in relaxation, Å", ["rmsd"], {}),
+        ("displacement in relaxation, Å", ["rmsd"], {}),
         ("change of volume in relaxation", ["volume_change"], {}),
     ):
         values = numbers(_with_volume(table), *columns)
