@@ -471,12 +471,10 @@ def _add_compare(verb: Callable) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from jaxcrystal.evaluate.compare import as_text, compare, write
+    from jaxcrystal.evaluate.compare import as_text, compare
 
-    comparison = compare(args.runs)
-    print(as_text(comparison))
+    print(as_text(compare(args.runs, args.out)))
     if args.out is not None:
-        write(comparison, args.out)
         print(f"written to {args.out}: comparison.csv, comparison.md, comparison.svg")
 
 

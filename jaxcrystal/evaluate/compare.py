@@ -99,10 +99,11 @@ class Comparison:
     remarks: tuple[str, ...]  #: what a reader should know, in whole sentences
 
 
-def compare(paths: Sequence[str | Path]) -> Comparison:
-    """Compares `metrics.json` files, or the folders that hold them, each with the first.
+def compare(paths: Sequence[str | Path], out: Path | None = None) -> Comparison:
+    """Compares `metrics.json` files, or the folders that hold them, each with the first; writes it to the folder `out`.
 
-    Raises UserError if there are fewer than two, one comes twice, or one is not what `evaluate` writes.
+    Raises UserError if there are fewer than two, one comes twice, one is not what `evaluate` writes, or `out` cannot be
+    written.
     """
     files = [path / "metrics.json" if (path := Path(p)).is_dir() else path for p in paths]
     if len(files) < 2:
@@ -123,7 +124,10 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         row = tuple(numbers.get(name) for numbers in found)
         differences = tuple(_difference(name, runs[0], row[0], *other) for other in zip(runs[1:], row[1:], strict=True))
         lines.append(Line(quantity, row, differences))
-    return Comparison(runs, tuple(lines), tuple(_remarks(runs)))
+    comparison = Comparison(runs, tuple(lines), tuple(_remarks(runs)))
+    if out is not None:
+        write(comparison, out)
+    return comparison
 
 
 def difference(first: Measured, second: Measured) -> Difference:

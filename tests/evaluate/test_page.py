@@ -75,7 +75,8 @@ def use(page, folder, script):
     # Under virtual time a browser without a screen draws few frames, or none.
     text = text.replace("<head>", "<head><script>window.requestAnimationFrame = paint => setTimeout(paint)</script>", 1)
     driver = """<pre id="told"></pre><script>
-    const soon = () => new Promise(done => setTimeout(done, 100)), found = {}, all = q => [...document.querySelectorAll(q)];
+    const soon = () => new Promise(done => setTimeout(done, 100)), found = {};
+    const all = query => [...document.querySelectorAll(query)];
     const picture = canvas => {
       const copy = Object.assign(document.createElement("canvas"), {width: canvas.width, height: canvas.height});
       const pen = copy.getContext("2d", {willReadFrequently: true});
@@ -86,7 +87,8 @@ def use(page, folder, script):
     const column = k => all("#body tr[data-place]").map(tr => tr.children[k].textContent);
     const type = (element, value) => { element.value = value; element.dispatchEvent(new Event("input")); };
     (async () => { await soon(); SCRIPT
-      document.getElementById("told").textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found)))) + "#"; })();
+      const bytes = unescape(encodeURIComponent(JSON.stringify(found)));
+      document.getElementById("told").textContent = btoa(bytes) + "#"; })();
     </script></body>"""
     changed = folder / "used.html"
     changed.write_text(text.replace("</body>", driver.replace("SCRIPT", script)), encoding="utf-8")
@@ -147,30 +149,36 @@ def test_a_crystal_opens_turns_zooms_and_changes_to_its_relaxed_state(page, tmp_
         document.querySelector("#body tr[data-place='0']").click(); await soon();
         const dialog = document.getElementById("viewer"), shots = () => [picture(own), picture(other)];
         found.open = dialog.open; found.name = document.getElementById("name").textContent;
-        found.key = all("#own .key li").map(li => li.textContent); found.which = document.getElementById("which").textContent;
+        found.key = all("#own .key li").map(li => li.textContent);
+        found.which = document.getElementById("which").textContent;
         found.near = document.querySelector("#other .facts dd").textContent;
         found.relaxed = shots();
         document.getElementById("sampled").click(); await soon(); found.sampled = shots();
         found.key_sampled = all("#own .key li").map(li => li.textContent);
-        const at = (type, x, y) => own.dispatchEvent(new PointerEvent(type, {pointerId: 1, clientX: x, clientY: y, bubbles: true}));
         own.setPointerCapture = () => {};
-        at("pointerdown", 100, 100); at("pointermove", 160, 120); at("pointerup", 160, 120); await soon(); found.dragged = shots();
-        at("pointermove", 300, 300); await soon(); found.released = shots();
-        own.dispatchEvent(new WheelEvent("wheel", {deltaY: -300, cancelable: true})); await soon(); found.zoomed = shots();
-        own.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"})); await soon(); found.turned = shots();
+        const finger = (type, id, x, y) =>
+          own.dispatchEvent(new PointerEvent(`pointer${type}`, {pointerId: id, clientX: x, clientY: y}));
+        finger("down", 1, 100, 100); finger("move", 1, 160, 120); finger("up", 1, 160, 120);
+        await soon(); found.dragged = shots();
+        finger("move", 1, 300, 300); await soon(); found.released = shots();
+        own.dispatchEvent(new WheelEvent("wheel", {deltaY: -300, cancelable: true}));
+        await soon(); found.zoomed = shots();
+        own.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"}));
+        await soon(); found.turned = shots();
         own.dispatchEvent(new KeyboardEvent("keydown", {key: "0"})); await soon(); found.reset = shots();
-        const finger = (type, id, x, y) => own.dispatchEvent(new PointerEvent(type, {pointerId: id, clientX: x, clientY: y}));
-        finger("pointerdown", 1, 100, 100); finger("pointerdown", 2, 200, 100); finger("pointermove", 2, 260, 140);
-        finger("pointerup", 1, 0, 0); finger("pointerup", 2, 0, 0); await soon(); found.pinched = shots();
+        finger("down", 1, 100, 100); finger("down", 2, 200, 100); finger("move", 2, 260, 140);
+        finger("up", 1, 0, 0); finger("up", 2, 0, 0); await soon(); found.pinched = shots();
         own.dispatchEvent(new MouseEvent("dblclick")); await soon(); found.reset_again = shots();
         document.getElementById("cells").click(); await soon(); found.cells = shots();
-        const read = crystals.read(views[0][0]); found.crystal = [read.lengths, read.species, read.fractions];
+        const read = crystals.read(views[0][0]);
+        found.crystal = [read.lengths, read.species, read.fractions];
         found.bonds = scene(read, elements, 1).bonds.length; found.atoms = scene(read, elements, 1).atoms.length;
         found.volume = volume(lattice(read)); found.cif = toCif(read, "a b", elements);
         document.getElementById("next").click(); found.next = document.getElementById("name").textContent;
         document.getElementById("next").click(); found.none = document.querySelector("#own .none").textContent;
         document.getElementById("close").click(); found.closed = !dialog.open;
-        document.querySelector("figure button").click(); found.figure = document.getElementById("place").textContent;
+        document.querySelector("figure button").click();
+        found.figure = document.getElementById("place").textContent;
         """,
     )
     assert found["open"] and found["closed"] and found["name"] == "NaCl" and found["which"] == f"no. {HOSTILE}"

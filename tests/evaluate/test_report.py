@@ -155,7 +155,9 @@ def test_crystals_are_there_as_sampled_as_relaxed_and_beside_their_nearest_train
         train_composition_distance=[0.0, 3.0, 1.0, 1.0, 0.0, np.nan, np.nan],
     )
     samples = [SimpleNamespace(id=i, crystal=Crystal.from_structure(s)) for i, s in (("mp-1", SALT), ("mp-2", HELIUM))]
-    training = report.training_crystals(known, SimpleNamespace(samples=[*samples, SimpleNamespace(id="x", crystal=None)]))
+    training = report.training_crystals(
+        known, SimpleNamespace(samples=[*samples, SimpleNamespace(id="x", crystal=None)])
+    )
     assert set(training) == {"mp-1", "mp-2"}
     data = data_of(page(tmp_path, placed(known), training=training))
     assert data["trained"]
@@ -192,7 +194,9 @@ def test_every_number_is_written_with_its_interval(tmp_path, table):
     }
     report.write(tmp_path / "report.html", table, metrics, title="x")
     text = re.sub(r"<svg.*?</svg>", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
-    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text.partition("All numbers")[2].partition("Distributions</h2>")[0]))
+    words = re.sub(
+        r"\s+", " ", re.sub(r"<[^>]*>", " ", text.partition("All numbers")[2].partition("Distributions</h2>")[0])
+    )
     assert "50.0 % 40.0 to 60.0 %" in words
     assert "Coverage recall, of all failures are counted too 25.0 % 20.0 to 30.0 %" in words
     assert "0.123 g/cm³ no interval" in words and "own.figure 2.500" in words
