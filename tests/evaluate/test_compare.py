@@ -94,7 +94,7 @@ def metrics(valid=0.5, **versions):
         "counts": {"attempts": 1000},
         **numbers,
         "confidence_95": {
-            **dict.fromkeys(rates, [valid - 0.03, valid + 0.03]),
+            **{name: [valid - 0.03, valid + 0.03] for name in rates},
             "coverage.amsd_recall": [0.2, 0.3],
             "stability.relaxation_rmsd.median": [0.1, 0.2],
             "stability.e_above_hull.median": [0.05, 0.07],

@@ -153,7 +153,10 @@ def test_a_crystal_opens_turns_zooms_and_changes_to_its_relaxed_state(page, tmp_
         found.which = document.getElementById("which").textContent;
         found.near = document.querySelector("#other .facts dd").textContent;
         found.relaxed = shots();
+        const facts = () => all("#own .facts dt").map(dt => dt.textContent).slice(0, 2);
+        found.facts = facts();
         document.getElementById("sampled").click(); await soon(); found.sampled = shots();
+        found.facts_sampled = facts();
         found.key_sampled = all("#own .key li").map(li => li.textContent);
         own.setPointerCapture = () => {};
         const finger = (type, id, x, y) =>
@@ -191,6 +194,8 @@ def test_a_crystal_opens_turns_zooms_and_changes_to_its_relaxed_state(page, tmp_
         assert found["dragged"][k] == found["released"][k]
         assert found["reset"][k] == found["reset_again"][k] == found["sampled"][k]
     assert found["relaxed"][0] != found["sampled"][0]
+    assert found["facts"] == ["above hull, eV/atom", "space group (as sampled)"]
+    assert found["facts_sampled"] == ["above hull, eV/atom (relaxed)", "space group"]
     crystal = Crystal.from_structure(SALT)
     lengths, species, fractions = found["crystal"]
     assert lengths == pytest.approx(list(crystal.lengths)) and species == list(crystal.species)

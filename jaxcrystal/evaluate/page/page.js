@@ -191,7 +191,10 @@ function showRow(i) {
   by("sampled").ariaPressed = !showsEnd;
   by("relaxed").ariaPressed = showsEnd;
   own.part("title").textContent = end < 0 ? "As sampled" : "";
-  const facts = columns.slice(STATUS + 1, -1).map(([name, kind, digits], k) => [name, kind, digits, row[STATUS + 1 + k]]);
+  const facts = columns.slice(STATUS + 1, -1).map(([name, kind, digits], k) => {
+    const other = kind === "energy" ? !showsEnd && "relaxed" : name !== "atoms" && showsEnd && "as sampled";
+    return [other ? `${name} (${other})` : name, kind, digits, row[STATUS + 1 + k]];
+  });
   fill(own, showsEnd ? end : sampled, `${row[FORMULA]}-${row[ID]}${showsEnd ? "-relaxed" : ""}`, facts,
     row[FORMULA] ? "This crystal is not in the page: it holds as many as keep it quick. structures.parquet has it." : "There is no crystal to draw.");
   other.pane.hidden = !data.trained;

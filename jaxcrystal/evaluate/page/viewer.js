@@ -2,6 +2,7 @@
 
 const BALL = 0.55; // share of its covalent radius with which an atom is drawn, so that bonds show between atoms
 const STICK = 0.1; // radius of a bond, Å
+const FILL = 0.93; // a corner may leave the picture, by this much, when it points straight to its border
 const PIECES = 16; // into which an edge of the cell is cut, each painted at its own depth
 const FOG = 6; // shades in which atoms fade with depth
 
@@ -118,7 +119,7 @@ class View {
     pen.clearRect(0, 0, width, height);
     if (!this.scene || !width) return;
     const {atoms, bonds, corners, middle, edges} = this.scene;
-    const scale = camera.zoom * Math.min(width, height) / 2 / (camera.reach * 1.04);
+    const scale = camera.zoom * Math.min(width, height) / 2 / (camera.reach * FILL);
     const place = point => {
       const from = minus(point, middle), [x, y, z] = camera.rotation.map(row => dot(row, from));
       return [width / 2 + x * scale, height / 2 - y * scale, z];
