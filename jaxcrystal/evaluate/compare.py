@@ -6,8 +6,8 @@ A difference d = x₂ - x₁ of numbers with intervals [l₁, u₁] and [l₂, u
 
 For rates with Wilson's intervals this is Newcombe's hybrid score interval (Stat. Med. 17, 873, 1998, method 10); for
 means, medians and distances with intervals of resampling it is what Zou and Donner (Stat. Med. 27, 1693, 2008) made of
-it for any statistic. It takes the runs as independent. Coverage recall of two runs asks the same reference crystals:
-where they agree on which are found, its interval is wider than it need be. A number without an interval has a
+it for any statistic. It takes the runs as independent. The recall side of coverage asks the same reference crystals of
+both: where they agree on which are found, its intervals are wider than they need be. A number without an interval has a
 difference without one.
 
 A difference is told only where both numbers mean the same: by one protocol, against the same training or reference

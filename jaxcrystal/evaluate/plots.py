@@ -86,7 +86,7 @@ def periodic_table(counts: Mapping[str, int], label: str) -> str:
     size, gap = 40, 3
     most = max(counts.values(), default=1)
     parts = []
-    for z in range(1, 104):
+    for z in range(1, len(ELEMENTS)):
         column, row = _place(z)
         symbol, count = ELEMENTS[z], counts.get(ELEMENTS[z], 0)
         left, top = column * size, row * size + (8 if row > 6 else 0)

@@ -227,11 +227,13 @@ def test_a_histogram_shows_every_value():
 
 
 def test_elements_stand_where_the_periodic_table_has_them():
-    places = {s: plots._place(z) for z, s in enumerate(plots.ELEMENTS[:104]) if z}
+    places = {s: plots._place(z) for z, s in enumerate(plots.ELEMENTS) if z}
     expected = {"H": (0, 0), "He": (17, 0), "Li": (0, 1), "B": (12, 1), "Ca": (1, 3), "Sc": (2, 3), "Zn": (11, 3)}
     expected |= {"Kr": (17, 3), "La": (2, 7), "Yb": (15, 7), "Lu": (2, 5), "Hf": (3, 5), "Rn": (17, 5), "U": (5, 8)}
+    expected |= {"Lr": (2, 6), "Rf": (3, 6), "Og": (17, 6)}
     assert {symbol: places[symbol] for symbol in expected} == expected
-    assert len(set(places.values())) == 103
+    assert len(set(places.values())) == 118
+    assert "Og: 2 crystals" in plots.periodic_table({"Og": 2}, "elements")
 
 
 def test_a_drawing_repeats_atoms_on_the_borders():
