@@ -2,6 +2,7 @@
 
 const BOND = 1.15; // atoms are joined if closer than this multiple of the sum of their covalent radii,
 const SHELL = 1.12; // and than this multiple of the nearest neighbour's distance of one of them
+const MOST_BONDED = 3000; // atoms: of more than these no bonds are sought, for every pair is looked at
 const BORDER = 0.015; // of a cell's edge: an atom that close to a face is drawn on the opposite face too
 
 /** The packed crystals, of which one is read when it is asked for. */
@@ -80,15 +81,16 @@ function nearestNeighbours(crystal, edges, reach) {
 function scene(crystal, elements, cells) {
   const edges = lattice(crystal), atoms = [], bonds = [];
   const radius = z => elements[z][2];
-  const reach = 2 * BOND * Math.max(...crystal.species.map(radius));
-  const nearest = nearestNeighbours(crystal, edges, reach);
+  const reach = 2 * BOND * Math.max(...new Set(crystal.species.map(radius)));
+  const bonded = crystal.species.length * cells ** 3 <= MOST_BONDED;
+  const nearest = bonded ? nearestNeighbours(crystal, edges, reach) : [];
   crystal.fractions.forEach((fraction, i) => {
     const inside = fraction.map(x => x > 1 - BORDER ? x - 1 : x);
     const copies = inside.map(x => Array.from({length: cells + (Math.abs(x) < BORDER)}, (_, k) => k));
     for (const p of copies[0]) for (const q of copies[1]) for (const r of copies[2])
       atoms.push({z: crystal.species[i], at: inSpace(edges, plus(inside, [p, q, r])), nearest: nearest[i]});
   });
-  for (let i = 0; i < atoms.length; i++) for (let j = 0; j < i; j++) {
+  for (let i = 0; bonded && i < atoms.length; i++) for (let j = 0; j < i; j++) {
     const distance = norm(minus(atoms[i].at, atoms[j].at));
     // Only an atom's first shell: large cations would else be joined with each other past their anions.
     if (distance > 0.1 && distance < BOND * (radius(atoms[i].z) + radius(atoms[j].z))

@@ -71,8 +71,24 @@ class View {
   /** Shows `cells` cells of a crystal along each edge, or nothing. */
   show(crystal, cells) {
     this.scene = crystal && scene(crystal, this.elements, cells);
-    this.largest = crystal ? BALL * Math.max(...crystal.species.map(z => this.elements[z][2])) : 0;
+    this.largest = crystal ? Math.max(...new Set(crystal.species.map(z => this.radius(z)))) : 0;
+    this.pieces = crystal ? this.edgePieces() : [];
     this.camera.changed();
+  }
+
+  /** Of a ball, Å. */
+  radius(z) { return BALL * this.elements[z][2]; }
+
+  /** The cell's edges in pieces, without those inside a ball. */
+  edgePieces() {
+    const {atoms, corners} = this.scene, pieces = [];
+    for (let i = 0; i < 8; i++) for (const bit of [1, 2, 4]) if (!(i & bit)) {
+      const along = minus(corners[i | bit], corners[i]);
+      const at = k => plus(corners[i], times(k / PIECES, along));
+      for (let k = 0; k < PIECES; k++)
+        if (!atoms.some(atom => norm(minus(atom.at, at(k + 0.5))) < this.radius(atom.z))) pieces.push([at(k), at(k + 1)]);
+    }
+    return pieces;
   }
 
   press(event) {
@@ -118,7 +134,7 @@ class View {
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     pen.clearRect(0, 0, width, height);
     if (!this.scene || !width) return;
-    const {atoms, bonds, corners, middle, edges} = this.scene;
+    const {atoms, bonds, middle, edges} = this.scene;
     const scale = camera.zoom * Math.min(width, height) / 2 / (camera.reach * FILL);
     const place = point => {
       const from = minus(point, middle), [x, y, z] = camera.rotation.map(row => dot(row, from));
@@ -130,9 +146,9 @@ class View {
     const shapes = [];
     const haze = z => Math.min(Math.max(Math.round((0.5 - z / camera.reach / 2) * FOG - FOG / 4), 0), FOG - 1);
     const points = atoms.map(atom => place(atom.at));
-    const radii = atoms.map(atom => this.elements[atom.z][2] * BALL);
-    const buried = point => atoms.some((atom, i) => norm(minus(atom.at, point)) < radii[i]);
-    this.edgeShapes(corners, place, haze, buried, pen, shapes);
+    const radii = atoms.map(atom => this.radius(atom.z));
+    for (const [p, q] of this.pieces.map(piece => piece.map(place)))
+      shapes.push([(p[2] + q[2]) / 2 - 0.01, () => this.edge(pen, p, q, haze(p[2]))]);
     for (const [i, j] of bonds) {
       const along = minus(atoms[j].at, atoms[i].at), length = norm(along);
       const half = place(plus(atoms[i].at, times(0.5, along)));
@@ -151,20 +167,11 @@ class View {
     this.axes(pen, edges, width, height);
   }
 
-  edgeShapes(corners, place, haze, buried, pen, shapes) {
-    for (let i = 0; i < 8; i++) for (const bit of [1, 2, 4]) if (!(i & bit)) {
-      const [from, along] = [corners[i], minus(corners[i | bit], corners[i])];
-      for (let k = 0; k < PIECES; k++) {
-        if (buried(plus(from, times((k + 0.5) / PIECES, along)))) continue;
-        const [p, q] = [k, k + 1].map(n => place(plus(from, times(n / PIECES, along))));
-        shapes.push([(p[2] + q[2]) / 2 - 0.01, () => {
-          pen.strokeStyle = css(mix(this.ink, channels(this.background), haze(p[2]) / FOG / 1.5));
-          pen.lineWidth = 1.2 * devicePixelRatio;
-          pen.lineCap = "round";
-          line(pen, p, q);
-        }]);
-      }
-    }
+  edge(pen, from, to, haze) {
+    pen.strokeStyle = css(mix(this.ink, channels(this.background), haze / FOG / 1.5));
+    pen.lineWidth = 1.2 * devicePixelRatio;
+    pen.lineCap = "round";
+    line(pen, from, to);
   }
 
   /** A bond's half, brighter along its middle. */
