@@ -83,7 +83,7 @@ _KNOWN = [
 
 #: Ends of names that tell a number again with another denominator.
 _SUFFIXES = {
-    "_of_all": ("of all", "failures are counted too"),
+    "_of_all": ("of all", "nothing is left out"),
     "_of_constructed": ("of crystals", "of the attempts that are crystals"),
     "_if_valid": ("if valid", "a match only if both are valid"),
 }

@@ -198,7 +198,7 @@ def test_every_number_is_written_with_its_interval(tmp_path, table):
         r"\s+", " ", re.sub(r"<[^>]*>", " ", text.partition("All numbers")[2].partition("Distributions</h2>")[0])
     )
     assert "50.0 % 40.0 to 60.0 %" in words
-    assert "Coverage recall, of all failures are counted too 25.0 % 20.0 to 30.0 %" in words
+    assert "Coverage recall, of all nothing is left out 25.0 % 20.0 to 30.0 %" in words
     assert "0.123 g/cm³ no interval" in words and "own.figure 2.500" in words
 
 

@@ -204,9 +204,9 @@ function showRow(i) {
     other.part("title").textContent = "Nearest training crystal";
     fill(other, near, `training-${id}`, [
       ["id", "text", 0, id ?? null],
-      ["likeness", "text", 0, id === undefined ? null : same ? "the same crystal (StructureMatcher)" : "nearest fingerprint; no match"],
-      ["fingerprint distance", "text", 0, structure === undefined || structure === null ? null
-        : `structure ${distance(structure)}, composition ${distance(composition)}`],
+      ["likeness", "text", 0, id === undefined ? null : same ? "the same crystal (StructureMatcher)" : "most like it by fingerprint; no match"],
+      ["nearest fingerprints", "text", 0, structure === undefined || structure === null ? null
+        : `structure at ${distance(structure)}, composition at ${distance(composition)}; each of its own crystal`],
     ], id === undefined ? "No training crystal matches this one." : "Its atoms are not in this page.");
   }
 }
