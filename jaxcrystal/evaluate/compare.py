@@ -48,7 +48,7 @@ _EXCEPTIONS = {
     "coverage.recall": ("protocol", "reference", "cut-offs"),
     "coverage.precision": ("protocol", "reference", "cut-offs"),
 }
-_PARTS = ("protocol", "counts", "confidence_95", "versions")
+_PARTS = {"protocol": str, "counts": dict, "confidence_95": dict, "versions": dict}  #: what no metrics.json is without
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); expected the metrics.json of `jaxcrystal evaluate`") from None
-    if not isinstance(metrics, dict) or (missing := [part for part in _PARTS if part not in metrics]):
-        lack = f": it has no {missing[0]!r}" if isinstance(metrics, dict) else ""
-        raise UserError(f"{path} is not the metrics.json of `jaxcrystal evaluate`{lack}")
+    for part, kind in _PARTS.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(part), kind):
+            raise UserError(f"{path} is not the metrics.json of `jaxcrystal evaluate`: its {part!r} is not as expected")
     for name, interval in metrics["confidence_95"].items():
         if not (
             isinstance(interval, list) and len(interval) == 2 and all(isinstance(x, (int, float)) for x in interval)

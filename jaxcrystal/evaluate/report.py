@@ -73,7 +73,6 @@ def write(
         "style": _file("report.css"),
         "headlines": _headlines(numbers),
         "numbers": _numbers(numbers),
-        "numbers_note": "With 95 % intervals: Wilson's of rates, those of resampling of means and medians.",
         "funnel": plots.bars(funnel(table), len(table), "attempts that passed each step and all before it"),
         "gallery": _gallery(table),
         "gallery_note": _gallery_note(table),

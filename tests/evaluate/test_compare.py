@@ -223,8 +223,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"text\.json is no JSON"):
         compare([good, tmp_path / "text.json"])
     for name, content, message in (
-        ("list", [1], r"is not the metrics.json of `jaxcrystal evaluate`$"),
-        ("part", {k: v for k, v in metrics().items() if k != "versions"}, "it has no 'versions'"),
+        ("list", [1], "is not the metrics.json of `jaxcrystal evaluate`: its 'protocol' is not as expected"),
+        ("lack", {k: v for k, v in metrics().items() if k != "versions"}, "its 'versions' is not as expected"),
+        ("kind", metrics() | {"confidence_95": [1]}, "its 'confidence_95' is not as expected"),
         (
             "interval",
             metrics() | {"confidence_95": {"sun.rate": [0.1]}},
