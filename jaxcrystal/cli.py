@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verb)
     _add_sample(verb)
     _add_evaluate(verb)
+    _add_compare(verb)
     _add_doctor(verb)
     _add_demo(verb)
     return parser
@@ -455,6 +456,28 @@ def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
         limit=args.limit,
         workers=workers,
     )
+
+
+def _add_compare(verb: Callable) -> None:
+    command = verb(
+        "compare",
+        _compare,
+        "set evaluations side by side, with the differences' intervals",
+        "RUN is a folder that `evaluate` wrote, or its metrics.json. Each is compared with the first; what means "
+        "something else there (another protocol, reference, potential, hull) is not, and says why.",
+    )
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="two or more")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for comparison.csv, comparison.md and comparison.svg"
+    )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from jaxcrystal.evaluate.compare import as_text, compare
+
+    print(as_text(compare(args.runs, args.out)))
+    if args.out is not None:
+        print(f"written to {args.out}: comparison.csv, comparison.md, comparison.svg")
 
 
 def _add_doctor(verb: Callable) -> None:

@@ -22,6 +22,7 @@ VERBS = {
     "train": ("jaxcrystal.train.loop.train", ["recipe.yaml"]),
     "sample": ("jaxcrystal.sample.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
     "evaluate": ("jaxcrystal.evaluate.evaluation.evaluate", ["s.csv", "--out", "report"]),
+    "compare": ("jaxcrystal.evaluate.compare.compare", ["a", "b/metrics.json"]),
     "doctor": ("jaxcrystal.doctor.doctor", []),
     "demo": ("jaxcrystal.demo.demo", []),
 }
@@ -41,6 +42,7 @@ PLAIN = {
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
     "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
+    "compare": {"paths": [Path("a"), Path("b/metrics.json")], "out": None},
     "doctor": {"potential": "chgnet"},
     "demo": {"out": Path("demo")},
 }
@@ -105,6 +107,7 @@ OPTIONS = [
     ("evaluate", ["--max-steps", "5"], {"max_steps": 5}),
     ("evaluate", ["--limit", "4"], {"limit": 4}),
     ("evaluate", ["--workers", "31"], {"workers": Workers(None, 31)}),
+    ("compare", ["--out", "x"], {"out": Path("x")}),
     ("doctor", ["--potential", "dir"], {"potential": "dir"}),
     ("demo", ["--out", "x"], {"out": Path("x")}),
 ]

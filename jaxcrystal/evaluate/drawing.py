@@ -23,7 +23,6 @@ SHELL = 1.12
 def draw(structure: Structure, *, prefix: str) -> str:
     """SVG of one cell, with the atoms on its faces, edges and corners repeated; `prefix` keeps ids in a page apart."""
     from ase.data import covalent_radii
-    from ase.data.colors import jmol_colors
 
     view = _view(structure.lattice.matrix)
     numbers, positions = _with_borders(structure)
@@ -38,7 +37,7 @@ def draw(structure: Structure, *, prefix: str) -> str:
         x, y = (xyz - middle)[:2] * scale
         return SIZE / 2 + x, SIZE / 2 - y
 
-    colours = {z: _hex(jmol_colors[z]) for z in set(numbers)}
+    colours = {z: colour(z) for z in set(numbers)}
     shapes: list[tuple[float, str]] = []  # with the depth by which they are painted, back to front
     for i, j in product(range(8), repeat=2):
         if i < j and bin(i ^ j).count("1") == 1:
@@ -59,6 +58,13 @@ def draw(structure: Structure, *, prefix: str) -> str:
     body = "".join(shape for _, shape in sorted(shapes, key=lambda item: item[0]))
     name = structure.composition.reduced_formula
     return f'<svg viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="{name}"><defs>{gradients}</defs>{body}</svg>'
+
+
+def colour(z: int) -> str:
+    """Jmol's colour of an element, as `#rrggbb`; meitnerium's for all that are heavier, where Jmol ends."""
+    from ase.data.colors import jmol_colors
+
+    return _hex(jmol_colors[min(z, len(jmol_colors) - 1)])
 
 
 def _view(lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:

@@ -123,6 +123,7 @@ def evaluate(
         )
         table = _with_stability(table, rows, placed=phases is not None)
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
+        versions["relaxation"] = f"until forces are below {fmax:g} eV/Å, at most {max_steps} steps"
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
     compared = None
@@ -147,7 +148,8 @@ def evaluate(
     if compared is not None:
         write_table(compared, provenance, out / "reference.parquet")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.write(out / "report.html", table, metrics, reference=compared, title=samples.path.name)
+    training = None if train is None else report.training_crystals(table, known)
+    report.write(out / "report.html", table, metrics, reference=compared, training=training, title=samples.path.name)
     print(summary(metrics))
     print(f"written to {out}: structures.parquet, metrics.json, report.html")
     return metrics

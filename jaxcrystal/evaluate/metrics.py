@@ -75,6 +75,8 @@ def metrics_from_table(
             for name, q in (("p10", 10), ("p90", 90)):
                 percentiles[f"stability.e_above_hull.{name}"] = float(np.percentile(distances, q))
                 of_percentiles[f"stability.e_above_hull.{name}"] = bootstrap_percentile(distances, q)
+    if reference is not None and "reference_structure_distance" in table:
+        names["coverage.cutoffs"] = provenance.cutoffs
     medians = {name: values for name, values in medians.items() if len(values)}
     flat = names | {name: int(mask.sum()) / attempts for name, mask in masks.items()}
     flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles

@@ -1,4 +1,4 @@
-"""The report's plots as SVG text. Colours and fonts are classes of the page, so that one plot serves light and dark."""
+"""The report's plots as SVG or HTML. Colours and fonts are classes of the page: one plot serves light and dark."""
 
 from __future__ import annotations
 
@@ -70,18 +70,15 @@ def histogram(
 
 
 def bars(counts: Sequence[tuple[str, int]], total: int, label: str) -> str:
-    """Horizontal bars, one a named count, with the count and its share of `total` beside it."""
-    width, row, left, right = 520, 30, 128, 96
+    """Horizontal bars, one a named count, with the count and its share of `total` beside it; HTML, to fit any width."""
     longest = max((count for _, count in counts), default=1) or 1
-    parts = []
-    for i, (name, count) in enumerate(counts):
-        at, length = i * row, (width - left - right) * count / longest
-        parts.append(_text(left - 10, at + 19, name, "name end"))
-        parts.append(f'<rect class="track" x="{left}" y="{at + 5}" width="{width - left - right}" height="20" rx="3"/>')
-        parts.append(f'<rect class="bar" x="{left}" y="{at + 5}" width="{length:.1f}" height="20" rx="3"/>')
-        parts.append(_text(width - right + 10, at + 19, f"{count:,}", "count"))
-        parts.append(_text(width - 2, at + 19, f"{count / total:.1%}", "tick end"))
-    return _svg(width, row * len(counts), parts, label)
+    rows = "".join(
+        f'<span class="name">{escape(name)}</span>'
+        f'<span class="track"><i style="width:{count / longest:.2%}"></i></span>'
+        f'<b>{count:,}</b><span class="share">{count / total:.1%}</span>'
+        for name, count in counts
+    )
+    return f'<div class="bars" role="group" aria-label="{escape(label, quote=True)}">{rows}</div>'
 
 
 def periodic_table(counts: Mapping[str, int], label: str) -> str:
@@ -89,14 +86,14 @@ def periodic_table(counts: Mapping[str, int], label: str) -> str:
     size, gap = 40, 3
     most = max(counts.values(), default=1)
     parts = []
-    for z in range(1, 104):
+    for z in range(1, len(ELEMENTS)):
         column, row = _place(z)
         symbol, count = ELEMENTS[z], counts.get(ELEMENTS[z], 0)
         left, top = column * size, row * size + (8 if row > 6 else 0)
         shade = 0.12 + 0.88 * (count / most) ** 0.5 if count else 0
         ink = "cell-text strong" if shade > 0.68 else "cell-text" if count else "cell-text absent"
         parts.append(
-            f"<g><title>{symbol}: {count:,} crystals</title>"
+            (f'<g data-element="{symbol}">' if count else "<g>") + f"<title>{symbol}: {count:,} crystals</title>"
             f'<rect class="cell" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4"/>'
             f'<rect class="heat" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4" '
             f'fill-opacity="{shade:.3f}"/>'

@@ -232,6 +232,14 @@ def _from_cif(text: str) -> Crystal:
     return _crystal(lengths, angles, [ATOMIC_NUMBER[s] for s in symbols], coords)
 
 
+def crystal_from_cif(text: str) -> Crystal | None:
+    """The crystal that a CIF describes; None where a sample with this CIF would be counted as a failure."""
+    try:
+        return _from_cif(text)
+    except _Unreadable:
+        return None
+
+
 def _plain(block: dict[str, Any]) -> bool:
     """Whether the CIF lists every atom of the cell, fully occupied: then it is read as it stands.
 

@@ -126,6 +126,7 @@ def test_cutoffs_change_what_is_near(samples, tmp_path):
     pd.DataFrame({"cif": cifs}).to_csv(near, index=False)
     wide = evaluate(samples, tmp_path / "a", reference=near)
     narrow = evaluate(samples, tmp_path / "b", reference=near, cutoffs="perov_5")
+    assert narrow["coverage"]["cutoffs"] == "perov_5" and "coverage" not in evaluate(samples, tmp_path / "d")
     assert (wide["coverage"]["recall"], narrow["coverage"]["recall"]) == (1.0, 0.0)
     with pytest.raises(UserError, match="no cut-offs of coverage are known for 'none'"):
         evaluate(samples, tmp_path / "c", cutoffs="none")
