@@ -118,7 +118,9 @@ def corrected_energy(entry: Any) -> float:
     functional = entry.parameters.get("run_type")
     if functional not in (None, *RUN_TYPES):
         raise UserError(f"of another functional: {functional}")
-    schemes = {(adjustment.cls or {}).get("@class") for adjustment in entry.energy_adjustments}
+    # pymatgen keeps what made an adjustment as a dictionary, which its JSON reader turns into the object.
+    makers = [adjustment.cls for adjustment in entry.energy_adjustments]
+    schemes = {maker.get("@class") if isinstance(maker, dict) else type(maker).__name__ for maker in makers}
     if schemes == {type(_scheme()).__name__}:
         return float(entry.energy)
     if functional is None:

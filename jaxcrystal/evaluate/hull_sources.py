@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import math
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -238,6 +239,8 @@ def entries_of_json(path: Path) -> list[Any]:
     for name, item in items(path):
         try:
             inside = _entry_of(item)
+            if not math.isfinite(inside["energy"]):
+                raise ValueError("its energy is not finite")
             # The structure is not asked for: what the corrections need of it, entries carry as `oxide_type`.
             kind = PDEntry if inside.get("@class") == "PDEntry" else _with_structure(inside) or ComputedEntry
             entries.append(kind.from_dict({"correction": 0.0, **inside} if kind is not PDEntry else inside))

@@ -25,9 +25,13 @@ ELEMENTS = ["Li", "Mg", "Al", "O", "F"]
 NO_REFERENCES = ElementReferences({})
 
 
-def table(path, rows) -> Hull:
+def write_rows(path, rows):
     pd.DataFrame(rows, columns=["formula", "formation_energy_per_atom"]).to_csv(path, index=False)
-    return Hull.from_table(path, NO_REFERENCES)
+    return path
+
+
+def table(path, rows) -> Hull:
+    return Hull.from_table(write_rows(path, rows), NO_REFERENCES)
 
 
 def random_phases(rng, elements, count) -> list[tuple[str, float]]:
@@ -279,3 +283,9 @@ def test_the_materials_projects_hull(shared):
     assert np.abs(np.array(found) - rows["e_above_hull"]).mean() < 0.010
     with pytest.raises(UserError, match=r"MatPES.*does not stand on the energy scale"):
         hull.require_same_scale(load_potential(shared / "potentials/M3GNet-MatPES-PBE-v2025.1-PES"))
+
+
+@pytest.mark.parametrize("formula", ["NaN", "Li2O", "Fe0.5O0.5", "CH3CH2OH", "Ca(OH)2", "K2(H(Br)2)3", "HoCo", "Tm0Li"])
+def test_a_formula_is_read_as_pymatgen_reads_it(tmp_path, formula):
+    (phase,) = hull_module.table_phases(write_rows(tmp_path / "h.csv", [(formula, -1.0)]))
+    assert phase.fractions == pytest.approx(Composition(formula).fractional_composition.as_dict())
