@@ -48,6 +48,9 @@ COLUMNS = ("formula", "formation_energy_per_atom")
 MP_SCALE = "mp2020"
 _METADATA = b"jaxcrystal hull"
 
+#: eV/atom, what the linear programme leaves of 0.
+SOLVED = 1e-8
+
 #: A formula without brackets.
 _PARTS = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d+)?)?")
 _PLAIN = re.compile(f"(?:{_PARTS.pattern})+")
@@ -304,7 +307,8 @@ class Hull:
         mixture = linprog([phase.energy for phase in competing], A_eq=fractions, b_eq=target, method="highs")
         # Every pure element is among the phases, so a mixture exists; energies are finite, so a cheapest one does.
         assert mixture.success, mixture.message
-        return float(formation_energy_per_atom - mixture.fun)
+        distance = float(formation_energy_per_atom - mixture.fun)
+        return 0.0 if abs(distance) < SOLVED else distance  # a phase of the hull is on it
 
 
 def is_hull_file(path: str | Path) -> bool:

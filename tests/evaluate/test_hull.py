@@ -100,6 +100,18 @@ def test_a_crystal_below_every_known_phase_is_negative(tmp_path):
     assert hull.e_above_hull(Composition("LiF"), -2.5) == pytest.approx(-0.5)
 
 
+def test_a_phase_of_the_hull_is_on_it(tmp_path):
+    """Stable is at most 0: the solver's last digits, which one in fifteen here has, must not make a phase unstable."""
+    rng, on = np.random.default_rng(0), 0
+    for trial in range(30):
+        rows = [row for row in random_phases(rng, ELEMENTS, 8) if len(Composition(row[0])) > 1]
+        hull = table(tmp_path / f"{trial}.csv", rows)
+        distances = [hull.e_above_hull(Composition(formula), energy) for formula, energy in rows]
+        assert not [distance for distance in distances if 0 < abs(distance) < 1e-8]
+        on += distances.count(0.0)
+    assert on > 60
+
+
 def test_elements_of_the_table_are_phases_of_their_own(tmp_path):
     hull = table(tmp_path / "h.csv", [("LiF", -2.0)])
     assert hull.e_above_hull(Composition("LiF2"), 0.0) == pytest.approx(2.0 * 2 / 3)
