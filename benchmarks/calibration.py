@@ -42,7 +42,8 @@ from jaxcrystal.evaluate.hull import Hull, Phase
 from jaxcrystal.evaluate.hull_sources import LABELS, label_settings
 from jaxcrystal.evaluate.metrics import METASTABLE, STABLE
 from jaxcrystal.evaluate.potentials import load_potential
-from jaxcrystal.evaluate.relaxations import RelaxationSettings, relax_all
+from jaxcrystal.evaluate.relax import RelaxationSettings
+from jaxcrystal.evaluate.relaxations import relax_all
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.selfcheck import EnergyReference
 
@@ -63,7 +64,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--labels", nargs="+", choices=LABELS, default=LABELS, help="of the self-consistent hull (both)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     parser.add_argument("--cache", type=Path, help="keeps relaxations (default: jaxcrystal/calibration in ~/.cache)")
     parser.add_argument("--quick", action="store_true", help="a minimal size")
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     known = known[[frozenset(c.as_dict()) in systems for c in known["composition"]]]
 
     def relaxed(structures: Sequence[Structure], settings: RelaxationSettings) -> list[Any]:
-        return relax_all(structures, potential, settings, workers=options.workers, cache_dir=options.cache)
+        return relax_all(structures, potential, settings, cache_dir=options.cache)
 
     ends = relaxed(list(drawn["structure"]), RelaxationSettings())
     outcomes = Counter(end.status.value for end in ends)
@@ -113,7 +113,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             list(known["structure"]),
             potential,
             settings=label_settings(labels),
-            workers=options.workers,
             cache_dir=options.cache,
         )
         own = [

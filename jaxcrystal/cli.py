@@ -493,17 +493,19 @@ def _add_hull(verb: Callable) -> None:
 
 def _hull(args: argparse.Namespace) -> None:
     from jaxcrystal.evaluate.hull_sources import build
+    from jaxcrystal.evaluate.workers import local
 
-    hull = build(
-        args.inputs,
-        args.out,
-        references=args.references,
-        potential=args.potential,
-        labels=args.labels,
-        samples=args.samples,
-        trust_pickle=args.trust_pickle,
-        workers=args.workers,
-    )
+    with local(args.workers) as workers:
+        hull = build(
+            args.inputs,
+            args.out,
+            references=args.references,
+            potential=args.potential,
+            labels=args.labels,
+            samples=args.samples,
+            trust_pickle=args.trust_pickle,
+            workers=workers,
+        )
     phases = sum(map(len, hull.phases.values()))
     print(f"{args.out}: {phases} phases of {len(hull.phases)} chemical systems, from {hull.name}")
     for reason, count in sorted((hull.left_out or {}).items()):

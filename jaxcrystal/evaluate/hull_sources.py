@@ -25,8 +25,9 @@ from jaxcrystal.evaluate.formation import ElementReferences
 from jaxcrystal.evaluate.hull import Hull, is_hull_file, source, table_phases
 from jaxcrystal.evaluate.potentials import Potential, load_potential
 from jaxcrystal.evaluate.pymatgen_json import is_json, items
-from jaxcrystal.evaluate.relaxations import RelaxationSettings
+from jaxcrystal.evaluate.relax import RelaxationSettings
 from jaxcrystal.evaluate.samples import read
+from jaxcrystal.evaluate.workers import Workers
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -76,7 +77,7 @@ def build(
     labels: str = "relaxed",
     samples: str | Path | None = None,
     trust_pickle: bool = False,
-    workers: int = 2,
+    workers: Workers | None = None,
 ) -> Hull:
     """Builds the hull of `inputs`, all of one kind, writes it to `out` and returns it.
 
@@ -114,7 +115,7 @@ def labelled(
     candidates: Sequence[Structure] | None,
     settings: RelaxationSettings,
     *,
-    workers: int,
+    workers: Workers | None,
     cache_dir: Path,
 ) -> Hull:
     """The hull of the crystals in files, labelled by the potential; of the candidates' chemical systems, if given."""

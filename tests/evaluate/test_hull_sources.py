@@ -17,6 +17,7 @@ from pymatgen.analysis.phase_diagram import PatchedPhaseDiagram, PDEntry, PhaseD
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
+from test_hull import b2, emt, fcc
 
 from jaxcrystal.cli import main
 from jaxcrystal.errors import UserError
@@ -27,7 +28,6 @@ from jaxcrystal.evaluate.hull import Hull, is_hull_file
 from jaxcrystal.evaluate.hull_sources import build, known_hull
 from jaxcrystal.evaluate.relax import Relaxation, RelaxationStatus
 from jaxcrystal.evaluate.selfcheck import EnergyReference
-from tests.evaluate.test_hull import b2, emt, fcc
 
 #: eV/atom, about PBE's.
 TOTALS = {"Li": -1.9, "Fe": -8.5, "P": -5.4, "O": -4.9, "S": -4.1, "Si": -5.42}
