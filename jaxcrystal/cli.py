@@ -478,7 +478,7 @@ def _add_hull(verb: Callable) -> None:
         "--references; several are joined. With --potential it is crystals, which the potential labels. The file says "
         "on which scale it stands, from what it was made and what was left out.",
     )
-    command.add_argument("action", choices=["build"], help="what to do")
+    command.add_argument("action", choices=["build"], metavar="build", help="what to do")
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="of one kind")
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="the parquet to write")
     command.add_argument(
