@@ -48,6 +48,18 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             rates = [found["crystals"] / statistics.median(found["cpu_seconds"][side]) for side in ("ours", "peer")]
             ratios = (f"{found['ratio']:.1f}", f"{found['ratio_stored']:,.0f}")
             yield _row(name, str(found["atoms"]), *(f"{rate:,.1f}" for rate in rates), *ratios)
+    elif result["benchmark"] == "calibration":
+        found = result["formation_energy"]
+        errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"
+        yield f"{result['potential']['name']}, {result['crystals']} crystals; formation energies: {errors}"
+        yield ""
+        yield "| hull | energies | placed | MAE, meV/atom | bias | below 0 put to 0: MAE | bias | metastable | stable |"
+        yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+        for row in result["hulls"]:
+            both = [1000 * errors[name] for errors in (row, row["with_itself"]) for name in ("mae", "bias")]
+            cells = [f"{value:{form}}" for value, form in zip(both, (".1f", "+.1f") * 2, strict=True)]
+            shares = [f"{100 * row[name]:.1f} %" for name in ("metastable", "stable")]
+            yield _row(row["hull"], row["energies"], str(row["placed"]), *cells, *shares)
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"
