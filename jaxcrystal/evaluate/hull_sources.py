@@ -92,6 +92,10 @@ def build(
     out = Path(out)
     if out.suffix != ".parquet":
         raise UserError(f"the hull is written as parquet: name it {out.with_suffix('.parquet')}, not {out}")
+    try:  # before the work, not after it, is when to learn that it cannot be written
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
     if potential is not None:
         if references is not None:
             raise UserError("a hull that a potential labels takes its element references from the same crystals")

@@ -336,8 +336,7 @@ def test_a_hull_of_another_functional_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_that_was_changed_or_is_another_is_refused(tmp_path):
-    out = tmp_path / "hull.parquet"
-    build([written(tmp_path / "e.json", entries(20))], out)
+    build([written(tmp_path / "e.json", entries(20))], out := tmp_path / "new" / "hull.parquet")
     retold(out, sha256="0" * 64)
     with pytest.raises(UserError, match="was changed after it was built"):
         Hull.from_file(out)
@@ -384,6 +383,9 @@ def test_what_does_not_go_together(tmp_path, inputs, options, message):
         build([tmp_path / name for name in inputs], tmp_path / "hull.parquet", **options)
     with pytest.raises(UserError, match=r"name it .*hull\.parquet, not .*hull\.json"):
         build([], tmp_path / "hull.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/hull\.parquet"):
+        build([tmp_path / "none.json"], tmp_path / "file" / "hull.parquet")
 
 
 ODD = [{"composition": {"Li": 1}, "energy": energy} for energy in ("low", float("nan"))]
