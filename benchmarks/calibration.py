@@ -7,14 +7,17 @@ Crystals that lie less than 0.08 eV/atom above the stated hull go the way of `ja
 corrected as the Materials Project corrects, placed against a hull:
 
 - `provided`: the table of the Materials Project's formation energies, with its elements' reference entries;
-- `self-consistent`: MP-20 train and val in the chemical systems of the drawn crystals, labelled by the same potential,
-  by relaxing them as the drawn ones are, and by single points where they stand.
+- `self-consistent`: crystals of MP-20 in the chemical systems of the drawn ones, labelled by the same potential: by
+  relaxing them as the drawn ones are, and by single points where they stand. They are train and val, which the drawn
+  crystals are not among; and all of MP-20, which they are.
 
-To tell apart what makes an error, the stated formation energies are placed against the provided hull (what the hull
-itself is wrong by), and both against the hull of the stated formation energies of train and val (what is wrong because
-phases are missing). The Materials Project's distance is that of a crystal which is among the phases itself, hence never
-below 0; a found distance is told as it is, and with what lies below 0 put to 0, which is the same as adding the
-crystal to the phases.
+To tell apart what makes an error, the stated formation energies are placed too: against the provided hull (what the
+hull itself is wrong by), and against the hull of the stated formation energies of the same crystals (what is wrong
+because phases are missing). `same_phases` compares with the latter, so that missing phases do not count.
+
+The Materials Project's distance is that of a crystal which is among the phases itself, hence never below 0. A found
+distance is told as it is; `with_itself` puts what lies below 0 to 0, which is to add the crystal to the phases. The
+provided table has the drawn crystals' own rows, with their stated energies.
 
 Relaxations are kept in `--cache`: a run that is stopped goes on, and one that is repeated is done at once.
 """
@@ -34,7 +37,7 @@ from typing import Any
 import machine
 import numpy as np
 import pandas as pd
-from pymatgen.core import Composition, Structure
+from pymatgen.core import Composition
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.formation import ElementReferences, Uncovered
@@ -42,7 +45,7 @@ from jaxcrystal.evaluate.hull import Hull, Phase
 from jaxcrystal.evaluate.hull_sources import LABELS, label_settings
 from jaxcrystal.evaluate.metrics import METASTABLE, STABLE
 from jaxcrystal.evaluate.potentials import load_potential
-from jaxcrystal.evaluate.relax import RelaxationSettings
+from jaxcrystal.evaluate.relax import Relaxation, RelaxationSettings
 from jaxcrystal.evaluate.relaxations import relax_all
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.selfcheck import EnergyReference
@@ -52,6 +55,7 @@ DATA = SHARED / "data"
 TARGET_MAE, TARGET_BIAS = 0.025, 0.010  #: eV/atom, of formation energies
 STATED_BELOW = 0.08  #: eV/atom above the stated hull
 ON_HULL = STABLE + 1e-6  #: eV/atom; the data have seven digits
+PART, WHOLE = "train and val", "all of MP-20"  #: what a hull of MP-20's crystals holds
 QUICK_ROWS = 4000  #: of each part of MP-20
 ANIONS = ("O", "F", "Cl", "N", "Br", "S", "I", "Se", "Te", "H")
 
@@ -80,50 +84,38 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     potential = load_potential(options.potential)
     references = ElementReferences.from_file(DATA / "hull/mp_elemental_reference_entries.json.gz")
 
-    known = pd.concat([crystals(name, options.quick) for name in ("train", "val")], ignore_index=True)
-    test = crystals("test", options.quick)
+    parts = {name: crystals(name, options.quick) for name in ("train", "val", "test")}
+    known = {PART: pd.concat([parts["train"], parts["val"]])}
+    test = parts["test"]
     if options.quick:  # so few that a hull of their own seldom covers a crystal
-        elements = {c.elements[0] for c in known["composition"] if len(c) == 1}
+        elements = {c.elements[0] for c in known[PART]["composition"] if len(c) == 1}
         test = test[[elements.issuperset(c.elements) for c in test["composition"]]]
+    else:
+        known[WHOLE] = pd.concat(list(parts.values()))
     drawn = draw(test, options.crystals, options.seed)
     systems = {frozenset(s) for row in drawn["composition"] for s in subsystems(row)}
-    known = known[[frozenset(c.as_dict()) in systems for c in known["composition"]]]
+    known = {name: t[[frozenset(c.as_dict()) in systems for c in t["composition"]]] for name, t in known.items()}
 
-    def relaxed(structures: Sequence[Structure], settings: RelaxationSettings) -> list[Any]:
-        return relax_all(structures, potential, settings, cache_dir=options.cache)
-
-    ends = relaxed(list(drawn["structure"]), RelaxationSettings())
+    ends = relax_all(list(drawn["structure"]), potential, RelaxationSettings(), cache_dir=options.cache)
     outcomes = Counter(end.status.value for end in ends)
-    drawn["found"] = [
-        None if end.energy is None else formation(end.structure, end.energy, references, potential.reference)
-        for end in ends
-    ]
-    drawn["uncorrected"] = [
-        None if end.energy is None else formation(end.structure, end.energy, references, EnergyReference.OWN)
-        for end in ends
-    ]
-    drawn["found"], drawn["uncorrected"] = drawn["found"].astype(float), drawn["uncorrected"].astype(float)
+    drawn["found"] = [formation(end, references, potential.reference) for end in ends]
+    drawn["uncorrected"] = [formation(end, references, EnergyReference.OWN) for end in ends]
 
+    stated = drawn["formation_energy_per_atom"]
+    cases = []  # hull, whose formation energies are placed against it, those, and the stated hull of the same phases
     provided = Hull.from_table(DATA / "hull/mp_formation_energies.parquet", references)
-    stated = stated_hull(known)
-    hulls = [
-        placed("provided", provided, drawn, "stated"),
-        placed("provided", provided, drawn, "found"),
-        placed("train and val, stated", stated, drawn, "stated"),
-        placed("train and val, stated", stated, drawn, "found"),
-    ]
-    for labels in options.labels:
-        hull = Hull.from_crystals(
-            list(known["structure"]),
-            potential,
-            settings=label_settings(labels),
-            cache_dir=options.cache,
-        )
-        own = [
-            np.nan if end.energy is None else formation(end.structure, end.energy, hull.references, potential.reference)
-            for end in ends
-        ]
-        hulls.append(placed(f"self-consistent, {labels}", hull, drawn.assign(own=own), "own"))
+    cases += [("provided", provided, "stated", stated, None), ("provided", provided, "found", drawn["found"], None)]
+    for phases, rows in known.items():
+        same = stated_hull(phases, rows)
+        cases += [(same.name, same, "stated", stated, same), (same.name, same, "found", drawn["found"], same)]
+        for labels in options.labels:
+            if phases == WHOLE and labels != "relaxed":
+                continue
+            settings = label_settings(labels)
+            hull = Hull.from_crystals(list(rows["structure"]), potential, settings=settings, cache_dir=options.cache)
+            own = pd.Series([formation(end, hull.references, potential.reference) for end in ends])
+            cases.append((f"{phases}, self-consistent, {labels}", hull, "own", own, same))
+    hulls = compared(cases, drawn)
 
     energies = errors(drawn["found"], drawn["formation_energy_per_atom"])
     result = {
@@ -148,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(f"  formation energy, eV/atom: MAE {energies['mae']:.4f}, bias {energies['bias']:+.4f}")
     for row in hulls:
         print(
-            f"  {row['hull']:36} {row['energies']:8} {row['placed']:4} placed, MAE {row['mae']:.4f}, bias "
+            f"  {row['hull']:44} {row['energies']:6} {row['placed']:4} placed, MAE {row['mae']:.4f}, bias "
             f"{row['bias']:+.4f}, metastable {row['metastable']:.1%}, stable {row['stable']:.1%}"
         )
     print(f"written to {path}")
@@ -178,15 +170,17 @@ def subsystems(composition: Composition) -> list[tuple[str, ...]]:
     return [part for n in range(1, len(symbols) + 1) for part in itertools.combinations(symbols, n)]
 
 
-def formation(structure: Structure, energy: float, references: ElementReferences, reference: EnergyReference) -> float:
-    """Formation energy in eV/atom; NaN where an element has no reference."""
+def formation(end: Relaxation, references: ElementReferences, reference: EnergyReference) -> float:
+    """Formation energy in eV/atom; NaN where there is no energy, or an element has no reference."""
+    if end.structure is None or end.energy is None:
+        return float("nan")
     try:
-        return references.formation_energy_per_atom(structure, energy, reference)
+        return references.formation_energy_per_atom(end.structure, end.energy, reference)
     except Uncovered:
         return float("nan")
 
 
-def stated_hull(known: pd.DataFrame) -> Hull:
+def stated_hull(name: str, known: pd.DataFrame) -> Hull:
     """Of the stated formation energies."""
     rows = known[known["formation_energy_per_atom"].notna()]
     phases = [
@@ -194,12 +188,42 @@ def stated_hull(known: pd.DataFrame) -> Hull:
         for c, energy in zip(rows["composition"], rows["formation_energy_per_atom"], strict=True)
     ]
     left_out = {"no stated formation energy": len(known) - len(rows)}
-    return Hull.from_phases("MP-20 train and val, as stated", phases, ElementReferences({}), left_out=left_out)
+    return Hull.from_phases(f"{name}, stated", phases, ElementReferences({}), left_out=left_out)
 
 
-def placed(name: str, hull: Hull, drawn: pd.DataFrame, energies: str) -> dict[str, Any]:
-    """Distances of the drawn crystals, by their stated or found formation energies, beside the stated distances."""
-    column = {"stated": "formation_energy_per_atom"}.get(energies, energies)
+def compared(cases: Sequence[tuple[str, Hull, str, pd.Series, Hull | None]], drawn: pd.DataFrame) -> list[dict]:
+    """A row a case: distances of the drawn crystals beside the stated ones, and beside those to the same phases."""
+    composition, stated = drawn["composition"], drawn["e_above_hull"]
+    found = [distances(hull, composition, energies) for _, hull, _, energies, _ in cases]
+    everywhere = pd.concat(found, axis=1).notna().all(axis=1)
+    rows = []
+    for (name, hull, whose, _, same), distance in zip(cases, found, strict=True):
+        covered = distance.notna()
+        if not covered.any():
+            raise UserError(f"no drawn crystal has its elements in the hull {name}: draw more")
+        row = {
+            "hull": name,
+            "energies": whose,
+            "phases": sum(map(len, hull.phases.values())),
+            "left_out": dict(hull.left_out or {}),
+            "placed": int(covered.sum()),
+            "not_placed": int((~covered).sum()),
+            **errors(distance, stated),
+            "with_itself": errors(distance.clip(lower=0), stated),
+            "placed_everywhere": errors(distance[everywhere], stated[everywhere]),
+            "metastable": float((distance < METASTABLE)[covered].mean()),
+            "stable": float((distance <= ON_HULL)[covered].mean()),
+            "stated_metastable": float((stated < METASTABLE)[covered].mean()),
+            "stated_stable": float((stated <= ON_HULL)[covered].mean()),
+        }
+        if same is not None:
+            row["same_phases"] = errors(distance, distances(same, composition, drawn["formation_energy_per_atom"]))
+        rows.append(row)
+    return rows
+
+
+def distances(hull: Hull, compositions: pd.Series, energies: pd.Series) -> pd.Series:
+    """In eV/atom; NaN where the hull does not cover a crystal, or it has no energy."""
 
     def distance(composition: Composition, energy: float) -> float:
         try:
@@ -207,29 +231,8 @@ def placed(name: str, hull: Hull, drawn: pd.DataFrame, energies: str) -> dict[st
         except Uncovered:
             return float("nan")
 
-    pairs = zip(drawn["composition"], drawn[column], strict=True)
-    found = pd.Series([np.nan if np.isnan(energy) else distance(c, energy) for c, energy in pairs])
-    covered = found.notna()
-    if not covered.any():
-        raise UserError(f"no drawn crystal has its elements in the hull {name}: draw more")
-
-    def share(flags: pd.Series) -> float:
-        return float(flags[covered].mean())
-
-    return {
-        "hull": name,
-        "energies": energies,
-        "phases": sum(map(len, hull.phases.values())),
-        "left_out": dict(hull.left_out or {}),
-        "placed": int(covered.sum()),
-        "not_placed": int((~covered).sum()),
-        **errors(found, drawn["e_above_hull"]),
-        "with_itself": errors(found.clip(lower=0), drawn["e_above_hull"]),
-        "metastable": share(found < METASTABLE),
-        "stable": share(found <= ON_HULL),
-        "stated_metastable": share(drawn["e_above_hull"] < METASTABLE),
-        "stated_stable": share(drawn["e_above_hull"] <= ON_HULL),
-    }
+    pairs = zip(compositions, energies, strict=True)
+    return pd.Series([energy if np.isnan(energy) else distance(c, energy) for c, energy in pairs])
 
 
 def errors(found: pd.Series, stated: pd.Series) -> dict[str, Any]:
