@@ -53,11 +53,12 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"
         yield f"{result['potential']['name']}, {result['crystals']} crystals; formation energies: {errors}"
         yield ""
-        yield "| hull | energies | placed | MAE, meV/atom | bias | below 0 put to 0: MAE | bias | metastable | stable |"
-        yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+        yield "| hull | energies | placed | MAE | bias | with itself: MAE | bias | same phases: MAE | bias | < 0.1 | ≤ 0 |"
+        yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
         for row in result["hulls"]:
-            both = [1000 * errors[name] for errors in (row, row["with_itself"]) for name in ("mae", "bias")]
-            cells = [f"{value:{form}}" for value, form in zip(both, (".1f", "+.1f") * 2, strict=True)]
+            cells = []
+            for errors in (row, row["with_itself"], row.get("same_phases")):
+                cells += [f"{1000 * errors['mae']:.1f}", f"{1000 * errors['bias']:+.1f}"] if errors else ["", ""]
             shares = [f"{100 * row[name]:.1f} %" for name in ("metastable", "stable")]
             yield _row(row["hull"], row["energies"], str(row["placed"]), *cells, *shares)
     else:

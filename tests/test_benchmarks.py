@@ -79,7 +79,7 @@ def test_calibration(tmp_path, shared):
     hulls = {(row["hull"], row["energies"]): row for row in result["hulls"]}
     assert hulls[("provided", "stated")]["mae"] < 1e-3 and hulls[("provided", "stated")]["placed"] == 20
     assert hulls[("provided", "found")]["mae"] == pytest.approx(result["formation_energy"]["mae"], abs=0.05)
-    own = hulls[("self-consistent, single-point", "own")]
+    own = hulls[("train and val, self-consistent, single-point", "own")]
     assert own["placed"] == 20 and own["mae"] != hulls[("provided", "found")]["mae"]
     assert all(0 <= row["metastable"] <= 1 and row["with_itself"]["bias"] >= row["bias"] for row in hulls.values())
     kept = (tmp_path / "cache/relaxations.jsonl").read_bytes()
