@@ -53,7 +53,10 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"
         yield f"{result['potential']['name']}, {result['crystals']} crystals; formation energies: {errors}"
         yield ""
-        yield "| hull | energies | placed | MAE | bias | with itself: MAE | bias | same phases: MAE | bias | < 0.1 | ≤ 0 |"
+        columns = (
+            "hull | energies | placed | MAE | bias | with itself: MAE | bias | same phases: MAE | bias | < 0.1 | ≤ 0"
+        )
+        yield f"| {columns} |"
         yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
         for row in result["hulls"]:
             cells = []
