@@ -126,6 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "seed": options.seed,
         "stated_below": STATED_BELOW,
         "relaxations": dict(outcomes),
+        "mean_steps": float(np.mean([end.steps for end in ends])),
         "formation_energy": energies,
         "targets": {"mae": TARGET_MAE, "bias": TARGET_BIAS},
         "met": energies["mae"] <= TARGET_MAE and abs(energies["bias"]) <= TARGET_BIAS,
@@ -217,7 +218,9 @@ def compared(cases: Sequence[tuple[str, Hull, str, pd.Series, Hull | None]], dra
             "stated_stable": float((stated <= ON_HULL)[covered].mean()),
         }
         if same is not None:
-            row["same_phases"] = errors(distance, distances(same, composition, drawn["formation_energy_per_atom"]))
+            to_same = distances(same, composition, drawn["formation_energy_per_atom"])
+            row["same_phases"] = errors(distance, to_same)
+            row["same_phases_placed_everywhere"] = errors(distance[everywhere], to_same[everywhere])
         rows.append(row)
     return rows
 
