@@ -306,3 +306,27 @@ def test_the_materials_projects_hull(shared):
 def test_a_formula_is_read_as_pymatgen_reads_it(tmp_path, formula):
     (phase,) = hull_module.table_phases(write_rows(tmp_path / "h.csv", [(formula, -1.0)]))
     assert phase.fractions == pytest.approx(Composition(formula).fractional_composition.as_dict())
+
+
+def test_run_type_and_u_are_those_of_the_materials_projects_settings(shared, tmp_path):
+    """Real compounds of one anion and of several: U by pymatgen's `MPRelaxSet`, then its own corrections."""
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    from pymatgen.io.vasp.sets import MPRelaxSet
+
+    anions = {"O", "F", "S", "N", "Cl", "Br", "I", "Se", "Te", "H"}
+    table = pd.read_parquet(shared / "data/mp20/test.parquet")
+    elements = [set(Composition(formula).as_dict()) for formula in table["pretty_formula"]]
+    metals = {"V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W"}
+    rows = [row for row, found in enumerate(elements) if found & anions and found & metals][::40]
+    scheme, with_u, mixed = MaterialsProject2020Compatibility(check_potcar=False), 0, 0
+    for row in rows:
+        structure = Structure.from_str(table["cif"][row], fmt="cif").get_sorted_structure()
+        incar = MPRelaxSet(structure, user_potcar_functional="PBE").incar
+        order = list(dict.fromkeys(site.specie.symbol for site in structure))
+        u = {s: value for s, value in zip(order, incar["LDAUU"], strict=True) if value} if incar.get("LDAU") else {}
+        entry = ComputedStructureEntry(structure, 0.0, parameters={"run_type": "GGA+U" if u else "GGA", "hubbards": u})
+        expected = sum(adjustment.value for adjustment in scheme.get_adjustments(entry))
+        assert mp2020_correction(structure) == pytest.approx(expected, abs=1e-9)
+        with_u, mixed = with_u + bool(u), mixed + (len(elements[row] & anions) > 1)
+    assert len(rows) > 25 and with_u > 5 and mixed > 5
