@@ -59,6 +59,22 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         if "reproduced" in result:
             yield ""
             yield from _reproduced(result["published"], result["reproduced"])
+    elif result["benchmark"] == "calibration":
+        found = result["formation_energy"]
+        errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"
+        yield f"{result['potential']['name']}, {result['crystals']} crystals; formation energies: {errors}"
+        yield ""
+        columns = (
+            "hull | energies | placed | MAE | bias | with itself: MAE | bias | same phases: MAE | bias | < 0.1 | ≤ 0"
+        )
+        yield f"| {columns} |"
+        yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
+        for row in result["hulls"]:
+            cells = []
+            for errors in (row, row["with_itself"], row.get("same_phases")):
+                cells += [f"{1000 * errors['mae']:.1f}", f"{1000 * errors['bias']:+.1f}"] if errors else ["", ""]
+            shares = [f"{100 * row[name]:.1f} %" for name in ("metastable", "stable")]
+            yield _row(row["hull"], row["energies"], str(row["placed"]), *cells, *shares)
     else:
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(verb)
     _add_evaluate(verb)
     _add_compare(verb)
+    _add_hull(verb)
     _add_doctor(verb)
     _add_demo(verb)
     return parser
@@ -400,8 +401,9 @@ def _add_evaluate(verb: Callable) -> None:
         "evaluate",
         _evaluate,
         "say which crystals would exist",
-        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, or extxyz. Writes "
-        "structures.parquet (a row an attempt), metrics.json (sums over it) and report.html to --out.",
+        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, extxyz, or JSON of "
+        "pymatgen's structures or entries. Writes structures.parquet (a row an attempt), metrics.json (sums over it), "
+        "and report.html to --out.",
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
@@ -418,10 +420,11 @@ def _add_evaluate(verb: Callable) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="competing phases: adds the distance to their hull. Crystals, which the potential labels; or, with "
-        "--references, a table with formula and formation_energy_per_atom (eV/atom)",
+        help="competing phases: adds the distance to their hull. What `hull build` wrote; crystals, which the "
+        "potential labels; or, with --references, a table with formula and formation_energy_per_atom (eV/atom)",
     )
     command.add_argument("--references", metavar="FILE", help="elemental reference entries, as Materials Project's")
+    _add_labels(command, "--hull-labels")
     command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
@@ -451,6 +454,7 @@ def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
         potential=args.potential,
         hull=args.hull,
         references=args.references,
+        hull_labels=args.hull_labels,
         fmax=args.fmax,
         max_steps=args.max_steps,
         limit=args.limit,
@@ -478,6 +482,59 @@ def _compare(args: argparse.Namespace) -> None:
     print(as_text(compare(args.runs, args.out)))
     if args.out is not None:
         print(f"written to {args.out}: comparison.csv, comparison.md, comparison.svg")
+
+
+def _add_labels(command: argparse.ArgumentParser, option: str) -> None:
+    command.add_argument(
+        option,
+        choices=["relaxed", "single-point"],
+        default="relaxed",
+        help="how the potential labels the hull's crystals: where they relax to, or where they stand, which is quicker",
+    )
+
+
+def _add_hull(verb: Callable) -> None:
+    command = verb(
+        "hull",
+        _hull,
+        "build the convex hull that `evaluate --hull` takes",
+        "INPUT is mp:Li-Fe-O (the Materials Project, by mp-api, with your key in MP_API_KEY), JSON of pymatgen's "
+        "computed entries, a phase diagram such as matbench-discovery's, or a table of formation energies with "
+        "--references; several are joined. With --potential it is crystals, which the potential labels. The file says "
+        "on which scale it stands, from what it was made and what was left out.",
+    )
+    command.add_argument("action", choices=["build"], metavar="build", help="what to do")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="of one kind")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE", help="the parquet to write")
+    command.add_argument(
+        "--references", metavar="FILE", help="elemental reference entries, where INPUT holds formation energies"
+    )
+    command.add_argument("--potential", metavar="P", help="labels crystals itself: `chgnet` or a matgl directory")
+    _add_labels(command, "--labels")
+    command.add_argument("--samples", metavar="FILE", help="label only crystals in the chemical systems of these")
+    command.add_argument("--trust-pickle", action="store_true", help="read a pickle, which runs whatever code is in it")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+
+
+def _hull(args: argparse.Namespace) -> None:
+    from jaxcrystal.evaluate.hull_sources import build
+    from jaxcrystal.evaluate.workers import local
+
+    with local(args.workers) as workers:
+        hull = build(
+            args.inputs,
+            args.out,
+            references=args.references,
+            potential=args.potential,
+            labels=args.labels,
+            samples=args.samples,
+            trust_pickle=args.trust_pickle,
+            workers=workers,
+        )
+    phases = sum(map(len, hull.phases.values()))
+    print(f"{args.out}: {phases} phases of {len(hull.phases)} chemical systems, from {hull.name}")
+    for reason, count in sorted((hull.left_out or {}).items()):
+        print(f"  left out: {count:>6} {reason}")
 
 
 def _add_doctor(verb: Callable) -> None:

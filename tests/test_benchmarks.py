@@ -68,6 +68,28 @@ def test_sampler(tmp_path):
 
 
 @pytest.mark.slow
+def test_calibration(tmp_path, shared):
+    import calibration
+    import table
+
+    calibration.main(["--quick", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")])
+    result = only_result(tmp_path / "out")
+    assert result["relaxations"] == {"converged": 20} and result["formation_energy"]["mae"] < 0.1
+    # Corrections that were forgotten would show.
+    assert result["formation_energy_uncorrected"] != result["formation_energy"]
+    hulls = {(row["hull"], row["energies"]): row for row in result["hulls"]}
+    assert hulls[("provided", "stated")]["mae"] < 1e-3 and hulls[("provided", "stated")]["placed"] == 20
+    assert hulls[("provided", "found")]["mae"] == pytest.approx(result["formation_energy"]["mae"], abs=0.05)
+    own = hulls[("train and val, self-consistent, single-point", "own")]
+    assert own["placed"] == 20 and own["mae"] != hulls[("provided", "found")]["mae"]
+    assert all(0 <= row["metastable"] <= 1 and row["with_itself"]["bias"] >= row["bias"] for row in hulls.values())
+    kept = (tmp_path / "cache/relaxations.jsonl").read_bytes()
+    again = calibration.main(["--quick", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "again")])
+    assert again["hulls"] == result["hulls"] and (tmp_path / "cache/relaxations.jsonl").read_bytes() == kept
+    assert "| provided | found | 20 |" in table.rendered(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_train_step(tmp_path):
     import train_step
 

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -29,11 +29,6 @@ from jaxcrystal.evaluate.samples import SampleSet, read
 from jaxcrystal.evaluate.table import Provenance, describe, write_table
 from jaxcrystal.evaluate.uniqueness import group_ids, matches
 from jaxcrystal.evaluate.workers import Workers
-
-if TYPE_CHECKING:
-    from jaxcrystal.evaluate.hull import Hull
-    from jaxcrystal.evaluate.relax import RelaxationSettings
-
 
 #: What is in the names of those numbers of metrics.json that are no rates.
 _NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
@@ -51,6 +46,7 @@ def evaluate(
     potential: str | None = None,
     hull: Sequence[str | Path] = (),
     references: str | Path | None = None,
+    hull_labels: str = "relaxed",
     fmax: float = 0.1,
     max_steps: int = 500,
     workers: Workers | None = None,
@@ -62,8 +58,9 @@ def evaluate(
     - `truth`: the true crystals, of which the samples are predictions, in their order; adds match rate and RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
-    - `hull`: competing phases; adds the distance to their hull. With `references` (elemental reference entries) it is
-      one table of formation energies on their scale; without, sets of crystals, which the potential itself labels.
+    - `hull`: competing phases; adds the distance to their hull. One file that `jaxcrystal hull build` wrote; or, with
+      `references` (elemental reference entries), one table of formation energies on their scale; or sets of crystals,
+      which the potential itself labels, `relaxed` or by a `single-point` (`hull_labels`).
     - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
       which then dies of whatever crystal kills it.
 
@@ -83,13 +80,14 @@ def evaluate(
         from jaxcrystal.evaluate.potentials import load_potential
 
         judge = load_potential(potential)
-    if references is not None:
-        from jaxcrystal.evaluate.hull import ElementReferences, Hull
+    if hull:
+        from jaxcrystal.evaluate.hull_sources import known_hull
 
-        if len(hull) != 1:
-            raise UserError(f"one table of formation energies goes with the references {references}, not {len(hull)}")
-        phases = Hull.from_table(hull[0], ElementReferences.from_file(references))
-        phases.require_same_scale(judge)
+        phases = known_hull(hull, references, hull_labels)
+        if phases is not None:
+            phases.require_same_scale(judge)
+    elif hull_labels != "relaxed":
+        raise UserError("hull labels need a hull: they say how the potential labels its crystals")
 
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples)}
@@ -106,12 +104,18 @@ def evaluate(
         versions["train"] = _fingerprint(known)
         table = _with_novelty(table, sound, known)
     if judge is not None:
-        from jaxcrystal.evaluate.relax import RelaxationSettings
+        from jaxcrystal.evaluate.hull_sources import label_settings, labelled
         from jaxcrystal.evaluate.stability import assess
 
-        settings = RelaxationSettings(fmax, max_steps)
         if hull and phases is None:
-            phases = _labelled_hull(hull, judge, sound, settings, workers, out / "relaxations")
+            phases = labelled(
+                hull,
+                judge,
+                [crystal.to_structure() for crystal in sound if crystal is not None],
+                label_settings(hull_labels, fmax, max_steps),
+                workers=workers,
+                cache_dir=out / "relaxations",
+            )
         rows = assess(
             [crystal.to_structure() for crystal in sound if crystal is not None],
             judge,
@@ -126,6 +130,8 @@ def evaluate(
         versions["relaxation"] = f"until forces are below {fmax:g} eV/Å, at most {max_steps} steps"
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
+        if phases.left_out:
+            versions["hull left out"] = ", ".join(f"{n} {reason}" for reason, n in sorted(phases.left_out.items()))
     compared = None
     if train is not None or reference is not None:
         own = fingerprints([sample.crystal for sample in samples.samples], workers=workers)
@@ -229,26 +235,6 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
     measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
     found = found.astype(dict.fromkeys(measures, "float64") | {"steps": "Int64"})
     return table.join(found if placed else found.drop(columns=of_hull))
-
-
-def _labelled_hull(
-    paths: Sequence[str | Path],
-    judge: Any,
-    crystals: Sequence[Crystal | None],
-    settings: RelaxationSettings,
-    workers: Workers | None,
-    cache: Path,
-) -> Hull:
-    """The hull of the crystals in `paths`, relaxed by the potential, in the chemical systems of the samples."""
-    from jaxcrystal.evaluate.hull import Hull
-
-    try:
-        known = [sample.crystal for path in paths for sample in read(path, workers=workers).samples]
-    except UserError as error:
-        raise UserError(f"{error}. If the hull is a table of formation energies, name its references too") from None
-    phases = [crystal.to_structure() for crystal in known if crystal is not None]
-    candidates = [crystal.to_structure() for crystal in crystals if crystal is not None]
-    return Hull.from_crystals(phases, judge, candidates=candidates, settings=settings, workers=workers, cache_dir=cache)
 
 
 def _programs() -> dict[str, str]:

@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.selfcheck import EnergyReference
+from jaxcrystal.evaluate.selfcheck import KNOWN, TOLERANCE, EnergyReference
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+
+#: Of the Materials Project's calculations with PBE, whose energies its corrections mix.
+RUN_TYPES = ("GGA", "GGA+U")
 
 
 class Uncovered(UserError):
@@ -50,13 +54,20 @@ class ElementReferences:
                 ((element, atoms),) = entry["composition"].items()
                 if element != symbol:
                     raise ValueError(f"the entry of {symbol} is a crystal of {element}")
+                functional = (entry.get("parameters") or {}).get("run_type", RUN_TYPES[0])
+                if functional not in RUN_TYPES:
+                    raise UserError(
+                        f"{path}: the entry of {symbol} is of {functional}, not of {' or '.join(RUN_TYPES)}"
+                    )
                 energies[symbol] = entry["energy"] / atoms
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} holds no element references ({type(error).__name__}: {error}); "
                 'it must map symbols to {"energy": eV per cell, "composition": {symbol: atoms}}'
             ) from error
-        return cls(energies)
+        references = cls(energies)
+        references.require_mp_scale(str(path))
+        return references
 
     @classmethod
     def from_energies(cls, crystals: Iterable[tuple[Structure, float]], potential_sha256: str) -> ElementReferences:
@@ -67,6 +78,19 @@ class ElementReferences:
                 symbol, per_atom = structure.composition.elements[0].symbol, energy / len(structure)
                 energies[symbol] = min(per_atom, energies.get(symbol, float("inf")))
         return cls(energies, potential_sha256)
+
+    def require_mp_scale(self, name: str) -> None:
+        """Raises UserError if silicon or copper, where they are known, have not the Materials Project's PBE energy.
+
+        Another functional's differ by eV/atom.
+        """
+        for symbol in sorted(KNOWN.keys() & self.energies.keys()):
+            expected = KNOWN[symbol][2]
+            if abs(self.energies[symbol] - expected) > TOLERANCE:
+                raise UserError(
+                    f"{name} is of another functional than the Materials Project's PBE: {symbol} has "
+                    f"{self.energies[symbol]:.3f} eV/atom, there {expected:.3f}"
+                )
 
     def formation_energy_per_atom(self, structure: Structure, energy: float, reference: EnergyReference) -> float:
         """Formation energy in eV/atom of a crystal whose energy (eV per cell) stands on the scale `reference`.
@@ -79,6 +103,35 @@ class ElementReferences:
         if reference is EnergyReference.MP:
             energy += mp2020_correction(structure)
         return (energy - sum(n * self.energies[e.symbol] for e, n in composition.items())) / len(structure)
+
+
+def corrected_energy(entry: Any) -> float:
+    """The energy of a pymatgen entry in eV, with the MP2020 corrections.
+
+    An entry that has them, or a `PDEntry`, whose maker has seen to it, is taken at its word; one that has none gets
+    them, by its run type and its Hubbard U. Raises UserError, in words that many entries share, if it cannot have them.
+    """
+    from pymatgen.analysis.compatibility import CompatibilityError
+
+    if not hasattr(entry, "parameters"):
+        return float(entry.energy)
+    functional = entry.parameters.get("run_type")
+    if functional not in (None, *RUN_TYPES):
+        raise UserError(f"of another functional: {functional}")
+    # pymatgen keeps what made an adjustment as a dictionary, which its JSON reader turns into the object.
+    makers = [adjustment.cls for adjustment in entry.energy_adjustments]
+    schemes = {maker.get("@class") if isinstance(maker, dict) else type(maker).__name__ for maker in makers}
+    if schemes == {type(_scheme()).__name__}:
+        return float(entry.energy)
+    if functional is None:
+        raise UserError("of an unknown functional: it has neither run_type nor MP2020 corrections")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adjustments = _scheme().get_adjustments(entry)
+    except CompatibilityError:
+        raise UserError("calculated with another Hubbard U than the Materials Project's") from None
+    return float(entry.uncorrected_energy + sum(adjustment.value for adjustment in adjustments))
 
 
 def mp2020_correction(structure: Structure) -> float:

@@ -3,6 +3,7 @@
 - parquet or CSV with a `cif` column: as CDVAE, crystal-text-llm and DiffCSP write them; with `status`: our ledger
 - parquet with lengths, angles, species, frac_coords: what `jaxcrystal prepare` writes
 - extxyz: one frame a crystal
+- JSON, which may be packed: pymatgen's structures and computed entries in the shapes that `pymatgen_json.py` lists
 - a folder: its *.cif files, or, where our sampler wrote them, all attempts of its ledger
 """
 
@@ -21,6 +22,7 @@ import pandas as pd
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluate.pymatgen_json import is_json, items, structure_of
 from jaxcrystal.evaluate.workers import Lost, Workers, each
 
 #: Outcomes of a row that reads as a crystal's description, though only `ok` is a crystal that can be built.
@@ -34,9 +36,9 @@ _EXPECTED = "a `cif` column, or the columns lengths, angles, species, frac_coord
 class Sample:
     """One attempt at a crystal.
 
-    `outcome` is `ok`, or why there is no crystal: `missing` (an empty cell), `cif_error`, `extxyz_error` (malformed),
-    `unknown_element`, `not_finite`, `disordered`, `cell_error` (no such cell), `crashed` or `timeout` (reading it
-    killed a process), or what the sampler's ledger says.
+    `outcome` is `ok`, or why there is no crystal: `missing` (an empty cell), `cif_error`, `extxyz_error`, `json_error`
+    (malformed), `unknown_element`, `not_finite`, `disordered`, `cell_error` (no such cell), `crashed` or `timeout`
+    (reading it killed a process), or what the sampler's ledger says.
     """
 
     id: str
@@ -77,7 +79,7 @@ def read(path: str | Path, *, workers: Workers | None = None, limit: int | None 
 
 @dataclass(frozen=True)
 class _Record:
-    """A row before it is read. `form` says what `content` is: `cif`, `extxyz`, `arrays`, or `none` after a failure."""
+    """A row before it is read. `form` says what `content` is: cif, extxyz, json, arrays, or none after a failure."""
 
     id: str
     row: int
@@ -91,9 +93,13 @@ def _records(path: Path) -> list[_Record]:
         files = _cif_files(path)
         return [_Record(f.stem, row, "cif", f.read_text(errors="replace")) for row, f in enumerate(files)]
     if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a parquet, CSV or extxyz file, or a folder of *.cif files")
+        raise UserError(
+            f"{path} does not exist; expected a parquet, CSV, JSON or extxyz file, or a folder of *.cif files"
+        )
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty; expected a table with {_EXPECTED}, or extxyz frames")
+    if is_json(path):
+        return [_Record(name, row, "json", item) for row, (name, item) in enumerate(items(path))]
     match path.suffix.lower():
         case ".parquet" | ".pq":
             return _rows(_table(path, pd.read_parquet), path)
@@ -103,7 +109,9 @@ def _records(path: Path) -> list[_Record]:
             return _frames(path)
         case ".cif":
             return [_Record(path.stem, 0, "cif", path.read_text(errors="replace"))]
-    raise UserError(f"{path}: unknown kind of file {path.suffix!r}; expected .parquet, .csv, .extxyz or a folder")
+    raise UserError(
+        f"{path}: unknown kind of file {path.suffix!r}; expected .parquet, .csv, .json, .extxyz or a folder"
+    )
 
 
 def _cif_files(folder: Path) -> list[Path]:
@@ -175,7 +183,8 @@ def _sample(record: _Record) -> Sample:
         reason = "the row has no CIF" if record.outcome == "missing" else f"the sampler reported {record.outcome}"
         return Sample(record.id, record.row, record.outcome, reason, None, cif)
     try:
-        crystal = {"cif": _from_cif, "extxyz": _from_extxyz, "arrays": _from_arrays}[record.form](record.content)
+        readers = {"cif": _from_cif, "extxyz": _from_extxyz, "json": _from_json, "arrays": _from_arrays}
+        crystal = readers[record.form](record.content)
     except _Unreadable as failure:
         return Sample(record.id, record.row, failure.outcome, failure.reason, None, cif)
     return Sample(record.id, record.row, "ok", "", crystal, cif)
@@ -199,6 +208,52 @@ def _from_extxyz(frame: str) -> Crystal:
         raise _Unreadable("cell_error", "the frame is not periodic in three directions; expected a Lattice")
     lengths, angles = atoms.cell.cellpar()[:3], atoms.cell.cellpar()[3:]
     return _crystal(lengths, angles, atoms.numbers, atoms.get_scaled_positions(wrap=False))
+
+
+def _from_json(item: Any) -> Crystal:
+    """From pymatgen's dictionaries as they stand: no class of pymatgen is made, so atoms may coincide."""
+    try:
+        structure = structure_of(item)
+        if structure is None:
+            raise _Unreadable("missing", "the row has no structure")
+        if not all(structure["lattice"].get("pbc", (True,))):
+            raise _Unreadable("cell_error", "the crystal is not periodic in three directions")
+        matrix = np.array(structure["lattice"]["matrix"], float)
+        if matrix.shape != (3, 3):
+            raise ValueError(f"a cell has three vectors of three numbers, found {structure['lattice']['matrix']}")
+        sites = structure["sites"]
+        species = [[(one["element"], float(one["occu"])) for one in site["species"]] for site in sites]
+        coords = np.array([site["abc"] for site in sites], float).reshape(len(sites), 3)
+        symbols = [str(site[0][0]) for site in species]
+    except _Unreadable:
+        raise
+    except KeyError as error:
+        raise _Unreadable("json_error", f"the structure has no {error.args[0]}") from None
+    except Exception as error:  # a stranger's file can break the reading in any way: each is this counted outcome
+        raise _Unreadable("json_error", _one_line(error)) from None
+    for site in species:
+        # As pymatgen's `is_ordered`: one species, and that fully there.
+        if len(site) != 1 or abs(site[0][1] - 1) > 1e-8:
+            raise _Unreadable("disordered", f"partially occupied: {site}")
+    if not np.isfinite(matrix).all():
+        raise _Unreadable("not_finite", "a cell vector is not a finite number")
+    return _crystal(*_cell(matrix), _atomic_numbers(symbols), coords)
+
+
+def _cell(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths in Å and angles in degrees of a cell's vectors."""
+    lengths = np.linalg.norm(matrix, axis=1)
+    if not lengths.all():
+        raise _Unreadable("cell_error", "a cell vector has length 0")
+    a, b, c = matrix / lengths[:, None]
+    return lengths, np.degrees(np.arccos(np.clip([b @ c, c @ a, a @ b], -1, 1)))
+
+
+def _atomic_numbers(symbols: Sequence[str]) -> list[int]:
+    for symbol in symbols:
+        if symbol not in ATOMIC_NUMBER:
+            raise _Unreadable("unknown_element", f"{symbol!r} is no chemical element")
+    return [ATOMIC_NUMBER[symbol] for symbol in symbols]
 
 
 def _from_cif(text: str) -> Crystal:
@@ -226,10 +281,7 @@ def _from_cif(text: str) -> Crystal:
         raise _Unreadable("cif_error", f"the CIF has no {error.args[0]}") from None
     except Exception as error:  # a stranger's file can break the parser in any way: each is this counted outcome
         raise _Unreadable("cif_error", _one_line(error)) from None
-    for symbol in symbols:
-        if symbol not in ATOMIC_NUMBER:
-            raise _Unreadable("unknown_element", f"{symbol!r} is no chemical element")
-    return _crystal(lengths, angles, [ATOMIC_NUMBER[s] for s in symbols], coords)
+    return _crystal(lengths, angles, _atomic_numbers(symbols), coords)
 
 
 def crystal_from_cif(text: str) -> Crystal | None:

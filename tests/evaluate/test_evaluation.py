@@ -4,11 +4,13 @@ import json
 
 import pandas as pd
 import pytest
+from monty.serialization import dumpfn
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.evaluation import evaluate, summary
+from jaxcrystal.evaluate.hull_sources import build
 from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import read_table
 
@@ -138,6 +140,10 @@ def test_options_that_do_not_go_together(samples, tmp_path):
     with pytest.raises(UserError, match="one table of formation energies"):
         tables = ["a.parquet", "b.parquet"]
         evaluate(samples, tmp_path / "out", potential="chgnet", hull=tables, references="references.json")
+    with pytest.raises(UserError, match="hull labels need a hull"):
+        evaluate(samples, tmp_path / "out", potential="chgnet", hull_labels="single-point")
+    with pytest.raises(UserError, match="unknown labels 'quick'"):
+        evaluate(samples, tmp_path / "out", potential="chgnet", hull=["a.csv"], hull_labels="quick")
     with pytest.raises(UserError, match="need a hull"):
         evaluate(samples, tmp_path / "out", potential="chgnet", references="references.json")
     with pytest.raises(UserError, match="unknown protocol"):
@@ -172,3 +178,37 @@ def test_with_a_potential_and_the_hull_that_it_labels(samples, tmp_path, monkeyp
     # A second run finds every relaxation where the first left it, and says the same.
     monkeypatch.setattr("jaxcrystal.evaluate.relaxations.run", lambda *args, **kwargs: iter(()))
     assert evaluate(samples, out, **options) == metrics
+
+
+@pytest.mark.slow
+def test_a_hull_that_was_built_and_labels_by_single_points(samples, tmp_path):
+    known, references = tmp_path / "known.csv", tmp_path / "references.json"
+    known.write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
+    elements = {"Na": -1.3225, "Cl": -1.8485}
+    references.write_text(json.dumps({s: {"energy": e, "composition": {s: 1}} for s, e in elements.items()}))
+    build([known], tmp_path / "hull.parquet", references=references)
+    metrics = evaluate(samples, tmp_path / "a", potential="chgnet", hull=[tmp_path / "hull.parquet"], max_steps=0)
+    table, provenance = read_table(tmp_path / "a" / "structures.parquet")
+    assert metrics["stability"]["hull"] == provenance.hull == "known.csv"
+    assert list(table["relaxation"].iloc[:2]) == ["converged", "uncovered"]  # magnesia: no magnesium, no zero
+    assert pd.isna(table["e_above_hull"].iloc[1])
+    expected = table["energy_per_atom"].iloc[0] - sum(elements.values()) / 2
+    assert table["formation_energy_per_atom"].iloc[0] == pytest.approx(expected)
+    assert table["e_above_hull"].iloc[0] == pytest.approx(expected + 2.1)
+    # A stretched crystal, in the samples and in the hull: the hull's is worth less where it is not relaxed.
+    phases = [
+        Structure(Lattice.cubic(4.29), ["Na", "Na"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure(Lattice.orthorhombic(6.2, 4.5, 8.2), ["Cl", "Cl"], [[0.4, 0.5, 0.5], [0.6, 0.5, 0.5]]),
+        rock_salt("Na", "Cl", 6.1),
+    ]
+    dumpfn([*phases, "broken"], tmp_path / "phases.json")
+    dumpfn(phases[2:], tmp_path / "stretched.json")
+    found = {}
+    for labels in ("relaxed", "single-point"):
+        options = {"hull": [tmp_path / "phases.json"], "hull_labels": labels, "max_steps": 4}
+        metrics = evaluate(tmp_path / "stretched.json", tmp_path / "b", potential="chgnet", **options)
+        table, _ = read_table(tmp_path / "b" / "structures.parquet")
+        found[labels] = table["e_above_hull"].iloc[0]
+        assert metrics["stability"]["hull"].endswith(labels)
+        assert metrics["versions"]["hull left out"] == "1 not read as a crystal"
+    assert found["relaxed"] == 0.0 and found["single-point"] < -0.001

@@ -16,7 +16,7 @@ from single_points import potential as potential_of
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate import hull as hull_module
 from jaxcrystal.evaluate.formation import ElementReferences, Uncovered, mp2020_correction
-from jaxcrystal.evaluate.hull import Hull
+from jaxcrystal.evaluate.hull import Hull, Phase
 from jaxcrystal.evaluate.potentials import Potential, load_potential
 from jaxcrystal.evaluate.relax import relax
 from jaxcrystal.evaluate.selfcheck import CheckRow, EnergyReference, SelfCheck
@@ -25,9 +25,13 @@ ELEMENTS = ["Li", "Mg", "Al", "O", "F"]
 NO_REFERENCES = ElementReferences({})
 
 
-def table(path, rows) -> Hull:
+def write_rows(path, rows):
     pd.DataFrame(rows, columns=["formula", "formation_energy_per_atom"]).to_csv(path, index=False)
-    return Hull.from_table(path, NO_REFERENCES)
+    return path
+
+
+def table(path, rows) -> Hull:
+    return Hull.from_table(write_rows(path, rows), NO_REFERENCES)
 
 
 def random_phases(rng, elements, count) -> list[tuple[str, float]]:
@@ -94,6 +98,23 @@ def test_properties_of_the_distance(tmp_path_factory, some, more, counts):
 def test_a_crystal_below_every_known_phase_is_negative(tmp_path):
     hull = table(tmp_path / "h.csv", [("LiF", -2.0), ("Li", 0.0), ("F", 0.0)])
     assert hull.e_above_hull(Composition("LiF"), -2.5) == pytest.approx(-0.5)
+
+
+def test_a_phase_of_the_hull_is_on_it():
+    """Stable is at most 0: the solver's last digits, which one in fifteen here has, must not make a phase unstable."""
+    rng, on = np.random.default_rng(0), 0
+    for _ in range(30):
+        phases = []
+        for _ in range(6):
+            chosen = rng.choice(ELEMENTS, rng.integers(2, 6), replace=False)
+            composition = Composition({str(element): int(rng.integers(1, 9)) for element in chosen})
+            fractions = composition.fractional_composition.as_dict()
+            phases.append(Phase(composition.reduced_formula, fractions, rng.uniform(-3, -1)))
+        hull = Hull.from_phases("random", phases, NO_REFERENCES)
+        distances = [hull.e_above_hull(Composition(phase.formula), phase.energy) for phase in phases]
+        assert not [distance for distance in distances if 0 < abs(distance) < 1e-8]
+        on += distances.count(0.0)
+    assert on > 100
 
 
 def test_elements_of_the_table_are_phases_of_their_own(tmp_path):
@@ -279,3 +300,33 @@ def test_the_materials_projects_hull(shared):
     assert np.abs(np.array(found) - rows["e_above_hull"]).mean() < 0.010
     with pytest.raises(UserError, match=r"MatPES.*does not stand on the energy scale"):
         hull.require_same_scale(load_potential(shared / "potentials/M3GNet-MatPES-PBE-v2025.1-PES"))
+
+
+@pytest.mark.parametrize("formula", ["NaN", "Li2O", "Fe0.5O0.5", "CH3CH2OH", "Ca(OH)2", "K2(H(Br)2)3", "HoCo", "Tm0Li"])
+def test_a_formula_is_read_as_pymatgen_reads_it(tmp_path, formula):
+    (phase,) = hull_module.table_phases(write_rows(tmp_path / "h.csv", [(formula, -1.0)]))
+    assert phase.fractions == pytest.approx(Composition(formula).fractional_composition.as_dict())
+
+
+def test_run_type_and_u_are_those_of_the_materials_projects_settings(shared, tmp_path):
+    """Real compounds of one anion and of several: U by pymatgen's `MPRelaxSet`, then its own corrections."""
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    from pymatgen.io.vasp.sets import MPRelaxSet
+
+    anions = {"O", "F", "S", "N", "Cl", "Br", "I", "Se", "Te", "H"}
+    table = pd.read_parquet(shared / "data/mp20/test.parquet")
+    elements = [set(Composition(formula).as_dict()) for formula in table["pretty_formula"]]
+    metals = {"V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W"}
+    rows = [row for row, found in enumerate(elements) if found & anions and found & metals][::25]
+    scheme, with_u, mixed = MaterialsProject2020Compatibility(check_potcar=False), 0, 0
+    for row in rows:
+        structure = Structure.from_str(table["cif"][row], fmt="cif").get_sorted_structure()
+        incar = MPRelaxSet(structure, user_potcar_functional="PBE").incar
+        order = list(dict.fromkeys(site.specie.symbol for site in structure))
+        u = {s: value for s, value in zip(order, incar["LDAUU"], strict=True) if value} if incar.get("LDAU") else {}
+        entry = ComputedStructureEntry(structure, 0.0, parameters={"run_type": "GGA+U" if u else "GGA", "hubbards": u})
+        expected = sum(adjustment.value for adjustment in scheme.get_adjustments(entry))
+        assert mp2020_correction(structure) == pytest.approx(expected, abs=1e-9)
+        with_u, mixed = with_u + bool(u), mixed + (len(elements[row] & anions) > 1)
+    assert len(rows) > 25 and with_u > 5 and mixed > 5

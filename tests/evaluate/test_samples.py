@@ -166,12 +166,29 @@ def test_what_cannot_be_read_names_file_and_expectation(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             read(path)
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match=r"unknown kind of file '\.json'"):
-        read(tmp_path / "x.json")
+    (tmp_path / "x.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"unknown kind of file '\.yaml'"):
+        read(tmp_path / "x.yaml")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no crystals"):
         read(tmp_path / "none")
+
+
+def test_one_per_cent_of_broken_cifs_is_counted_and_costs_nothing_else(tmp_path):
+    rows = 2000
+    broken = {
+        "": "missing",
+        "no CIF at all": "cif_error",
+        CIF[:300]: "cif_error",
+        CIF.replace("Cl  Cl1", "Qq  Qq1"): "unknown_element",
+        CIF.replace(ATOM, "nan 0.5 0.5"): "not_finite",
+    }
+    cifs, expected = [CIF] * rows, ["ok"] * rows
+    for i, row in enumerate(np.random.default_rng(0).choice(rows, rows // 100, replace=False)):
+        cifs[row], expected[row] = list(broken.items())[i % len(broken)]
+    samples = read(csv(tmp_path, cifs)).samples
+    assert [(s.row, s.outcome) for s in samples] == list(enumerate(expected))
+    assert sum(s.crystal is None for s in samples) == sum(bool(s.reason) for s in samples) == 20
 
 
 def test_the_hash_follows_the_content(tmp_path):
