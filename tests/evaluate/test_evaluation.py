@@ -10,6 +10,8 @@ from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate.evaluation import evaluate, summary
+from jaxcrystal.evaluate.formation import ElementReferences
+from jaxcrystal.evaluate.hull import Hull
 from jaxcrystal.evaluate.hull_sources import build
 from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.table import read_table
@@ -195,6 +197,10 @@ def test_a_hull_that_was_built_and_labels_by_single_points(samples, tmp_path):
     expected = table["energy_per_atom"].iloc[0] - sum(elements.values()) / 2
     assert table["formation_energy_per_atom"].iloc[0] == pytest.approx(expected)
     assert table["e_above_hull"].iloc[0] == pytest.approx(expected + 2.1)
+    foreign = ElementReferences(elements, "f" * 64)
+    Hull.from_phases("foreign", [], foreign, potential_sha256="f" * 64).write(tmp_path / "foreign.parquet")
+    with pytest.raises(UserError, match="the hull foreign was labelled by another potential than CHGNet"):
+        evaluate(samples, tmp_path / "c", potential="chgnet", hull=[tmp_path / "foreign.parquet"])
     # A stretched crystal, in the samples and in the hull: the hull's is worth less where it is not relaxed.
     phases = [
         Structure(Lattice.cubic(4.29), ["Na", "Na"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
