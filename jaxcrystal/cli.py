@@ -412,7 +412,12 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument(
         "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
     )
-    command.add_argument("--protocol", default="cdvae", metavar="P", help="the conventions to judge by")
+    command.add_argument(
+        "--protocol",
+        default="cdvae",
+        metavar="P",
+        help="cdvae (default), crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
+    )
     command.add_argument("--cutoffs", default="mp_20", metavar="SET", help="the data set whose coverage is asked for")
     command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
     command.add_argument(

@@ -1,8 +1,8 @@
 """The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
 
 Three files are written: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; `report.html`,
-for the eye; with a reference also `reference.parquet`, one row a reference crystal. Relaxations are kept in
-`relaxations/`, so that a run that was stopped goes on where it stood.
+for the eye; with a reference also `reference.parquet`, one row a reference crystal. Relaxations and fingerprints are
+kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluate import report
 from jaxcrystal.evaluate.coverage import only_valid, valid_rows, with_diversity, with_nearest
-from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints, store, stored_fingerprints
+from jaxcrystal.evaluate.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluate.metrics import metrics_from_table
 from jaxcrystal.evaluate.prediction import displacements
 from jaxcrystal.evaluate.protocols import Protocol, coverage_cutoffs, protocol_named
@@ -134,7 +134,7 @@ def evaluate(
             versions["hull left out"] = ", ".join(f"{n} {reason}" for reason, n in sorted(phases.left_out.items()))
     compared = None
     if train is not None or reference is not None:
-        own = fingerprints([sample.crystal for sample in samples.samples], workers=workers)
+        own = stored_fingerprints([sample.crystal for sample in samples.samples], out / "fingerprints", workers=workers)
         own = only_valid(own, table) if convention.fingerprints_of_valid else own
         table = with_diversity(table, own, convention)
     if train is not None:

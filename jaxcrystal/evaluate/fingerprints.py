@@ -36,6 +36,7 @@ COLUMNS: tuple[tuple[int, str], ...] = tuple(
 )
 #: Changes whenever the same crystal gets another fingerprint, and so parts stored fingerprints of before and after.
 VERSION = 1
+BLOCK = 5000  #: crystals whose fingerprints are stored together
 ROUNDING = 1e-10  #: well above what rounding does to a weight, or to a vector in Å, and well below what matters
 TRIALS = 8  #: of tiny shifts, by which it is found out whether rounding matters
 
@@ -80,10 +81,21 @@ def stored_fingerprints(
 ) -> Fingerprints:
     """The same, read from `directory` if these very crystals were there before, else computed and stored there.
 
-    The file's name is a hash of the crystals and of what makes the fingerprints: `VERSION`, and the versions of the
-    programs that find the neighbours. One that cannot be read, as after a full disk, is written anew. Where nothing can
-    be written that is said, and costs no more than computing again the next time.
+    There is a file for each `BLOCK` crystals, so that a run that is stopped goes on near where it stood. A file's name
+    is a hash of its crystals and of what makes the fingerprints: `VERSION`, and the versions of the programs that find
+    the neighbours. One that cannot be read, as after a full disk, is written anew. Where nothing can be written that is
+    said, and costs no more than computing again the next time.
     """
+    blocks = [crystals[start : start + BLOCK] for start in range(0, len(crystals), BLOCK)] or [crystals]
+    parts = [_stored_block(block, directory, workers) for block in blocks]
+    return Fingerprints(
+        np.concatenate([part.structure for part in parts]),
+        np.concatenate([part.composition for part in parts]),
+        tuple(reason for part in parts for reason in part.reasons),
+    )
+
+
+def _stored_block(crystals: Sequence[Crystal | None], directory: Path, workers: Workers | None) -> Fingerprints:
     path = directory / f"{_key(crystals)}.npz"
     try:
         with np.load(path) as file:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxcrystal.evaluate.protocols import Protocol
+from jaxcrystal.evaluate.protocols import OXIDATION_STATES, Protocol
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -137,5 +137,5 @@ def _chemistry(symbol: str, states_set: str) -> _Chemistry:
         element = smact.Element(symbol)
     except KeyError:  # smact knows the elements up to lawrencium
         return _Chemistry(symbol, False, None, ())
-    states = getattr(element, f"oxidation_states_{states_set}") or ()
+    states = getattr(element, f"oxidation_states_{OXIDATION_STATES[states_set]}") or ()
     return _Chemistry(symbol, symbol in smact.metals, element.pauling_eneg, tuple(states))

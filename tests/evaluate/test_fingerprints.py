@@ -105,6 +105,32 @@ def test_processes_change_nothing():
     assert np.array_equal(alone.structure, shared_out.structure) and alone.reasons == shared_out.reasons
 
 
+def test_a_run_that_was_stopped_goes_on_at_the_block_where_it_stood(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2)
+    crystals = [entry.crystal for entry in embedded()[:5]]
+    asked = []
+
+    def until(limit):
+        def made(block, *, workers):
+            if len(asked) == limit:
+                raise KeyboardInterrupt
+            asked.append(len(block))
+            return fingerprints(block, workers=workers)
+
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fingerprints", until(2))
+        with pytest.raises(KeyboardInterrupt):
+            stored_fingerprints(crystals, tmp_path)
+        patch.setattr(module, "fingerprints", until(3))
+        found = stored_fingerprints(crystals, tmp_path)
+    assert asked == [2, 2, 1]
+    whole = fingerprints(crystals)
+    assert np.array_equal(found.structure, whole.structure) and found.reasons == whole.reasons
+    assert np.array_equal(found.composition, whole.composition)
+
+
 def test_a_second_run_reads_what_the_first_stored(tmp_path, monkeypatch):
     crystals = [SALT, None, TWICE]
     first = stored_fingerprints(crystals, tmp_path)

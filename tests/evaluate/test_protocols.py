@@ -9,8 +9,16 @@ def test_a_protocol_carries_its_name():
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict"):
+    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict, and"):
         protocol_named("cdave")
+    with pytest.raises(UserError, match="each with \\+ and one of smact14, smact-icsd24"):
+        protocol_named("cdvae+icsd24")
+
+
+def test_another_table_of_oxidation_states_is_in_the_name():
+    other = protocol_named("cdvae+smact-icsd24")
+    assert (other.name, other.oxidation_states, other.draw) == ("cdvae+smact-icsd24", "smact-icsd24", 1000)
+    assert protocol_named("cdvae+smact14") == protocol_named("cdvae")
 
 
 def test_cutoffs_belong_to_a_data_set():

@@ -8,7 +8,7 @@ import smact
 from pymatgen.core import Lattice, Structure
 
 from jaxcrystal.evaluate.coverage import distribution, valid_rows
-from jaxcrystal.evaluate.protocols import PROTOCOLS
+from jaxcrystal.evaluate.protocols import PROTOCOLS, protocol_named
 from jaxcrystal.evaluate.samples import read
 from jaxcrystal.evaluate.table import describe
 from jaxcrystal.evaluate.validity import compositional, reduced_composition, structural
@@ -116,3 +116,27 @@ def test_published_validity_and_distributions_of_diffcsp(shared):
     found, _ = distribution(generated.assign(drawn=valid_rows(generated)), known)
     assert found["distribution.density_wasserstein"] == pytest.approx(0.35, abs=0.005)
     assert found["distribution.num_elements_wasserstein"] == pytest.approx(0.346, abs=0.0005)
+
+
+def test_the_table_of_oxidation_states_decides():
+    """What is neutral by one table and not by the other cannot be valid by that; and for some it matters."""
+    icsd24 = protocol_named("cdvae+smact-icsd24")
+    differ = 0
+    for cation, anion in itertools.product(
+        ["Li", "Mg", "Al", "Si", "P", "S", "Cl", "H", "B", "C"], ["O", "N", "F", "As", "H"]
+    ):
+        for counts in ((1, 1), (1, 2), (2, 1), (2, 3), (3, 2), (1, 3)):
+            if cation != anion:
+                composition = reduced_composition([cation] * counts[0] + [anion] * counts[1])
+                element = [smact.Element(symbol) for symbol in (cation, anion)]
+                neutral = {
+                    table: any(
+                        sum(n * state for n, state in zip(counts, states, strict=True)) == 0
+                        for states in itertools.product(*(getattr(e, f"oxidation_states_{table}") for e in element))
+                    )
+                    for table in ("smact14", "icsd24")
+                }
+                old, new = compositional(composition, CDVAE).valid, compositional(composition, icsd24).valid
+                assert old <= neutral["smact14"] and new <= neutral["icsd24"]
+                differ += old != new
+    assert differ > 5
