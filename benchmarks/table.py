@@ -59,6 +59,16 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         if "reproduced" in result:
             yield ""
             yield from _reproduced(result["published"], result["reproduced"])
+    elif result["benchmark"] == "relax":
+        yield f"{result['crystals']} crystals of {result['data']}, {result['atoms']} atoms, on {result['device']}"
+        yield ""
+        yield "| | crystals/s | one by one | ours / that | energies within 5 meV/atom | single points within, eV/atom |"
+        yield "| --- | --: | --: | --: | --: | --: |"
+        for found in result["potentials"].values():
+            rates = [f"{result['crystals'] / found['seconds'][side]:.2f}" for side in ("ours", "peer")]
+            close, worst = f"{100 * found['close']:.1f} %", f"{found['single_points']['energy']:.0e}"
+            name = f"{found['potential']}, {found['peer']}"
+            yield _row(name, *rates, f"{found['ratio']:.2f}", close, worst)
     elif result["benchmark"] == "calibration":
         found = result["formation_energy"]
         errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"

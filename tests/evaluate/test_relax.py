@@ -140,6 +140,20 @@ def test_chgnet_is_not_believed_where_it_has_no_answer(crystal):
     assert result.energy is None and result.reason
 
 
+@pytest.mark.parametrize("name", ["chgnet", "potentials/M3GNet-MP-2021.2.8-PES"])
+def test_one_without_an_answer_does_not_touch_the_others(name, request):
+    """Coincident atoms have no energy: the crystals beside them in the batch relax as they do alone."""
+    known = load_potential(name if name == "chgnet" else request.getfixturevalue("shared") / name)
+    salt = Structure(Lattice.cubic(4.3), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.45]])
+    coincident = Structure(Lattice.cubic(4.3), ["Cs", "Cl"], [[0, 0, 0], [0, 0, 0]])
+    found = dict(filter(None, relax_together([salt, coincident, salt], known)))
+    assert found[1].status is RelaxationStatus.DIVERGED and "not finite" in found[1].reason
+    alone = relax(salt, known)
+    assert alone.converged and alone.steps > 0
+    for i in (0, 2):
+        assert found[i].steps == alone.steps and found[i].energy == pytest.approx(alone.energy, abs=1e-5)
+
+
 def test_displacement_is_of_the_atoms_alone():
     coords = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
 
