@@ -44,6 +44,7 @@ class M3GNet:
         return (
             isinstance(model, Published)
             and not (model.include_state or model.is_intensive or potential.calc_repuls)
+            and (potential.element_refs is None or potential.element_refs.property_offset.ndim == 1)
             and not model.basis_expansion.use_phi
             and model.max_l <= 3
             # An edge without others near it then has a three-body term of zero, and need not be looked at.

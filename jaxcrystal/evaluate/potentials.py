@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 #: Atoms of a batch. On a CPU more would not be faster; on a GPU they fill it.
-ATOMS_AT_ONCE = {"cpu": 200, "cuda": 8000}
+ATOMS_AT_ONCE = {"cpu": 200, "gpu": 8000}
 MATGL_FILES = ("model.json", "model.pt", "state.pt")
 
 #: Z ≤ 94 without those of which MPtrj, CHGNet's training set, holds no crystal.
@@ -75,7 +75,7 @@ class Potential:
     @property
     def atoms_at_once(self) -> int:
         """How many atoms a batch of crystals should have."""
-        return ATOMS_AT_ONCE[self.device.partition(":")[0]]
+        return ATOMS_AT_ONCE["cpu" if self.device == "cpu" else "gpu"]
 
     def unknown(self, symbols: Sequence[str]) -> list[str]:
         """Those of the element symbols that the potential does not know."""

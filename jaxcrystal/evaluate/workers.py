@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,15 @@ class Processes(Executor):
 
 
 def _first_job() -> int:
+    """In a process of its own: sees to it that it does not outlive us, however we end; its number."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     return os.getpid()
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,48 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "_first_job", refuse)
     with local(1) as workers, pytest.raises(UserError, match="died before it had a job"):
         collect(["a"], workers)
+
+
+ORPHANS = """
+import sys, time
+from jaxcrystal.evaluate.workers import local
+
+with local(2) as workers:
+    jobs = [workers.executor.submit(time.sleep, 600) for _ in range(2)]
+    while len(workers.executor._pids) < 2:
+        time.sleep(0.05)
+    print(*workers.executor._pids.values(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(blow):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    pids = list(map(int, parent.stdout.readline().split()))
+    assert len(pids) == 2
+    parent.send_signal(blow)
+    parent.wait(60)
+    for pid in pids:
+        for _ in range(600):
+            if not _runs(pid):
+                break
+            time.sleep(0.1)
+        assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and not only what is left of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("count", [0, -1])
