@@ -152,7 +152,7 @@ def some(count: int) -> list[Structure]:
         crystals = [entry.crystal for entry in embedded()]
     if count < 10:
         crystals = [crystal for crystal in crystals if len(crystal) < 6]
-    structures = [crystal.to_structure() for crystal in crystals[:: len(crystals) // count][:count]]
+    structures = [crystal.to_structure() for crystal in crystals[:: max(1, len(crystals) // count)][:count]]
     return structures if GENERATED.exists() else [s.perturb(0.1, seed=i) for i, s in enumerate(structures)]
 
 

@@ -80,7 +80,7 @@ def _add_prepare(verb: Callable) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     command.add_argument("--no-niggli", dest="niggli", action="store_false", help="keep the cells as they are")
     command.add_argument("--max-atoms", type=int, default=20, metavar="N", help="leave larger cells out; 0: none")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -396,6 +396,11 @@ def _sample(args: argparse.Namespace) -> None:
         print(f"fewer than --num-valid {args.num_valid} are ok: --num {args.num} was the limit")
 
 
+def _cores() -> int:
+    """Those that this process may use: a cluster gives fewer than the node has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _add_evaluate(verb: Callable) -> None:
     command = verb(
         "evaluate",
@@ -434,7 +439,7 @@ def _add_evaluate(verb: Callable) -> None:
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes on this machine")
+    where.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes on this machine")
     where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
 
 
@@ -518,7 +523,7 @@ def _add_hull(verb: Callable) -> None:
     _add_labels(command, "--labels")
     command.add_argument("--samples", metavar="FILE", help="label only crystals in the chemical systems of these")
     command.add_argument("--trust-pickle", action="store_true", help="read a pickle, which runs whatever code is in it")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes")
+    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes")
 
 
 def _hull(args: argparse.Namespace) -> None:

@@ -109,7 +109,7 @@ OPTIONS = [
     ("evaluate", ["--fmax", "0.02"], {"fmax": 0.02}),
     ("evaluate", ["--max-steps", "5"], {"max_steps": 5}),
     ("evaluate", ["--limit", "4"], {"limit": 4}),
-    ("evaluate", ["--workers", "31"], {"workers": Workers(None, 31)}),
+    ("evaluate", ["--workers", "31"], {"workers": Workers(None, 31, one_machine=True)}),
     ("compare", ["--out", "x"], {"out": Path("x")}),
     ("hull", ["--out", "x.parquet"], {"out": Path("x.parquet")}),
     ("hull", ["--references", "r"], {"references": "r"}),
@@ -117,7 +117,7 @@ OPTIONS = [
     ("hull", ["--labels", "single-point"], {"labels": "single-point"}),
     ("hull", ["--samples", "s.csv"], {"samples": "s.csv"}),
     ("hull", ["--trust-pickle"], {"trust_pickle": True}),
-    ("hull", ["--workers", "31"], {"workers": Workers(None, 31)}),
+    ("hull", ["--workers", "31"], {"workers": Workers(None, 31, one_machine=True)}),
     ("doctor", ["--potential", "dir"], {"potential": "dir"}),
     ("demo", ["--out", "x"], {"out": Path("x")}),
 ]

@@ -36,7 +36,7 @@ COLUMNS: tuple[tuple[int, str], ...] = tuple(
 )
 #: Changes whenever the same crystal gets another fingerprint, and so parts stored fingerprints of before and after.
 VERSION = 1
-BLOCK = 5000  #: crystals whose fingerprints are stored together
+BLOCK = 1000  #: crystals whose fingerprints are stored together
 ROUNDING = 1e-10  #: well above what rounding does to a weight, or to a vector in Å, and well below what matters
 TRIALS = 8  #: of tiny shifts, by which it is found out whether rounding matters
 

@@ -21,6 +21,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from jaxcrystal.evaluate.chgnet import chgnet_single_points
 from jaxcrystal.evaluate.m3gnet import M3GNet
 from jaxcrystal.evaluate.matgl import matgl_single_points
 from jaxcrystal.evaluate.neighbours import Candidates, Edges, candidates, edges
-from jaxcrystal.evaluate.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check
+from jaxcrystal.evaluate.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check, known_elements
 from jaxcrystal.evaluate.systems import SinglePoints, Systems
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Potential:
     cutoff: float  #: Å; beyond it atoms do not see each other
     answer: Callable[[Systems, Edges], SinglePoints] = field(repr=False, compare=False)
     device: str = "cpu"
+    package: str = ""  #: whose code it runs, with its version
 
     @classmethod
     def checked(cls, *, cutoff: float, answer: Callable[[Systems, Edges], SinglePoints], **what: Any) -> Potential:
@@ -104,10 +106,6 @@ class Potential:
             found, _ = self.single_points(Systems.of(batch))
             energies += found.energies.tolist()
         return energies
-
-    def to_spec(self) -> tuple[str, str]:
-        """What another process passes to `load_potential` to have the same potential."""
-        return self.source, self.device
 
 
 def in_batches(structures: Sequence[Structure], atoms: int) -> Iterator[Sequence[Structure]]:
@@ -160,6 +158,7 @@ def _chgnet(device: str) -> Iterator[Potential]:
         cutoff=float(model.graph_converter.atom_graph_cutoff),
         answer=partial(chgnet_single_points, model.eval()),
         device=device,
+        package=f"chgnet {version('chgnet')}",
     )
 
 
@@ -179,6 +178,10 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
     except Exception as error:  # torch, json and matgl each raise their own for a file that is not what it should be
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
+    if lacking := known_elements() - set(model.model.element_types):
+        raise UserError(
+            f"{directory} knows no {', '.join(sorted(lacking))}, of which the self-check is made; it cannot be believed"
+        )
     potential = partial(
         Potential.checked,
         name=directory.resolve().name,
@@ -187,6 +190,7 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
         elements=frozenset(model.model.element_types),
         cutoff=float(model.model.cutoff),
         device=device,
+        package=f"matgl {version('matgl')}",
     )
     if M3GNet.can_run(model):
         yield potential(note="", answer=M3GNet(model, at_source=True))

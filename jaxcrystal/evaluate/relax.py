@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ class RelaxationStatus(StrEnum):
     UNKNOWN_ELEMENT = "unknown_element"  # the potential does not know an element
     FAILED = "failed"  # the potential raised an error; the reason names it
     TIMEOUT = "timeout"  # it took longer than a crystal may
-    CRASHED = "crashed"  # the process died
+    CRASHED = "crashed"  # the process died, or the machine had no memory for it: another time it may go well
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Member:
     start: Structure
     candidates: Candidates | None = None
     seconds: float = 0.0  #: spent on it
-    error: str = ""  #: that the potential raised for it
+    failure: Relaxation | None = None  #: what it ends with, if the potential raised an error for it
 
 
 class Batch:
@@ -94,6 +94,7 @@ class Batch:
 
     def __init__(self, potential: Potential, settings: RelaxationSettings) -> None:
         self.potential, self.settings = potential, settings
+        self.limit = potential.atoms_at_once  #: atoms; halved when there is no memory for a pass of so many
         self._members: list[_Member] = []
         self._descent = Descent.of(Systems.of([]))
 
@@ -104,6 +105,8 @@ class Batch:
 
     def add(self, index: int, structure: Structure) -> Relaxation | None:
         """Takes the crystal in: `index` comes back with its Relaxation. If it cannot be taken in, that is returned."""
+        if not len(structure):
+            return Relaxation(RelaxationStatus.FAILED, "there are no atoms")
         try:
             if unknown := self.potential.unknown([element.symbol for element in structure.composition.elements]):
                 reason = f"{self.potential.name} does not know {', '.join(unknown)}"
@@ -118,7 +121,7 @@ class Batch:
         """Never raises for a crystal: whatever happens to it is a status with a reason."""
         began = time.monotonic()
         systems = self._descent.systems
-        found = self._single_points(systems)
+        found = self._single_points(systems, self._members)
         forces = self._descent.forces(found)
         ends = self._ends(systems, found, self._descent.largest(forces))
         ended = [(m.index, end) for m, end in zip(self._members, ends, strict=True) if end is not None]
@@ -132,20 +135,22 @@ class Batch:
         self._members = [member for member, staying in zip(self._members, stay, strict=True) if staying]
         return ended
 
-    def _single_points(self, systems: Systems) -> SinglePoints:
-        """Asks about all at once; if that raises, about each alone: one that raises again has NaN and an error."""
-        try:
-            return self._ask(systems, self._members)
-        except Exception:
-            alone = []
-            for i, member in enumerate(self._members):
-                system = systems.select(np.arange(len(systems)) == i)
-                try:
-                    alone.append(self._ask(system, [member]))
-                except Exception as error:  # torch and the search for neighbours raise what they like
-                    member.error = _words(error)
-                    alone.append(SinglePoints.unknown(system))
-            return SinglePoints.join(alone)
+    def _single_points(self, systems: Systems, members: Sequence[_Member]) -> SinglePoints:
+        """Asks about all at once; if that raises, about each half. One that raises alone has NaN and a failure."""
+        if len(members) == 1 or len(systems.numbers) <= self.limit:
+            try:
+                return self._ask(systems, members)
+            except Exception as error:  # torch and the search for neighbours raise what they like
+                short = _of_the_machine(error)
+                if len(members) == 1:
+                    status = RelaxationStatus.CRASHED if short else RelaxationStatus.FAILED
+                    members[0].failure = Relaxation(status, _words(error))
+                    return SinglePoints.unknown(systems)
+                if short:
+                    self.limit = len(systems.numbers) // 2
+        first = np.arange(len(members)) < len(members) // 2
+        halves = ((first, members[: first.sum()]), (~first, members[first.sum() :]))
+        return SinglePoints.join([self._single_points(systems.select(half), own) for half, own in halves])
 
     def _ask(self, systems: Systems, members: Sequence[_Member]) -> SinglePoints:
         found, candidates = self.potential.single_points(systems, [member.candidates for member in members])
@@ -167,8 +172,8 @@ class Batch:
     def _end(self, i: int, systems: Systems, energy: float, largest: float, factor: float) -> Relaxation | None:
         """`largest`: force in eV/Å; `factor`: of the volume since the start."""
         member, steps, settings = self._members[i], int(self._descent.steps[i]), self.settings
-        if member.error:
-            return Relaxation(RelaxationStatus.FAILED, member.error, steps=steps)
+        if member.failure is not None:
+            return replace(member.failure, steps=steps)
         if not np.isfinite([energy, largest]).all():
             reason = f"energy or forces are not finite after {steps} steps"
             return Relaxation(RelaxationStatus.DIVERGED, reason, steps=steps)
@@ -203,7 +208,7 @@ def relax_together(
     """
     batch, waiting = Batch(potential, settings), deque(enumerate(structures))
     while waiting or batch.atoms:
-        while waiting and (not batch.atoms or batch.atoms + len(waiting[0][1]) <= potential.atoms_at_once):
+        while waiting and (not batch.atoms or batch.atoms + len(waiting[0][1]) <= batch.limit):
             index, structure = waiting.popleft()
             if (refused := batch.add(index, structure)) is not None:
                 yield index, refused
@@ -224,6 +229,13 @@ def _structure(start: Structure, cell: Float[np.ndarray, "3 3"], positions: Floa
 
     symbols = [site.specie.symbol for site in start]
     return Structure(cell, symbols, positions, coords_are_cartesian=True, to_unit_cell=True)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether it is no fault of the crystal: no memory, or a device that has failed."""
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
+        return True
+    return isinstance(error, RuntimeError) and any(x in str(error) for x in ("CUDA error", "allocate memory"))
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Many relaxations: in processes, with a progress bar, each stored as it ends so that a stopped run goes on."""
+"""Many relaxations: in processes, with a progress bar, stored as parts of them end so that a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: A process is sent the atoms of so many batches: the more, the fewer batches run out, and the more a kill costs.
 BATCHES = 3
+
+#: Changes whenever the same crystal relaxes otherwise, and so parts what was stored before and after.
+VERSION = 1
 
 
 def relax_all(
@@ -64,7 +67,12 @@ def _relax_missing(
         found = relax_together(structures, potential, settings)
         yield from ((keys[i], relaxation) for i, relaxation in filter(None, found))
         return
-    job = partial(_relax_in_process, potential.to_spec(), potential.sha256, settings)
+    on_gpu = potential.device != "cpu"
+    if on_gpu and workers.one_machine:
+        workers = replace(workers, slots=1)  # processes that share a GPU would only share its memory out
+    # Workers on other machines have devices of their own.
+    device = potential.device if workers.one_machine else None
+    job = partial(_relax_in_process, potential.source, device, potential.sha256, settings)
     atoms = sum(map(len, structures))
     jobs = max(math.ceil(atoms / (BATCHES * potential.atoms_at_once)), workers.slots)
     for index, result in run(job, structures, workers, chunk=math.ceil(len(keys) / jobs), timeout=settings.timeout):
@@ -74,16 +82,16 @@ def _relax_missing(
 
 
 def _relax_in_process(
-    spec: tuple[str, str], sha256: str, settings: RelaxationSettings, structures: Sequence[Structure]
+    source: str, device: str | None, sha256: str, settings: RelaxationSettings, structures: Sequence[Structure]
 ) -> Iterator[tuple[int, Relaxation] | None]:
-    potential = _loaded(*spec)
+    potential = _loaded(source, device)
     if potential.sha256 != sha256:
         raise UserError(f"{potential.source} changed while it was in use")
     return relax_together(structures, potential, settings)
 
 
 @cache
-def _loaded(source: str, device: str) -> Potential:
+def _loaded(source: str, device: str | None) -> Potential:
     """In a process of its own: the potential, read once."""
     import torch
 
@@ -97,7 +105,8 @@ def _key(structure: Structure, potential: Potential, settings: RelaxationSetting
         structure.frac_coords.tolist(),
         [site.species_string for site in structure],
     ]
-    text = json.dumps([potential.sha256, potential.note, settings.fmax, settings.max_steps, crystal])
+    judge = [VERSION, potential.sha256, potential.note, potential.package]
+    text = json.dumps([*judge, settings.fmax, settings.max_steps, crystal])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -108,8 +117,9 @@ class _Store:
         self.path = directory / "relaxations.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a"):
-                pass
+            with self.path.open("ab+") as file:
+                if file.tell() and self.path.read_bytes()[-1:] != b"\n":
+                    file.write(b"\n")  # of a line at which a killed run stopped, so that the next is not lost with it
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror}; name a directory that can be written"

@@ -4,8 +4,9 @@ A potential whose weights and code disagree still returns smooth, plausible numb
 matgl 3.0, read by later code, are right for every element and wrong by eV/atom for every compound. So each potential
 is asked two things before any other number of it is believed:
 
-1. formation energies of five intermetallics from the potential's own elements. They hold on any scale of total
-   energies, and no gas is among the elements. The wrong direction of messages misses them by up to 1 eV/atom;
+1. formation energies of five intermetallics, from the potential's own energies of their elements. They hold on any
+   scale of total energies, and no gas is among the elements. The wrong direction of messages misses them by up to
+   1 eV/atom;
 2. total energies of five crystals, which tell the scale: Materials Project's, without or with its MP2020
    corrections, or a scale of its own.
 """
@@ -108,6 +109,11 @@ KNOWN = {
 def known_crystals() -> dict[str, Structure]:
     """The five crystals of known total energy, as primitive cells."""
     return {name: _bulk(name, structure, a=a) for name, (structure, a, _, _) in KNOWN.items()}
+
+
+def known_elements() -> set[str]:
+    """Symbols of all elements that the questions name."""
+    return {*ELEMENTAL} | {site.specie.symbol for crystal in known_crystals().values() for site in crystal}
 
 
 def check(energies: Callable[[Sequence[Structure]], Sequence[float]]) -> SelfCheck:

@@ -2,7 +2,7 @@
 
     items ──chunks──▶ Executor ──▶ results
                          │
-                         └─ a chunk whose process died ──▶ its items, each alone ──▶ results, or Lost if it dies again
+                         └─ a chunk whose process died ──▶ its two halves … one item, and it dies again ──▶ Lost
 
 The Executor is `Processes` on this machine, or dask's on a cluster. A process that shows no sign of life for `timeout`
 seconds ends itself. Its watchdog is faulthandler's, which runs beside Python, so that it ends what hangs in C too.
@@ -19,9 +19,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -64,8 +72,8 @@ class Workers:
 
     executor: Executor = field(compare=False)
     slots: int  #: jobs that it does at once
+    one_machine: bool = False  #: whether its processes share a machine, and so its GPU
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)  #: what it raises for a process that died
-    tries: int = 1  #: how many processes a job must kill before it does
     #: Raises UserError if there is nobody left to work.
     check: Callable[[], None] = field(default=lambda: None, compare=False)
 
@@ -82,6 +90,7 @@ class Processes(Executor):
         for _ in range(count):
             self._free.put(None)
         self._pids: dict[ProcessPoolExecutor, int] = {}
+        self._ended = False
 
     def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         return self._threads.submit(self._in_a_process, partial(function, *args, **kwargs))
@@ -89,16 +98,24 @@ class Processes(Executor):
     def _in_a_process(self, job: Callable[[], R]) -> R:
         pool = self._free.get()
         try:
-            pool = pool or self._start()
-            return pool.submit(job).result()
+            try:
+                pool = pool or self._start()
+                running = pool.submit(job)
+            except BrokenProcessPool:  # it died while it had nothing to do: not of this job
+                self._forget(pool)
+                pool = self._start()
+                running = pool.submit(job)
+            return running.result()
         except BrokenProcessPool:
-            if pool:
-                del self._pids[pool]
-                pool.shutdown()
+            self._forget(pool)
             pool = None
             raise
         finally:
             self._free.put(pool)
+
+    def _forget(self, pool: ProcessPoolExecutor) -> None:
+        self._pids.pop(pool, None)
+        pool.shutdown()
 
     def _start(self) -> ProcessPoolExecutor:
         # spawn, for a forked process would inherit the locks of torch's and jax's threads.
@@ -106,14 +123,21 @@ class Processes(Executor):
         try:
             self._pids[pool] = pool.submit(_first_job).result()
         except BrokenProcessPool:
-            raise UserError("a worker process died before it had a job; is there memory for one more?") from None
+            raise UserError(
+                "a worker process died before it had a job. Is there memory for one more? "
+                "And does a script that starts them do so below `if __name__ == '__main__':`?"
+            ) from None
+        if self._ended:
+            os.kill(self._pids[pool], signal.SIGKILL)
         return pool
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """With `cancel_futures` running jobs are ended too."""
         if cancel_futures:
+            self._ended = True
             for pid in list(self._pids.values()):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._threads.shutdown(wait=True, cancel_futures=cancel_futures)
         for pool in self._pids:
             pool.shutdown()
@@ -130,6 +154,7 @@ def _first_job() -> int:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     return os.getpid()
 
 
@@ -140,7 +165,7 @@ def local(count: int = 2) -> Iterator[Workers]:
         raise UserError(f"{count} workers cannot do anything; at least 1 is needed")
     processes = Processes(count)
     try:
-        yield Workers(processes, count)
+        yield Workers(processes, count, one_machine=True)
     except BaseException:
         processes.shutdown(cancel_futures=True)
         raise
@@ -154,7 +179,6 @@ def dask(address: str) -> Iterator[Workers]:
     Raises UserError if dask is not installed, nobody answers, there is no worker, or one has several threads.
     """
     try:
-        from dask import config
         from distributed import Client, KilledWorker
     except ImportError:
         raise UserError("dask is not installed; pip install 'jaxcrystal[dask]'") from None
@@ -178,8 +202,10 @@ def dask(address: str) -> Iterator[Workers]:
             except TimeoutError:
                 raise UserError(f"all dask workers at {address} are gone; start some, and run this again") from None
 
-        tries = 1 + config.get("distributed.scheduler.allowed-failures")
-        yield Workers(client.get_executor(pure=False), len(threads), (KilledWorker,), tries, check)
+        try:
+            yield Workers(client.get_executor(pure=False), len(threads), deaths=(KilledWorker,), check=check)
+        except CancelledError:
+            raise UserError(f"the dask scheduler at {address} is gone; start it, and run this again") from None
 
 
 def run(
@@ -207,9 +233,9 @@ def run(
                     ended += zip(indices, future.result(), strict=True)
                 except workers.deaths:
                     if len(indices) > 1:
-                        waiting.extend(range(i, i + 1) for i in indices)
+                        waiting.extend((indices[: len(indices) // 2], indices[len(indices) // 2 :]))
                     else:
-                        hung = time.monotonic() - began >= timeout * workers.tries
+                        hung = time.monotonic() - began >= timeout
                         ended.append((indices[0], Lost.TIMEOUT if hung else Lost.CRASHED))
             yield from ended
     finally:

@@ -225,9 +225,18 @@ def test_chgnet_is_its_own_calculators(chgnet):
 
 
 def test_a_spec_loads_the_same_potential(chgnet):
-    again = load_potential(*chgnet.to_spec())
+    again = load_potential(chgnet.source, chgnet.device)
     assert again == chgnet
     assert again.energies(crystals()[:1]) == chgnet.energies(crystals()[:1])
+
+
+def test_a_potential_of_too_few_elements_cannot_be_checked(tmp_path):
+    from matgl.apps.pes import Potential as Published
+    from matgl.models import M3GNet as Model
+
+    Published(Model(element_types=("Na", "Cl"), is_intensive=False)).save(tmp_path / "salt")
+    with pytest.raises(UserError, match=r"knows no Al, Au.*cannot be believed"):
+        load_potential(tmp_path / "salt")
 
 
 def test_weights_of_noise_are_refused(random_m3gnet):

@@ -8,7 +8,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
-from single_points import potential
+from single_points import of_ase, potential
 
 from jaxcrystal.evaluate import relax as relax_module
 from jaxcrystal.evaluate.potentials import load_potential
@@ -230,6 +230,40 @@ def test_one_that_breaks_the_potential_costs_itself(strained):
     assert results[1].status is RelaxationStatus.FAILED and results[1].reason == "RuntimeError: too much nickel"
     assert results[1].steps > 0
     assert results[0].converged and results[0].energy == results[2].energy == relax(strained, potential(EMT)).energy
+
+
+class Greedy(EMT):
+    """No memory for more than eight atoms a pass."""
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        if len(atoms) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        super().calculate(atoms, *args, **kwargs)
+
+
+def test_where_memory_is_short_fewer_relax_together(strained):
+    """A pass of too many is done again in halves, and from then on none of so many is tried."""
+    tried = []
+    alone = relax(strained, potential(EMT))
+
+    def answer(systems, edges):
+        tried.append(len(systems.numbers))
+        if len(systems.numbers) > 8:
+            raise MemoryError
+        return of_ase(EMT)(systems)
+
+    short = dataclasses.replace(potential(EMT), answer=answer)
+    found = dict(filter(None, relax_together([strained] * 5, short)))
+    assert [found[i].energy for i in range(5)] == pytest.approx([alone.energy] * 5, abs=1e-9)
+    assert tried[0] == 20 and tried.count(20) == 1 and max(tried[1:]) <= 12 and tried.count(12) <= 1
+    # One alone for which there is none is not the crystal's fault: it is not `failed`, and so is tried again.
+    large = relax(strained * (3, 1, 1), potential(Greedy))
+    assert large.status is RelaxationStatus.CRASHED and "allocate memory" in large.reason
+
+
+def test_no_atoms_are_an_outcome():
+    result = relax(Structure(Lattice.cubic(4), [], []), potential(EMT))
+    assert result.status is RelaxationStatus.FAILED and result.reason == "there are no atoms"
 
 
 def test_a_crystal_that_takes_too_long_is_given_up(strained):

@@ -163,6 +163,24 @@ def test_bad_settings_are_errors(chgnet, tmp_path):
         assess([salt()], chgnet, None, cache_dir=tmp_path / "file")
 
 
+def test_half_a_line_is_all_that_a_kill_costs(tmp_path):
+    store = relaxations._Store(tmp_path)
+    store.append("a", ended(salt(), -3.5))
+    with store.path.open("a") as file:
+        file.write('{"key": "b", "sta')
+    again = relaxations._Store(tmp_path)
+    again.append("c", ended(salt(), -3.4))
+    assert set(again.read({"a", "b", "c"})) == {"a", "c"}
+
+
+def test_other_code_is_another_question(chgnet, monkeypatch):
+    keys = {relaxations._key(salt(), chgnet, RelaxationSettings())}
+    keys.add(relaxations._key(salt(), dataclasses.replace(chgnet, package="chgnet 9"), RelaxationSettings()))
+    monkeypatch.setattr(relaxations, "VERSION", relaxations.VERSION + 1)
+    keys.add(relaxations._key(salt(), chgnet, RelaxationSettings()))
+    assert len(keys) == 3
+
+
 def test_a_stored_relaxation_is_the_same_relaxation(tmp_path):
     store = relaxations._Store(tmp_path)
     kept = ended(salt(), -3.5)

@@ -81,11 +81,27 @@ def test_an_error_of_the_job_is_not_swallowed():
         assert collect(["a"], workers) == {0: "aa"}
 
 
-def test_an_error_ends_what_is_running():
+def test_one_that_died_with_nothing_to_do_costs_nothing():
+    with local(1) as workers:
+        assert collect(["a"], workers) == {0: "aa"}
+        (pid,) = workers.executor._pids.values()
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
+        assert collect(["b"], workers) == {0: "bb"}
+        assert pid not in workers.executor._pids.values()
+    with pytest.raises(RuntimeError, match="the cause"), local(1) as workers:  # and hides no error
+        collect(["a"], workers)
+        os.kill(*workers.executor._pids.values(), signal.SIGKILL)
+        time.sleep(1)
+        raise RuntimeError("the cause")
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_an_error_ends_what_is_running(started):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="enough"), local(1) as workers:
         workers.executor.submit(work, "sleep")
-        while not workers.executor._pids:
+        while started and not workers.executor._pids:
             time.sleep(0.1)
         raise RuntimeError("enough")
     assert time.monotonic() - began < 300  # the job would have slept for ten minutes
@@ -159,6 +175,7 @@ def cluster(tmp_path):
         command = [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(tmp_path / "scheduler.json")]
         # The workers find this module.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"  # or it tries each job four times
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL))
         return started[-1]
 
@@ -182,7 +199,7 @@ def test_dasks_workers_are_as_our_own(cluster, monkeypatch):
         pass
     nanny = start("--nworkers", "2", "--nthreads", "1")
     with _with_slots(address, 2) as workers:
-        found = collect(ITEMS, workers)
+        found = collect(ITEMS, workers, timeout=8.0)
         assert [found[i] for i in range(len(ITEMS))] == EXPECTED
         nanny.terminate()
         nanny.wait(60)
