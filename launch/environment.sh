@@ -21,7 +21,8 @@ make_environment() {
   wanted=$(cat pyproject.toml constraints.txt | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "setting up $PWD/.venv (some minutes, once)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]" \
+    # Modules are compiled when they are first imported; most never are.
+    "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[$extras]" \
       || fail "could not install jaxcrystal[$extras] into .venv; the lines above say what is missing"
     echo "$wanted" >"$stamp"
   fi

@@ -222,7 +222,7 @@ def test_no_crystal_of_mp20_is_impossible(tokenizer, shared):
 def test_none_of_mp20s_held_out_crystals_is_impossible(tokenizer, shared):
     for part in ("val", "test"):
         cifs = pd.read_parquet(shared / f"data/mp20/{part}.parquet", columns=["cif"])["cif"]
-        found = [p1_crystal(cif) for cif in cifs]
+        found = [p1_crystal(cif) for cif in cifs[::3]]
         for start in range(0, len(found), 4096):
             assert_none_is_impossible(tokenizer, found[start : start + 4096], TextFormat())
 

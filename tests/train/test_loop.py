@@ -56,7 +56,7 @@ def test_finished_runs_are_left_as_they_are(recipe):
 
 
 #: How often the run is killed at random, how often in the writing of a checkpoint, and the seed of the moments.
-RANDOM, AIMED, SEED = 2, 4, 0
+RANDOM, AIMED, SEED = 1, 3, 0
 
 
 @pytest.mark.slow
