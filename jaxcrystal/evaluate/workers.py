@@ -103,6 +103,7 @@ class Processes(Executor):
                 running = pool.submit(job)
             except BrokenProcessPool:  # it died while it had nothing to do: not of this job
                 self._forget(pool)
+                pool = None
                 pool = self._start()
                 running = pool.submit(job)
             return running.result()
