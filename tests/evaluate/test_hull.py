@@ -85,14 +85,15 @@ def test_properties_of_the_distance(tmp_path_factory, some, more, counts):
     candidate = Composition(dict(zip(ELEMENTS, counts, strict=False)))
     few, many = hull(some), hull(some + more)
     distance = few.e_above_hull(candidate, -0.2)
-    # More competitors never bring a crystal nearer; energies add; the size of the cell does not matter.
-    assert many.e_above_hull(candidate, -0.2) >= distance - 1e-9
-    assert few.e_above_hull(candidate, 0.3) == pytest.approx(distance + 0.5, abs=1e-9)
-    assert few.e_above_hull(candidate * 3, -0.2) == pytest.approx(distance, abs=1e-9)
+    # More competitors never bring a crystal nearer; energies add; the size of the cell does not matter. The solver's
+    # last digits, which differ from one set of phases to the next, are far below the 1e-6 that is promised.
+    assert many.e_above_hull(candidate, -0.2) >= distance - 1e-7
+    assert few.e_above_hull(candidate, 0.3) == pytest.approx(distance + 0.5, abs=1e-7)
+    assert few.e_above_hull(candidate * 3, -0.2) == pytest.approx(distance, abs=1e-7)
     # A phase of the hull's own table is never below it.
     for counts_of_phase, energy in some:
         phase = Composition(dict(zip(ELEMENTS, counts_of_phase, strict=False)))
-        assert few.e_above_hull(phase, energy) >= -1e-9
+        assert few.e_above_hull(phase, energy) >= -1e-7
 
 
 def test_a_crystal_below_every_known_phase_is_negative(tmp_path):
