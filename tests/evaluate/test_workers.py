@@ -84,9 +84,10 @@ def test_an_error_of_the_job_is_not_swallowed():
 def test_one_that_died_with_nothing_to_do_costs_nothing():
     with local(1) as workers:
         assert collect(["a"], workers) == {0: "aa"}
-        (pid,) = workers.executor._pids.values()
+        ((pool, pid),) = workers.executor._pids.items()
         os.kill(pid, signal.SIGKILL)
-        time.sleep(1)
+        while not pool._broken:
+            time.sleep(0.05)
         assert collect(["b"], workers) == {0: "bb"}
         assert pid not in workers.executor._pids.values()
     with pytest.raises(RuntimeError, match="the cause"), local(1) as workers:  # and hides no error
