@@ -40,15 +40,15 @@ import pandas as pd
 from pymatgen.core import Composition
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.formation import ElementReferences, Uncovered
-from jaxcrystal.evaluate.hull import Hull, Phase
-from jaxcrystal.evaluate.hull_sources import LABELS, label_settings
-from jaxcrystal.evaluate.metrics import METASTABLE, STABLE
-from jaxcrystal.evaluate.potentials import load_potential
-from jaxcrystal.evaluate.relax import Relaxation, RelaxationSettings
-from jaxcrystal.evaluate.relaxations import relax_all
-from jaxcrystal.evaluate.samples import read
-from jaxcrystal.evaluate.selfcheck import EnergyReference
+from jaxcrystal.evaluation.metrics import METASTABLE, STABLE
+from jaxcrystal.hull.formation import ElementReferences, Uncovered
+from jaxcrystal.hull.hull import Hull, Phase
+from jaxcrystal.hull.sources import LABELS, label_settings
+from jaxcrystal.reader.samples import read
+from jaxcrystal.relaxation.batch import Relaxation, RelaxationSettings
+from jaxcrystal.relaxation.potentials import load_potential
+from jaxcrystal.relaxation.relaxations import relax_all
+from jaxcrystal.relaxation.selfcheck import EnergyReference
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 DATA = SHARED / "data"

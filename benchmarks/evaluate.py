@@ -33,11 +33,11 @@ import reproduction
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.evaluate.coverage import nearest
-from jaxcrystal.evaluate.fingerprints import fingerprints, stored_fingerprints
-from jaxcrystal.evaluate.samples import read
-from jaxcrystal.evaluate.uniqueness import group_ids, matches
-from jaxcrystal.evaluate.workers import Workers, local
+from jaxcrystal.evaluation.coverage import nearest
+from jaxcrystal.evaluation.likeness.fingerprints import fingerprints, stored_fingerprints
+from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
+from jaxcrystal.reader.samples import read
+from jaxcrystal.workers import Workers, local
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 GENERATED, REFERENCE = DATA / "generated/diffcsp_mp20.parquet", DATA / "mp20/test.parquet"

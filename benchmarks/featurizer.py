@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pymatgen.analysis.local_env import CN_OPT_PARAMS, CrystalNN, LocalStructOrderParams
 from pymatgen.core import Structure
 
-from jaxcrystal.evaluate.fingerprints import COLUMNS
+from jaxcrystal.evaluation.likeness.fingerprints import COLUMNS
 
 Featurizer = Callable[[Structure], Float[np.ndarray, "61"]]
 

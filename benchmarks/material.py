@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES, TextFormat
 from jaxcrystal.crystals import dataset, prompts, text
-from jaxcrystal.crystals.checks import Checked, Checks, check
 from jaxcrystal.crystals.crystal import COORD_BITS, ELEMENTS, Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.sources import read
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, Rows
+from jaxcrystal.reader.checks import Checked, Checks, check
+from jaxcrystal.reader.sources import read
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

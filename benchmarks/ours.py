@@ -16,8 +16,8 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.train.packing import Feed
-from jaxcrystal.train.step import Trainer, make_optimizer
+from jaxcrystal.training.packing import Feed
+from jaxcrystal.training.step import Trainer, make_optimizer
 
 
 def make_feed(recipe: Recipe) -> Feed:

@@ -23,7 +23,7 @@ from material import Setting, Task
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.train.packing import pack
+from jaxcrystal.training.packing import pack
 
 
 class Peer:

@@ -32,10 +32,10 @@ import machine
 import numpy as np
 
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.evaluate.potentials import Potential, load_potential
-from jaxcrystal.evaluate.relax import RelaxationSettings, relax_together
-from jaxcrystal.evaluate.samples import read
-from jaxcrystal.evaluate.systems import Systems
+from jaxcrystal.reader.samples import read
+from jaxcrystal.relaxation.batch import RelaxationSettings, relax_together
+from jaxcrystal.relaxation.potentials import Potential, load_potential
+from jaxcrystal.relaxation.systems import Systems
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from jaxcrystal.evaluate.coverage import DRAW_SEED, coverage, distribution, drawn, nearest, valid_rows, with_nearest
-from jaxcrystal.evaluate.fingerprints import Fingerprints, fingerprints
-from jaxcrystal.evaluate.protocols import PROTOCOLS, coverage_cutoffs
-from jaxcrystal.evaluate.samples import read
-from jaxcrystal.evaluate.table import describe
-from jaxcrystal.evaluate.workers import Workers
+from jaxcrystal.evaluation.coverage import DRAW_SEED, coverage, distribution, drawn, nearest, valid_rows, with_nearest
+from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, fingerprints
+from jaxcrystal.evaluation.protocols import PROTOCOLS, coverage_cutoffs
+from jaxcrystal.evaluation.table import describe
+from jaxcrystal.reader.samples import read
+from jaxcrystal.workers import Workers
 
 DRAWS = 200
 DRAWN = 1000  #: crystals

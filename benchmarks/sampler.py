@@ -48,10 +48,10 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.cache import BLOCK, whole_blocks
-from jaxcrystal.model.checkpoint_map import load_hf
-from jaxcrystal.model.saved import SavedModel
-from jaxcrystal.sample.engine import Engine
-from jaxcrystal.sample.methods import Greedy, Temperature, TopP
+from jaxcrystal.sampling.engine import Engine
+from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
+from jaxcrystal.weights.checkpoint_map import load_hf
+from jaxcrystal.weights.saved import SavedModel
 
 OURS = "jaxcrystal"
 GENERATE = "HF generate"

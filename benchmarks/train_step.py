@@ -40,7 +40,7 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.train.speed import FORMULA, Multiplied
+from jaxcrystal.training.speed import FORMULA, Multiplied
 
 
 def _llama(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int = 32000) -> dict[str, int]:

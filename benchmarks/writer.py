@@ -34,7 +34,7 @@ from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import Examples, Rows, TokenTables, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
-from jaxcrystal.train.packing import Feed
+from jaxcrystal.training.packing import Feed
 
 DEVICE = "device: draw and write packed rows"
 TRANSFORMERS = "host: transformers, batched"

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from jaxcrystal.config import Recipe, load
-from jaxcrystal.crystals.prepare import prepare
-from jaxcrystal.evaluate.evaluation import evaluate
-from jaxcrystal.evaluate.workers import local
-from jaxcrystal.sample.sampling import sample
-from jaxcrystal.train.loop import train
+from jaxcrystal.evaluation.evaluation import evaluate
+from jaxcrystal.reader.preparing import prepare
+from jaxcrystal.sampling.sampling import sample
+from jaxcrystal.training.loop import train
+from jaxcrystal.workers import local
 
 RECIPE = "demo.yaml"
 ATTEMPTS = 112

@@ -100,7 +100,7 @@ def _tokens() -> str:
 
 
 def _potential(name: str) -> str:
-    from jaxcrystal.evaluate.potentials import load_potential
+    from jaxcrystal.relaxation.potentials import load_potential
 
     potential = load_potential(name)
     note = f", {potential.note}" if potential.note else ""

@@ -23,7 +23,7 @@ from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, Recipe
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama
-from jaxcrystal.train import speed
+from jaxcrystal.training import speed
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,18 +12,18 @@ import pytest
 from jaxcrystal import __version__, cli
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluate.workers import Workers
+from jaxcrystal.workers import Workers
 
 #: The function behind each verb, and the least that must be typed to reach it.
 VERBS = {
-    "prepare": ("jaxcrystal.crystals.prepare.prepare", ["a.csv", "cifs", "--out", "data"]),
-    "convert": ("jaxcrystal.model.saved.convert", ["hf", "--out", "llama"]),
-    "export": ("jaxcrystal.model.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
-    "train": ("jaxcrystal.train.loop.train", ["recipe.yaml"]),
-    "sample": ("jaxcrystal.sample.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
-    "evaluate": ("jaxcrystal.evaluate.evaluation.evaluate", ["s.csv", "--out", "report"]),
-    "compare": ("jaxcrystal.evaluate.compare.compare", ["a", "b/metrics.json"]),
-    "hull": ("jaxcrystal.evaluate.hull_sources.build", ["build", "e.json", "mp:Li-O", "--out", "h.parquet"]),
+    "prepare": ("jaxcrystal.reader.preparing.prepare", ["a.csv", "cifs", "--out", "data"]),
+    "convert": ("jaxcrystal.weights.saved.convert", ["hf", "--out", "llama"]),
+    "export": ("jaxcrystal.weights.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
+    "train": ("jaxcrystal.training.loop.train", ["recipe.yaml"]),
+    "sample": ("jaxcrystal.sampling.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
+    "evaluate": ("jaxcrystal.evaluation.evaluation.evaluate", ["s.csv", "--out", "report"]),
+    "compare": ("jaxcrystal.report.compare.compare", ["a", "b/metrics.json"]),
+    "hull": ("jaxcrystal.hull.sources.build", ["build", "e.json", "mp:Li-O", "--out", "h.parquet"]),
     "doctor": ("jaxcrystal.doctor.doctor", []),
     "demo": ("jaxcrystal.demo.demo", []),
 }
@@ -202,7 +202,7 @@ def test_a_cluster_stands_in_for_processes(received, monkeypatch):
         asked.append(address)
         yield Workers(None, 77)
 
-    monkeypatch.setattr("jaxcrystal.evaluate.workers.dask", cluster)
+    monkeypatch.setattr("jaxcrystal.workers.dask", cluster)
     assert received("evaluate", "--dask", "tcp://10.0.0.1:8786")["workers"].slots == 77
     assert asked == ["tcp://10.0.0.1:8786"]
 

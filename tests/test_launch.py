@@ -13,7 +13,7 @@ import yaml
 from jaxcrystal.cli import _parser
 from jaxcrystal.config import Recipe, load
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.evaluate.table import read_table
+from jaxcrystal.evaluation.table import read_table
 
 ROOT = Path(__file__).parents[1]
 

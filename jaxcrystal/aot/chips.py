@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jaxcrystal.aot.hlo import Work
 from jaxcrystal.errors import UserError
-from jaxcrystal.train import speed
+from jaxcrystal.training import speed
 
 ROOFLINE = "max(FLOPs / peak, HBM bytes / HBM bandwidth, sum of bytes received / (2 links an axis x link bandwidth))"
 

@@ -16,7 +16,7 @@ from jaxcrystal.aot.report import Report
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.sample.engine import STEPS_PER_CALL
+from jaxcrystal.sampling.engine import STEPS_PER_CALL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,13 +18,13 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.mesh import batch_sharding
-from jaxcrystal.model import saved
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.sample.engine import Engine
-from jaxcrystal.sample.methods import Temperature, TopP
-from jaxcrystal.train.loop import computed_as
-from jaxcrystal.train.packing import Feed
-from jaxcrystal.train.step import Trainer, make_optimizer
+from jaxcrystal.sampling.engine import Engine
+from jaxcrystal.sampling.methods import Temperature, TopP
+from jaxcrystal.training.loop import computed_as
+from jaxcrystal.training.packing import Feed
+from jaxcrystal.training.step import Trainer, make_optimizer
+from jaxcrystal.weights import saved
 
 MAX_ATOMS = 20  #: of the crystals that stand in for a data set that is not here; MP-20's limit
 STEPS = 1000  #: of the learning rate's schedule: a constant of the program that changes nothing else

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +38,17 @@ ATOMIC_NUMBER: dict[str, int] = {symbol: z for z, symbol in enumerate(ELEMENTS) 
 
 COORD_BITS = 32  #: fractional coordinates are multiples of 2**-32
 CELL_BITS = 24  #: lengths (Å) and angles (degrees) are multiples of 2**-24, below 256
+
+
+#: Elements in alphabetical order with their counts.
+Composition = tuple[tuple[str, int], ...]
+
+
+def reduced_composition(symbols: Iterable[str]) -> Composition:
+    """Elements in alphabetical order with their counts, divided by the greatest common divisor."""
+    counts = Counter(symbols)
+    unit = math.gcd(*counts.values())
+    return tuple((symbol, n // unit) for symbol, n in sorted(counts.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +114,7 @@ class Crystal:
     @property
     def formula(self) -> str:
         """OPTIMADE's `chemical_formula_reduced`: elements in alphabetical order, for example FeLiO4P."""
-        counts = Counter(self.symbols)
-        unit = math.gcd(*counts.values())
-        return "".join(f"{symbol}{n // unit if n > unit else ''}" for symbol, n in sorted(counts.items()))
+        return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in reduced_composition(self.symbols))
 
     @cached_property
     def volume(self) -> float:

@@ -20,7 +20,7 @@ from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.model.saved import describe
+from jaxcrystal.weights.saved import describe
 
 SALT = Crystal([3.99] * 3, [60] * 3, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_cif()
 #: A CIF, why `prepare` leaves it out, and what `evaluate` counts it as.

@@ -18,8 +18,8 @@ import yaml
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import prototypes, text
 from jaxcrystal.crystals.dataset import is_validation, load
-from jaxcrystal.model.checkpoint_map import to_hf
-from jaxcrystal.model.saved import load_model
+from jaxcrystal.weights.checkpoint_map import to_hf
+from jaxcrystal.weights.saved import load_model
 
 
 def read_json(path: Path) -> dict:

@@ -13,9 +13,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, RopeScaling
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
-from jaxcrystal.model.checkpoint_map import load_hf
 from jaxcrystal.model.llama import Llama, abstract_variables, initialize
 from jaxcrystal.model.rotary import rotary_frequencies
+from jaxcrystal.weights.checkpoint_map import load_hf
 
 LLAMA3 = dict(
     rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32

@@ -12,9 +12,9 @@ import torch
 from jaxcrystal.config import LoraConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.checkpoint_map import load_hf
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.model.lora import TARGETS, Linear, merge, multiply
+from jaxcrystal.weights.checkpoint_map import load_hf
 
 ONE = MeshConfig(1, 1, 1)
 

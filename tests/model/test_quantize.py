@@ -13,15 +13,15 @@ import pytest
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
-from jaxcrystal.model import saved
-from jaxcrystal.model.checkpoint_map import load_hf
 from jaxcrystal.model.kernels import decode
 from jaxcrystal.model.llama import Llama, abstract_variables, initialize, param_shardings
 from jaxcrystal.model.lora import TARGETS, merge
 from jaxcrystal.model.quantize import dequantize, quantize, quantizer
-from jaxcrystal.model.saved import convert, load_model
-from jaxcrystal.sample.engine import Engine
-from jaxcrystal.sample.methods import Greedy
+from jaxcrystal.sampling.engine import Engine
+from jaxcrystal.sampling.methods import Greedy
+from jaxcrystal.weights import saved
+from jaxcrystal.weights.checkpoint_map import load_hf
+from jaxcrystal.weights.saved import convert, load_model
 
 SIZES = dict(
     vocab_size=96,

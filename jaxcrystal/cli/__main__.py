@@ -1,0 +1,7 @@
+"""`python -m jaxcrystal.cli`, where the command is not installed."""
+
+import sys
+
+from jaxcrystal.cli import main
+
+sys.exit(main())

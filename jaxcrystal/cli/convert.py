@@ -1,0 +1,67 @@
+"""`jaxcrystal convert`: turn LLaMA weights, or PEFT's adapters, into a model directory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "convert",
+        run,
+        "turn LLaMA weights, or PEFT's adapters, into a model directory",
+        "SOURCE is a directory of Hugging Face (config.json; safetensors or .bin, in one file or more), of Meta "
+        "(params.json, consolidated.*.pth) or of PEFT (adapter_config.json); the first two with tokenizer.model. A "
+        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all.",
+    )
+    command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
+    command.add_argument("--base", type=Path, metavar="DIR", help="for adapters: the model directory they belong to")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
+    command.add_argument(
+        "--weights",
+        choices=["float", "int8", "nf4"],
+        default="float",
+        help="how the layers' kernels are stored; int8 and nf4 take a half and a quarter, and are a frozen base",
+    )
+    command.add_argument(
+        "--no-pad-token",
+        dest="pad_token",
+        action="store_false",
+        help="keep the vocabulary: no piece [PAD], no row for it; <unk> fills rows of a batch instead, without loss",
+    )
+    command.add_argument(
+        "--vocab-multiple",
+        type=int,
+        default=128,
+        metavar="N",
+        help="store rows of the vocabulary up to a multiple of N, so that a mesh can divide them; they get no logit",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.weights.saved import convert
+
+    config = convert(
+        args.source,
+        args.out,
+        make_mesh(MeshConfig()),
+        args.dtype,
+        args.weights,
+        base=args.base,
+        pad_token=args.pad_token,
+        vocab_multiple=args.vocab_multiple,
+    )
+    shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} pieces"
+    if args.base is None:
+        print(f"{args.out}: {shape}; fine-tune it with `jaxcrystal train CONFIG --set base={args.out}`")
+    else:
+        print(
+            f"{args.out}: adapters for {shape}; sample with `jaxcrystal sample --model {args.out} --num 100 --out FILE`"
+        )

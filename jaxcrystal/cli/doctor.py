@@ -1,0 +1,19 @@
+"""`jaxcrystal doctor`: check this installation: versions, devices, tokens, potentials."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb("doctor", run, "check this installation: versions, devices, tokens, potentials")
+    command.add_argument("--potential", default="chgnet", metavar="P", help="`chgnet` or a matgl directory")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it."""
+    from jaxcrystal.doctor import doctor
+
+    return 0 if doctor(args.potential) else 1

@@ -1,0 +1,86 @@
+"""`jaxcrystal evaluate`: say which crystals would exist."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxcrystal.cli import options
+
+if TYPE_CHECKING:
+    from jaxcrystal.workers import Workers
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "evaluate",
+        run,
+        "say which crystals would exist",
+        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, extxyz, or JSON of "
+        "pymatgen's structures or entries. Writes structures.parquet (a row an attempt), metrics.json (sums over it), "
+        "and report.html to --out.",
+    )
+    command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
+    command.add_argument("--truth", metavar="FILE", help="the crystals that SAMPLES predict, in order: adds match rate")
+    command.add_argument(
+        "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
+    )
+    command.add_argument(
+        "--protocol",
+        default="cdvae",
+        metavar="P",
+        help="cdvae (default), crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
+    )
+    command.add_argument("--cutoffs", default="mp_20", metavar="SET", help="the data set whose coverage is asked for")
+    command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
+    command.add_argument(
+        "--hull",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="competing phases: adds the distance to their hull. What `hull build` wrote; crystals, which the "
+        "potential labels; or, with --references, a table with formula and formation_energy_per_atom (eV/atom)",
+    )
+    command.add_argument("--references", metavar="FILE", help="elemental reference entries, as Materials Project's")
+    options.add_labels(command, "--hull-labels")
+    command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
+    command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine")
+    where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from jaxcrystal import workers
+
+    with workers.dask(args.dask) if args.dask else workers.local(args.workers) as pool:
+        _evaluate_with(args, pool)
+
+
+def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
+    from jaxcrystal.evaluation.evaluation import evaluate
+
+    evaluate(
+        args.samples,
+        args.out,
+        train=args.train,
+        truth=args.truth,
+        reference=args.reference,
+        protocol=args.protocol,
+        cutoffs=args.cutoffs,
+        potential=args.potential,
+        hull=args.hull,
+        references=args.references,
+        hull_labels=args.hull_labels,
+        fmax=args.fmax,
+        max_steps=args.max_steps,
+        limit=args.limit,
+        workers=workers,
+    )

@@ -1,0 +1,46 @@
+"""`jaxcrystal export`: write a model for transformers or PEFT to load."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "export",
+        run,
+        "write a model for transformers or PEFT to load",
+        "`hf` is a whole model, its adapters merged; `peft` is the adapters alone, for the base that they belong to.",
+    )
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument("--format", required=True, choices=["hf", "peft"], help="what to write")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
+    command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")
+    command.add_argument(
+        "--base-name", metavar="NAME", help="peft: what to load below the adapters (default: the base's path)"
+    )
+    command.add_argument(
+        "--no-pad-token", dest="pad_token", action="store_false", help="hf: leave [PAD] and its row behind"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.weights.export import export
+
+    report = export(
+        args.model,
+        args.out,
+        args.format,
+        shard_size=args.shard_size,
+        base_name=args.base_name,
+        pad_token=args.pad_token,
+        mesh=make_mesh(MeshConfig()),
+    )
+    files = f"{report.files} file" + "s" * (report.files != 1)
+    print(f"{report.out}: {report.tensors} tensors, {report.bytes / 1e6:.1f} MB in {files}")

@@ -1,0 +1,54 @@
+"""What several verbs ask in the same words."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def cores() -> int:
+    """Those that this process may use: a cluster gives fewer than the node has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def symbols(typed: str) -> list[str]:
+    """`Li,O` as a list."""
+    return typed.replace(" ", "").split(",")
+
+
+def atoms(typed: str) -> tuple[int, int]:
+    """`8` or `4-12` as the least and the most."""
+    low, dash, high = typed.partition("-")
+    try:
+        return int(low), int(high if dash else low)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed!r} is neither a number nor a range like 4-12") from None
+
+
+def interval(typed: str) -> tuple[float, float]:
+    """`2.5-30` as two numbers."""
+    try:
+        low, high = map(float, typed.split("-"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed!r} is no range; write it like 2.5-30") from None
+    return low, high
+
+
+def add_hosts(command: argparse.ArgumentParser) -> None:
+    """How the processes of a job on many hosts find each other."""
+    hosts = command.add_argument_group(
+        "many hosts", "needed only outside Slurm, TPU pods and GKE, which are recognised"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--processes", type=int, metavar="N", help="number of processes of the job")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
+
+
+def add_labels(command: argparse.ArgumentParser, option: str) -> None:
+    """How a potential labels the crystals of a hull."""
+    command.add_argument(
+        option,
+        choices=["relaxed", "single-point"],
+        default="relaxed",
+        help="how the potential labels the hull's crystals: where they relax to, or where they stand, which is quicker",
+    )

@@ -1,0 +1,34 @@
+"""`jaxcrystal prepare`: check crystals, reduce them to the Niggli cell, store them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxcrystal.cli import options
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "prepare",
+        run,
+        "check crystals, reduce them to the Niggli cell, store them",
+        "INPUT is a CSV or parquet file with a `cif` column, a folder of CIFs, an extxyz file, or the word prototypes "
+        "(the data set that comes with the package). Each becomes DIR/<its name>.parquet; DIR/report.json and "
+        "DIR/left_out.csv tell what was left out and why.",
+    )
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or `prototypes`")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    command.add_argument("--no-niggli", dest="niggli", action="store_false", help="keep the cells as they are")
+    command.add_argument("--max-atoms", type=int, default=20, metavar="N", help="leave larger cells out; 0: none")
+    command.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from jaxcrystal.reader.preparing import prepare
+
+    report = prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers)
+    print(report)

@@ -1,0 +1,149 @@
+"""`jaxcrystal sample`: draw new crystals from a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxcrystal.cli import options
+from jaxcrystal.errors import UserError
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "sample",
+        run,
+        "draw new crystals from a model",
+        "Every attempt becomes a row of --out, with its text, status, log-probability and CIF; a run that was stopped "
+        "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once. A grammar "
+        "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
+    )
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
+    command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
+    )
+    wishes = command.add_argument_group("conditions, stated in the prompt")
+    wishes.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
+    wishes.add_argument(
+        "--elements",
+        type=options.symbols,
+        metavar="A,B",
+        help="for example Li,O; the grammar keeps to all of these, no others",
+    )
+    wishes.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
+    wishes.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
+    wishes.add_argument("--band-gap", type=float, metavar="X", help="eV")
+    wishes.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    wishes.add_argument(
+        "--conditions",
+        type=Path,
+        metavar="FILE",
+        help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
+        "pretty_formula, elements (Li O), spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull",
+    )
+    wishes.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="press what is stated: 1 is the model as it is, 2 twice as far from what it says unasked",
+    )
+    limits = command.add_argument_group("constraints, which the grammar keeps; the prompt does not state them")
+    limits.add_argument("--num-atoms", type=options.atoms, metavar="N", help="of the cell: 8, or from 4 to 12 as 4-12")
+    limits.add_argument("--require", type=options.symbols, metavar="A,B", help="elements, each at least once")
+    limits.add_argument("--allow", type=options.symbols, metavar="A,B", help="elements; all others are forbidden")
+    limits.add_argument("--forbid", type=options.symbols, metavar="A,B", help="elements")
+    limits.add_argument("--lengths", type=options.interval, metavar="X-Y", help="of the cell's edges, Å")
+    limits.add_argument("--angles", type=options.interval, metavar="X-Y", help="of the cell, degrees")
+    limits.add_argument(
+        "--no-grammar", dest="grammar", action="store_false", help="let the model write what it likes, crystal or not"
+    )
+    command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
+    command.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens (default: all)")
+    command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
+    command.add_argument("--min-p", type=float, metavar="P", help="keep tokens P times as likely as the likeliest")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
+    command.add_argument(
+        "--symprec", type=float, default=0.1, metavar="X", help="Å, for the symmetrized CIF beside the one in P1 (0.1)"
+    )
+    command.add_argument(
+        "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
+    )
+    command.add_argument(
+        "--cache-dtype",
+        choices=["float32", "bfloat16", "int8"],
+        help="of keys and values (default: the model's; int8 has scales, and room for more slots)",
+    )
+    command.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share a copy of the model; the others hold copies",
+    )
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
+    options.add_hosts(command)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    import jax
+
+    from jaxcrystal import hosts
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.crystals.grammar import Constraints
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.sampling.conditions import read
+    from jaxcrystal.sampling.sampling import sample
+
+    flags = {
+        "pretty_formula": args.formula,
+        "elements": args.elements,
+        "spacegroup.number": args.spacegroup,
+        "formation_energy_per_atom": args.formation_energy,
+        "band_gap": args.band_gap,
+        "e_above_hull": args.e_above_hull,
+    }
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if flags and args.conditions is not None:
+        raise UserError("conditions come from --conditions or from the other options, not from both")
+    constraints = {
+        "required": args.require and tuple(args.require),
+        "allowed": args.allow and tuple(args.allow),
+        "forbidden": args.forbid and tuple(args.forbid),
+        "num_atoms": args.num_atoms,
+        "lengths": args.lengths,
+        "angles": args.angles,
+    }
+    hosts.start(args.coordinator, args.processes, args.process_id)
+    report = sample(
+        args.model,
+        args.num,
+        args.out,
+        num_valid=args.num_valid,
+        conditions=flags if args.conditions is None else read(args.conditions),
+        constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
+        grammar=args.grammar,
+        guidance=args.guidance,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        symprec=args.symprec,
+        slots=args.slots,
+        cache_dtype=args.cache_dtype,
+        max_new_tokens=args.max_new_tokens,
+        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor), jax.local_devices()),
+    )
+    if not hosts.is_first():
+        return
+    shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
+    print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
+    if report.out != args.out:
+        print("the other hosts' parts are not here: bring all to one folder, and run this there, alone, to join them")
+    if args.num_valid is not None and report.ok < args.num_valid:
+        print(f"fewer than --num-valid {args.num_valid} are ok: --num {args.num} was the limit")

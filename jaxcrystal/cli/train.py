@@ -1,0 +1,57 @@
+"""`jaxcrystal train`: fine-tune a LLaMA with adapters, or train a small one from random weights."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxcrystal.cli import options
+
+
+def add(verb: Callable) -> None:
+    """Its options."""
+    command = verb(
+        "train",
+        run,
+        "fine-tune a LLaMA with adapters, or train a small one from random weights",
+        "CONFIG is a YAML recipe (see configs/). A run that was stopped goes on when it is started again.",
+    )
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, for example optimizer.learning_rate=1e-3; may be repeated",
+    )
+    options.add_hosts(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it."""
+    from jaxcrystal import hosts
+    from jaxcrystal.config import Recipe, load
+
+    recipe = load(Recipe, args.config, args.set)
+    hosts.start(args.coordinator, args.processes, args.process_id)
+    from jaxcrystal.training.loop import train
+
+    report = train(recipe)
+    if report.stopped is not None:
+        told = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
+        if hosts.is_first():
+            print(told)
+        return 130 if report.stopped is signal.SIGINT else 0
+    if not hosts.is_first():
+        return 0
+    if report.loss is None:
+        told = "all done before"
+    else:
+        told = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
+    print(
+        f"{report.steps} steps, {told}; "
+        f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
+    )
+    return 0

@@ -1,0 +1,148 @@
+"""From the table of attempts to `metrics.json`: every rate is a sum over rows, divided by the number of all rows.
+
+The function is pure: whoever reads `structures.parquet` gets the same numbers, to the last digit. What was not asked
+for (no potential, no hull, no training set) has no column in the table and no key in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxcrystal.evaluation import coverage
+from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
+from jaxcrystal.evaluation.prediction import prediction
+from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
+from jaxcrystal.evaluation.table import Provenance
+from jaxcrystal.reader.samples import PARSED
+
+METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
+STABLE = 0.0  #: eV/atom; on the hull or below it
+
+
+def metrics_from_table(
+    table: pd.DataFrame, provenance: Provenance, reference: pd.DataFrame | None = None
+) -> dict[str, Any]:
+    """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å, densities in g/cm³.
+
+    `reference` is the table of `reference.parquet`, if there is one. A rate is over all attempts. So are those of
+    `validity` where a protocol leaves out what is no crystal at all; that it does, `_of_constructed` tells. Of what
+    `coverage.py` says the denominator is the protocol's own, and `_of_all` tells what leaves nothing out.
+    """
+    attempts = len(table)
+    valid = table["structural_valid"] & table["compositional_valid"]
+    masks = {
+        "validity.structural": table["structural_valid"],
+        "validity.compositional": table["compositional_valid"],
+        "validity.both": valid,
+        "uniqueness.rate": table["unique"],
+    }
+    counts: dict[str, Any] = {
+        "attempts": attempts,
+        "parsed": int(table["outcome"].isin(PARSED).sum()),
+        "constructed": int((table["outcome"] == "ok").sum()),
+        "valid": int(valid.sum()),
+        "unique": int(table["unique"].sum()),
+        "outcomes": _tally(table["outcome"]),
+    }
+    medians: dict[str, Float[np.ndarray, "n"]] = {}
+    percentiles: dict[str, float] = {}
+    of_percentiles: dict[str, tuple[float, float]] = {}
+    names: dict[str, str] = {}
+    if "novel" in table:
+        counts["novel"] = int(table["novel"].sum())
+        masks["novelty.by_matching"] = table["novel"]
+    if "relaxation" in table:
+        counts["relaxed"] = int(table["energy_per_atom"].notna().sum())
+        counts["converged"] = int(table["converged"].sum())
+        counts["relaxations"] = _tally(table["relaxation"])
+        names["stability.potential"] = provenance.potential
+        medians["stability.relaxation_rmsd.median"] = _known(table["rmsd"])
+    if "e_above_hull" in table:
+        names["stability.hull"] = provenance.hull
+        metastable, stable = metastable_rows(table), stable_rows(table)
+        counts |= {"metastable": int(metastable.sum()), "stable": int(stable.sum())}
+        masks |= {"stability.metastable_rate": metastable, "stability.stable_rate": stable}
+        if "novel" in table:
+            new = table["unique"] & table["novel"]
+            masks |= {"sun.rate": stable & new, "sun.metastable_rate": metastable & new}
+        distances = medians["stability.e_above_hull.median"] = _known(table["e_above_hull"])
+        if len(distances):
+            for name, q in (("p10", 10), ("p90", 90)):
+                percentiles[f"stability.e_above_hull.{name}"] = float(np.percentile(distances, q))
+                of_percentiles[f"stability.e_above_hull.{name}"] = bootstrap_percentile(distances, q)
+    if reference is not None and "reference_structure_distance" in table:
+        names["coverage.cutoffs"] = provenance.cutoffs
+    medians = {name: values for name, values in medians.items() if len(values)}
+    flat = names | {name: int(mask.sum()) / attempts for name, mask in masks.items()}
+    flat |= {name: float(np.median(values)) for name, values in medians.items()} | percentiles
+    intervals = {name: wilson(int(mask.sum()), attempts) for name, mask in masks.items()}
+    intervals |= {name: bootstrap_median(values) for name, values in medians.items()} | of_percentiles
+    if protocol_named(provenance.protocol).leaves_out_failures and counts["constructed"]:
+        for name in [name for name in masks if name.startswith("validity.")]:
+            valid_ones = int(masks[name].sum())
+            flat[f"{name}_of_constructed"] = valid_ones / counts["constructed"]
+            intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
+    for numbers, ranges in _compared(table, reference, provenance):
+        flat, intervals = flat | numbers, intervals | ranges
+    if "drawn" in table:
+        counts["fingerprints"] = int((table["no_fingerprint_because"] == "").sum())
+        counts["drawn"] = int(table["drawn"].sum())
+    return {
+        "protocol": provenance.protocol,
+        "counts": counts,
+        **_nested(flat),
+        "confidence_95": {name: list(interval) for name, interval in intervals.items()},
+        "versions": dict(provenance.versions),
+    }
+
+
+def _compared(
+    table: pd.DataFrame, reference: pd.DataFrame | None, provenance: Provenance
+) -> Iterator[tuple[coverage.Numbers, coverage.Intervals]]:
+    """Numbers and their intervals, of whatever the tables have columns for."""
+    protocol = protocol_named(provenance.protocol)
+    if "truth_displacement" in table:
+        yield prediction(table)
+    if "drawn" in table:
+        yield coverage.diversity(table)
+    if reference is not None and "reference_structure_distance" in table:
+        yield coverage.coverage(table, reference, protocol, coverage_cutoffs(provenance.cutoffs))
+        yield coverage.distribution(table, reference)
+    if protocol.novelty is not None and "train_structure_distance" in table:
+        yield coverage.novelty(table, protocol, protocol.novelty)
+
+
+def metastable_rows(table: pd.DataFrame) -> pd.Series:
+    """Which attempts lie less than 0.1 eV/atom above the hull; one without a distance does not."""
+    return table["e_above_hull"] < METASTABLE
+
+
+def stable_rows(table: pd.DataFrame) -> pd.Series:
+    """Which attempts lie on the hull or below it; one without a distance does not."""
+    return table["e_above_hull"] <= STABLE
+
+
+def _known(column: pd.Series) -> Float[np.ndarray, "n"]:
+    values = column.to_numpy(np.float64)
+    return values[np.isfinite(values)]
+
+
+def _tally(column: pd.Series) -> dict[str, int]:
+    return {str(name): int(count) for name, count in sorted(column.value_counts().items())}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

@@ -1,0 +1,133 @@
+"""The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
+
+Later steps of the evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth
+`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome) and what
+`stability.py` finds; with a training set or a reference, distances to the nearest of it and which one is most like the
+crystal, `train_nearest`, `reference_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the
+same of the generated ones. Every published number is a sum over these rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxcrystal.crystals.crystal import reduced_composition
+from jaxcrystal.evaluation.protocols import Protocol
+from jaxcrystal.evaluation.validity import compositional, structural
+from jaxcrystal.reader.samples import Sample
+from jaxcrystal.workers import Lost, Workers, each
+
+#: Å, spglib's tolerance: generated coordinates often have two decimals, so symmetry is exact only to about this much.
+SYMPREC = 0.1
+
+_METADATA = b"jaxcrystal"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A row: what can be said of a sample alone. None where there is no crystal."""
+
+    id: str
+    row: int  #: in the source, from 0
+    outcome: str  #: of reading; `ok` if there is a crystal
+    reason: str  #: why not
+    structural_valid: bool = False
+    compositional_valid: bool = False
+    invalid_because: str = ""
+    formula: str | None = None  #: reduced
+    chemical_system: str | None = None  #: element symbols, sorted, joined by `-`
+    num_elements: int | None = None  #: distinct ones
+    num_atoms: int | None = None  #: in the cell as sampled
+    spacegroup: int | None = None  #: None also when spglib finds none
+    a: float | None = None  #: lengths in Å
+    b: float | None = None
+    c: float | None = None
+    alpha: float | None = None  #: angles in degrees
+    beta: float | None = None
+    gamma: float | None = None
+    volume: float | None = None  #: of the cell, Å³
+    density: float | None = None  #: g/cm³
+    cif: str = ""  #: as the source had it; written anew where the source holds other than CIF
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a table of attempts depends on, beside the samples themselves."""
+
+    protocol: str
+    versions: Mapping[str, str]  #: of programs, and hashes of files
+    potential: str | None = None
+    hull: str | None = None
+    cutoffs: str | None = None  #: the data set whose cut-offs coverage took
+
+
+def describe(
+    samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
+) -> pd.DataFrame:
+    """The columns of `Attempt`; without `symmetry` space groups, the slowest part of it, stay unknown."""
+    one = partial(_describe, protocol=protocol, symmetry=symmetry)
+    rows = each(one, samples, workers, label="validity", lost=_lost)
+    table = pd.DataFrame([asdict(row) for row in rows])
+    whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
+    measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
+    return table.astype(whole | measures)
+
+
+def _lost(sample: Sample, why: Lost) -> Attempt:
+    return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
+
+
+def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:
+    if sample.crystal is None:
+        return Attempt(sample.id, sample.row, sample.outcome, sample.reason, cif=sample.cif)
+    structure = sample.crystal.to_structure()
+    shape = structural(structure, protocol)
+    charges = compositional(reduced_composition(sample.crystal.symbols), protocol)
+    return Attempt(
+        id=sample.id,
+        row=sample.row,
+        outcome=sample.outcome,
+        reason=sample.reason,
+        structural_valid=shape.valid,
+        compositional_valid=charges.valid,
+        invalid_because="; ".join(filter(None, (shape.reason, charges.reason))),
+        formula=structure.composition.reduced_formula,
+        chemical_system=structure.composition.chemical_system,
+        num_elements=len(set(sample.crystal.symbols)),
+        num_atoms=len(structure),
+        spacegroup=_spacegroup(structure) if symmetry and shape.valid else None,
+        **dict(zip("abc", map(float, sample.crystal.lengths), strict=True)),
+        **dict(zip(("alpha", "beta", "gamma"), map(float, sample.crystal.angles), strict=True)),
+        volume=float(structure.volume),
+        density=float(structure.density),
+        cif=sample.cif or sample.crystal.to_cif(),
+    )
+
+
+def _spacegroup(structure) -> int | None:
+    import spglib
+
+    cell = structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers
+    found = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
+    return None if found is None else int(found.number)
+
+
+def write_table(table: pd.DataFrame, provenance: Provenance, path: Path) -> None:
+    """Writes `structures.parquet`: the table, and its provenance as JSON in the file's metadata."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {**(arrow.schema.metadata or {}), _METADATA: json.dumps(asdict(provenance)).encode()}
+    pq.write_table(arrow.replace_schema_metadata(metadata), path)
+
+
+def read_table(path: str | Path) -> tuple[pd.DataFrame, Provenance]:
+    """What `write_table` wrote."""
+    arrow = pq.read_table(path)
+    return arrow.to_pandas(), Provenance(**json.loads(arrow.schema.metadata[_METADATA]))

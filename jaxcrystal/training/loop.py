@@ -1,0 +1,291 @@
+"""Training from a recipe to a model directory: `jaxcrystal train CONFIG`.
+
+    OUT/recipe.yaml        the recipe, as it was run
+    OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
+    OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
+
+A second start of the same recipe goes on where the last checkpoint was taken.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from jaxtyping import Int, PRNGKeyArray
+from tqdm import tqdm
+
+from jaxcrystal import hosts
+from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
+from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
+from jaxcrystal.model.kernels import count_weights
+from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.training import speed
+from jaxcrystal.training.checkpoint import Checkpoints, Place
+from jaxcrystal.training.identity import Identity, differing
+from jaxcrystal.training.interrupt import Interrupt
+from jaxcrystal.training.journal import Journal
+from jaxcrystal.training.packing import Feed
+from jaxcrystal.training.step import StepMetrics, Trainer, TrainState, make_optimizer
+from jaxcrystal.weights import saved
+
+#: Which crystals stand in each row of a batch, as `Feed.epoch` has it.
+Table = Int[np.ndarray, "rows slots"]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run ended."""
+
+    out: Path
+    steps: int
+    loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
+    validation_loss: float | None  #: after the last step; None likewise
+    stopped: signal.Signals | None = None  #: what asked the run to stop before its end; it is saved and can go on
+
+
+def train(recipe: Recipe) -> TrainReport:
+    """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
+    out = Path(recipe.out)
+    mesh = make_mesh(recipe.mesh)
+    shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
+    ShardingRules().check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
+    tokenizer, config, variables = _start(recipe, mesh)
+    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    with hosts.together():
+        feed, validation = (
+            Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
+            for path, seed in ((recipe.data.train, recipe.seed), (recipe.data.validation, 0))
+        )
+    if recipe.data.tokens_per_row > config.max_position_embeddings:
+        raise UserError(
+            f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "
+            f"{config.max_position_embeddings} (model.max_position_embeddings); take shorter rows or a longer context"
+        )
+    steps = math.ceil((recipe.epochs or 0) * len(feed.epoch(0))) if recipe.steps is None else recipe.steps
+    if steps < 1:
+        raise UserError("the recipe asks for no steps; set `steps` or `epochs`")
+    trainer = Trainer(
+        Llama(config, recipe.lora),
+        writer,
+        make_optimizer(recipe.optimizer, steps),
+        mesh,
+        recipe.data.tokens_per_row,
+        recipe.data.loss_block,
+        recipe.data.accumulate,
+    )
+    with hosts.together():
+        if hosts.is_first():
+            _check_same(out, recipe)
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+    with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
+        state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        with hosts.together():
+            if hosts.is_first():
+                _write_recipe(out, recipe)
+        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
+
+
+def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any]]:
+    """Tokenizer, model shape and first variables: of the base, or random."""
+    if recipe.base is None:
+        tokenizer = load_tokenizer(recipe.tokenizer)
+        config = replace(recipe.model, vocab_size=tokenizer.vocab_size)
+        return tokenizer, config, initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh)
+    base = saved.load_model(recipe.base, mesh)
+    if base.lora is not None:
+        raise UserError(f"base {recipe.base} is a run with adapters of its own; give the model that it was trained on")
+    if recipe.model.weights not in ("float", base.config.weights):
+        raise UserError(
+            f"model.weights is {recipe.model.weights!r}, but base {recipe.base} holds {base.config.weights} weights; "
+            f"make a base with `jaxcrystal convert --weights {recipe.model.weights}`"
+        )
+    config = computed_as(base.config, recipe.model)
+    variables = base.variables
+    if recipe.lora is not None:
+        variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
+    return load_tokenizer(base.tokenizer_path), config, variables
+
+
+def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
+    """The shape of a base, computed in the way that a recipe's `model` asks for."""
+    return replace(base, **{name: getattr(model, name) for name in ("dtype", *EXECUTION)})
+
+
+def _check_same(out: Path, recipe: Recipe) -> None:
+    """Raises UserError if the directory holds a run of another recipe."""
+    path = out / "recipe.yaml"
+    if not path.exists():
+        return
+    theirs = from_dict(Recipe, yaml.safe_load(path.read_text()), str(path))
+    if found := differing(theirs, to_dict(recipe)):
+        raise UserError(f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}")
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    """All at once: a run that is killed here leaves the recipe that was there, or none."""
+    path = out / "recipe.yaml"
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
+
+
+class _Run:
+    """The loop itself: steps, what is told of them, what is saved."""
+
+    def __init__(
+        self, recipe: Recipe, trainer: Trainer, feed: Feed, validation: Feed, checkpoints: Checkpoints, steps: int
+    ) -> None:
+        self.recipe, self.trainer, self.feed, self.validation = recipe, trainer, feed, validation
+        self.checkpoints, self.steps = checkpoints, steps
+        self.rows = batch_sharding(trainer.mesh)
+
+    def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
+        """From `state`, whose next batch is at `start`, to the last step, or until it is asked to stop."""
+        step = done = int(state.step)
+        out = Path(self.recipe.out)
+        self.journal = Journal(out / "metrics.jsonl", done, silent=not hosts.is_first())
+        for remark in remarks if hosts.is_first() else ():
+            tqdm.write(remark)
+            self.journal.tell("damaged", done, remark=remark)
+        train_step, eval_step = self._compile(state)
+        loss, validation_loss, window, best = None, None, [], self.checkpoints.best_loss()
+        since = time.perf_counter()
+        bar = tqdm(
+            total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not hosts.is_first()
+        )
+        with bar, Interrupt() as interrupt:
+            for step, key, crystals, place in self._batches(done, start):
+                state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
+                window.append((crystals, metrics))
+                stop = interrupt.after(step)
+                save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
+                # What is saved is validated first: the last update's loss is not known, and may be no number.
+                validate = step % self.recipe.validate_every == 0 or save
+                if step % self.recipe.log_every == 0 or validate:
+                    loss = self._log(step, place, window, since)
+                    since, window = time.perf_counter(), []
+                if validate:
+                    validation_loss = self._validate(step, eval_step, state, crystals)
+                    if save or validation_loss < best:
+                        self.checkpoints.save(self.trainer, state, place, validation_loss)
+                    best = min(best, validation_loss)
+                    since = time.perf_counter()
+                shown = {"loss": loss, "validation": validation_loss}
+                told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+                bar.set_postfix(told, refresh=False)
+                bar.update()
+                if stop:
+                    self.journal.tell("stopped", step, signal=interrupt.signal.name)
+                    break
+        stopped = interrupt.signal if step < self.steps else None
+        return TrainReport(out, step, loss, validation_loss, stopped)
+
+    def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Both steps; tells the journal how long the first took, and what speed will be measured against."""
+        started = time.perf_counter()
+        train_step = self.trainer.compile_train(state, self.feed.placed(self.feed.nothing().index, self.rows))
+        seconds = time.perf_counter() - started
+        eval_step = self.trainer.compile_eval(state, self.validation.placed(self.validation.nothing().index, self.rows))
+        device = jax.local_devices()[0]
+        peak, origin = speed.peak_flops(device)
+        self.peak = peak * self.trainer.mesh.size
+        variables = self.trainer.variables(state)
+        self.multiplied = speed.Multiplied.of(self.trainer.model.config, variables, self.trainer.collection)
+        self.journal.tell(
+            "start",
+            int(state.step),
+            steps=self.steps,
+            crystals=len(self.feed.examples.index),
+            compile_seconds=seconds,
+            mesh=dict(self.trainer.mesh.shape),
+            device=device.device_kind,
+            weights={name: count_weights(tree) for name, tree in variables.items()},
+            trained=self.trainer.collection,
+            attention=self.trainer.attention(self.feed.rows_per_batch),
+            mfu_formula=speed.FORMULA,
+            peak_flops=self.peak,
+            peak_from=origin,
+        )
+        return train_step, eval_step
+
+    def _batches(self, step: int, place: Place) -> Iterator[tuple[int, PRNGKeyArray, Table, Place]]:
+        """Number of the step, key, crystals of the batch, where the next one is; from `place` until all are done."""
+        epoch, batch = place.epoch, place.batch
+        while step < self.steps:
+            key, table = self.feed.key(epoch), self.feed.epoch(epoch)
+            while batch < len(table) and step < self.steps:
+                step, batch = step + 1, batch + 1
+                after = Place(epoch, batch) if batch < len(table) else Place(epoch + 1, 0)
+                yield step, key, table[batch - 1], after
+            epoch, batch = epoch + 1, 0
+
+    def _log(self, step: int, place: Place, window: list[tuple[Table, StepMetrics]], since: float) -> float:
+        """Tells of the steps since the last log; returns the last loss.
+
+        Raises UserError if a loss or gradient is no number, before such weights can be saved.
+        """
+        told = jax.device_get([metrics for _, metrics in window])
+        seconds = time.perf_counter() - since
+        for number, ((crystals, _), metrics) in enumerate(zip(window, told, strict=True), step - len(told) + 1):
+            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+                values = {"loss": float(metrics.loss), "norm of the gradient": float(metrics.grad_norm)}
+                self._give_up(f"at step {number}", number, values, crystals)
+        loss = float(told[-1].loss)
+        written, crystals = sum(int(m.written) for m in told), sum(int(m.crystals) for m in told)
+        flops = written * self.multiplied.flops_per_token(context=written / crystals)
+        self.journal.tell(
+            "train",
+            step,
+            epoch=place.epoch,
+            loss=loss,
+            losses=[float(m.loss) for m in told],
+            grad_norm=float(told[-1].grad_norm),
+            step_seconds=seconds / len(told),
+            tokens_per_second=written / seconds,
+            crystals_per_second=crystals / seconds,
+            mfu=flops / seconds / self.peak,
+            padding=1 - written / (len(told) * self.feed.rows_per_batch * self.feed.row_length),
+        )
+        return loss
+
+    def _give_up(self, when: str, step: int, values: dict[str, float], crystals: Table) -> None:
+        """Ends a run whose numbers are none, naming the crystals of the batch of `step`."""
+        names = self.feed.names(crystals)
+        self.journal.tell("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
+        what = " and ".join(f"the {name} is {value}" for name, value in values.items())
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise UserError(
+            f"{when} {what}, on the crystals {shown} (all of them in metrics.jsonl); the checkpoint before it is kept "
+            f"in {self.recipe.out}. A lower optimizer.learning_rate may help"
+        )
+
+    def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState, last: Table) -> float:
+        """Mean loss over the first rows of the validation set, always the same rows and draws.
+
+        Raises UserError if it is no number, naming `last`, the crystals of the step before.
+        """
+        batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
+        key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
+        told = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
+        tokens = sum(int(m.tokens) for m in told)
+        loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
+        if not math.isfinite(loss):
+            self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
+        self.journal.tell("validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in told))
+        return loss

@@ -1,0 +1,217 @@
+"""One step of training, as one compiled program: draw, write, forward, backward, update.
+
+    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ sum over micro-batches ──▶ AdamW ──▶ state
+
+What is trained is one collection of the model's variables: `lora` on a frozen `params`, or `params` themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec, Sharding
+from jaxtyping import Array, Float32, Int, PRNGKeyArray
+
+from jaxcrystal.config import OptimizerConfig
+from jaxcrystal.crystals.writer import Examples, Rows, Writer
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import replicated
+from jaxcrystal.model import attention_kernels
+from jaxcrystal.model.llama import Llama
+from jaxcrystal.training.loss import next_token_loss
+
+T = TypeVar("T")
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes in training, and the frozen weights beside it."""
+
+    step: Int[Array, ""]
+    trained: dict[str, Any]  #: the collection that is trained
+    frozen: dict[str, Any]  #: the other variables of the model, {"params": ...} or {}
+    optimizer: optax.OptState
+
+
+@struct.dataclass
+class StepMetrics:
+    """What one step tells."""
+
+    loss: Float32[Array, ""]  #: mean over counted tokens, nats
+    tokens: Int[Array, ""]  #: tokens that the loss counted
+    written: Int[Array, ""]  #: tokens that are not padding
+    crystals: Int[Array, ""]
+    grad_norm: Float32[Array, ""]  #: before clipping
+
+    def mean(self) -> StepMetrics:
+        """With the mean over tokens in the place of a loss that is still their sum."""
+        return self.replace(loss=self.loss / jnp.maximum(self.tokens, 1))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101), linear warm-up then cosine over `steps`, gradients clipped by global norm."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, max(steps - 1, 1)),
+        decay_steps=max(steps, 2),
+        end_value=config.learning_rate * config.final_fraction,
+    )
+    adamw = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """The compiled steps of one model, writer and optimizer on one mesh."""
+
+    model: Llama
+    writer: Writer
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    row_length: int
+    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
+    accumulate: int = 1  #: micro-batches of a batch
+
+    def __post_init__(self) -> None:
+        if self.collection == "params" and self.model.config.weights != "float":
+            raise UserError(
+                f"{self.model.config.weights} weights are frozen, only adapters on them can be trained: set lora.rank, "
+                "or train a float model"
+            )
+
+    @property
+    def collection(self) -> str:
+        """The variables that are trained."""
+        return "params" if self.model.lora is None else "lora"
+
+    def start(self, variables: dict[str, Any]) -> TrainState:
+        """The state before the first step; the optimizer's moments live where the variables do."""
+        wanted = self.abstract_start(variables)
+        optimizer = jax.jit(self.optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, wanted.optimizer))(
+            variables[self.collection]
+        )
+        step = jax.device_put(jnp.int32(0), wanted.step.sharding)
+        return TrainState(step, variables[self.collection], wanted.frozen, optimizer)
+
+    def abstract_start(self, variables: dict[str, Any]) -> TrainState:
+        """`start`, computing nothing: shapes and places of the step and the optimizer, beside the variables given.
+
+        Enough to compile for, as `variables` may be abstract too (jax.ShapeDtypeStruct with a sharding).
+        """
+        frozen = {name: value for name, value in variables.items() if name != self.collection}
+        trained = variables[self.collection]
+        whole = replicated(self.mesh)
+
+        def placed(x: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        optimizer = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda moment, weight: placed(moment, weight.sharding),
+            jax.eval_shape(self.optimizer.init, trained),
+            trained,
+            transform_non_params=lambda x: placed(x, whole),
+        )
+        return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), trained, frozen, optimizer)
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """The model's variables, as `Llama.apply` takes them."""
+        return {**state.frozen, self.collection: state.trained}
+
+    def attention(self, rows: int) -> str:
+        """What computes the attention of batches of `rows`, and why."""
+        with jax.set_mesh(self.mesh):
+            chosen = attention_kernels.choose(
+                self.model.config, rows // self.accumulate, self.row_length, self.model.rules
+            )
+        return ": ".join(chosen)
+
+    def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        """`step(state, examples, key) -> (state, metrics)` for these shapes and places; it consumes its state."""
+        placed = jax.tree.map(lambda x: x.sharding, state)
+        return self._compile(self._train_step, state, examples, (placed, replicated(self.mesh)), donate_argnums=0)
+
+    def compile_eval(self, state: TrainState, examples: Examples) -> Callable[..., StepMetrics]:
+        """`step(state, examples, key) -> metrics` for these shapes and places."""
+        return self._compile(self._eval_step, state, examples, replicated(self.mesh))
+
+    def _compile(self, step: Callable, state: TrainState, examples: Examples, out: Any, **options: Any) -> Callable:
+        def like(x: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+        key = jax.eval_shape(jax.random.key, 0)
+        jitted = jax.jit(step, out_shardings=out, **options)
+        with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
+            return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
+
+    def _rows(self, examples: Examples, key: PRNGKeyArray) -> Rows:
+        """Drawn and written, by each device for its own rows: they need nothing of another's."""
+
+        def own(examples: Examples, key: PRNGKeyArray) -> Rows:
+            return self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+
+        batch = self.model.rules.spec(("batch",))
+        return jax.shard_map(own, in_specs=(batch, PartitionSpec()), out_specs=batch, check_vma=False)(examples, key)
+
+    def _sums(
+        self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
+    ) -> tuple[Float32[Array, ""], StepMetrics]:
+        """The loss of some rows as a sum over its tokens, alone and among their counts."""
+        rows = self._rows(examples, key)
+        hidden, _ = self.model.apply(
+            variables,
+            rows.tokens,
+            rows.positions,
+            rows.segments,
+            deterministic=dropout is None,
+            rngs={} if dropout is None else {"dropout": dropout},
+            method="hidden",
+        )
+        head = self.model.apply(variables, method="head")
+        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.rules, self.model.config.vocab_size)
+        metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
+        return sums.nats, metrics
+
+    def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
+        """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""
+        n = self.accumulate
+
+        def divide(x: Array) -> Array:
+            x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+            return self.model.rules.constrain(x, None, "batch")
+
+        def add(total: T, numbered: tuple[Examples, Int[Array, ""]]) -> tuple[T, None]:
+            return jax.tree.map(jnp.add, total, compute(*numbered)), None
+
+        parts = jax.tree.map(divide, examples), jnp.arange(n)
+        first = jax.tree.map(lambda x: x[0], parts)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *first))
+        return jax.lax.scan(add, nothing, parts)[0]
+
+    def _train_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> tuple[TrainState, StepMetrics]:
+        dropout = jax.random.fold_in(jax.random.fold_in(key, 0xD809), state.step)
+
+        def gradient(rows: Examples, number: Int[Array, ""]) -> tuple[dict[str, Any], StepMetrics]:
+            def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
+                variables = {**state.frozen, self.collection: trained}
+                return self._sums(variables, rows, key, jax.random.fold_in(dropout, number))
+
+            return jax.grad(loss, has_aux=True)(state.trained)
+
+        grads, metrics = self._accumulated(gradient, examples)
+        grads = jax.tree.map(lambda x: x / jnp.maximum(metrics.tokens, 1), grads)
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        state = state.replace(step=state.step + 1, trained=trained, optimizer=optimizer)
+        return state, metrics.mean().replace(grad_norm=optax.global_norm(grads))
+
+    def _eval_step(self, state: TrainState, examples: Examples, key: PRNGKeyArray) -> StepMetrics:
+        variables = self.variables(state)
+        return self._accumulated(lambda rows, _: self._sums(variables, rows, key, None)[1], examples).mean()

@@ -1,0 +1,182 @@
+"""Models for others to load: PEFT's adapters, or a whole LLaMA in a directory of Hugging Face.
+
+    --format peft    adapter_model.safetensors, adapter_config.json
+    --format hf      model.safetensors, or model-0000i-of-0000n.safetensors with their index; config.json,
+                     generation_config.json; tokenizer.model, tokenizer_config.json
+                     adapters are merged into the weights; rows that only pad the vocabulary stay behind
+
+Files are written one at a time, and the host holds the tensors of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jaxcrystal.config import LoraConfig
+from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
+from jaxcrystal.errors import UserError
+from jaxcrystal.model.lora import merge
+from jaxcrystal.weights.checkpoint_map import to_hf, to_peft
+from jaxcrystal.weights.config_map import hf_config, peft_config
+from jaxcrystal.weights.saved import TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
+
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+VOCABULARY = ("embed_tokens/embedding", "lm_head/kernel")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    out: Path
+    files: int  #: of weights
+    tensors: int
+    bytes: int  #: of the tensors
+
+
+def export(
+    model_dir: str | Path,
+    out: str | Path,
+    format: Literal["peft", "hf"],
+    *,
+    shard_size: str = "5GB",
+    base_name: str | None = None,
+    pad_token: bool = True,
+    mesh: Mesh | None = None,
+) -> ExportReport:
+    """The model in `model_dir` as the directory `out`, all at once or not at all.
+
+    `shard_size` (such as 500MB) is how large one file of weights may become, unless one tensor alone is larger.
+    `base_name` is what PEFT is told to load below the adapters, by default the path of the base. Without `pad_token`,
+    a [PAD] that ends the vocabulary stays behind, row and piece.
+
+    Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
+    adapters on a base; for hf, if its weights are int8 or nf4.
+    """
+    model_dir, out, size = Path(model_dir), Path(out), parse_size(shard_size)
+    description = read_description(model_dir)
+    if format == "peft" and (description.lora is None or description.base is None):
+        raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
+    if format == "hf" and description.model.weights != "float":
+        raise UserError(
+            f"{model_dir} stores its weights as {description.model.weights}, which transformers does not read; export "
+            "its adapters with --format peft, or train them on a base converted with --weights float"
+        )
+    with written_whole(out) as partial:
+        model = load_model(model_dir, mesh)
+        if format == "peft":
+            return _export_peft(model, partial, out, base_name or str((model_dir / description.base).resolve()))
+        return _export_hf(model, partial, out, size, pad_token)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 500MB or 4.5GB. Raises UserError for what is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"the size {text!r} is not of the form 500MB or 5GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _export_peft(model: SavedModel, partial: Path, out: Path, base: str) -> ExportReport:
+    tensors = dict(to_peft(model.adapters, model.config.num_hidden_layers))
+    _save(partial / "adapter_model.safetensors", tensors)
+    _write_json(partial / "adapter_config.json", peft_config(model.lora, base))
+    return ExportReport(out, 1, len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool) -> ExportReport:
+    pieces, rows = model.tokenizer_path.read_bytes(), model.config.vocab_size
+    kept = pieces if pad_token else without_pad(pieces)
+    if kept != pieces and load_tokenizer(model.tokenizer_path).vocab_size == rows:
+        rows -= 1  # the last row is [PAD]'s
+    (partial / TOKENIZER_FILE).write_bytes(kept)
+    special = load_tokenizer(partial / TOKENIZER_FILE).special
+    config = replace(model.config, vocab_size=rows, vocab_multiple=1)
+
+    with jax.default_matmul_precision("highest"):  # or an accelerator merges adapters in bfloat16
+        home, total = _save_split(partial, _merged(model, rows), limit)
+    files = sorted(set(home.values()))
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": home}
+        _write_json(partial / "model.safetensors.index.json", index)
+    ids = {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
+    dtype = model.params["embed_tokens"]["embedding"].dtype.name
+    _write_json(partial / "config.json", hf_config(config, dtype, ids))
+    _write_json(partial / "generation_config.json", ids)
+    tokens = {f"{name}_token": piece for name, (piece, _) in special.items()}
+    adds = {"add_bos_token": True, "add_eos_token": False, "legacy": False}
+    _write_json(partial / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", **adds, **tokens})
+    return ExportReport(out, len(files), len(home), total)
+
+
+def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of the model without adapters that computes the same, its vocabulary cut to `rows`."""
+    params, adapters = (flatten_dict(tree or {}, sep="/") for tree in (model.params, model.adapters))
+    for path, value in params.items():
+        module = path.rpartition("/")[0]
+        if f"{module}/a" in adapters:
+            value = _Adapted(value, adapters[f"{module}/a"], adapters[f"{module}/b"], model.lora)
+        elif path in VOCABULARY:
+            value = value[:rows] if path.endswith("embedding") else value[:, :rows]
+        yield from to_hf({path: value}, model.config.num_hidden_layers)
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """The kernels of all layers with their adapters merged, each when it is asked for."""
+
+    kernel: jax.Array
+    a: jax.Array
+    b: jax.Array
+    lora: LoraConfig
+
+    def __getitem__(self, i: int) -> jax.Array:
+        return merge({"kernel": self.kernel[i]}, {"a": self.a[i], "b": self.b[i]}, self.lora)["kernel"]
+
+
+def _save_split(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> tuple[dict[str, str], int]:
+    """Saves `tensors` in files of at most `limit` bytes; returns the file of each, and the bytes of all."""
+    files: list[list[str]] = []
+    waiting: dict[str, np.ndarray] = {}
+    total = 0
+
+    def save() -> None:
+        files.append(list(waiting))
+        _save(directory / f"{len(files)}.partial", waiting)
+        waiting.clear()
+
+    for name, tensor in tensors:
+        if waiting and sum(x.nbytes for x in waiting.values()) + tensor.nbytes > limit:
+            save()
+        waiting[name] = tensor
+        total += tensor.nbytes
+    save()
+    home = {}
+    for i, names in enumerate(files, 1):
+        file = "model.safetensors" if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
+        (directory / f"{i}.partial").replace(directory / file)
+        home |= dict.fromkeys(names, file)
+    return home, total
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"{path.name}: {error}") from None
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")

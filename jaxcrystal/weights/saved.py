@@ -1,0 +1,288 @@
+"""A model directory: the same for a converted checkpoint and for a training run.
+
+    DIR/model.json           {"model": LlamaConfig, "lora": LoraConfig | null, "text": TextFormat, "base": path | null}
+    DIR/tokenizer.model      SentencePiece
+    DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
+
+`base` is the model directory whose parameters the adapters belong to, as a path relative to DIR, so that the two can
+be moved together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxcrystal.config import EXECUTION, LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
+from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.model.quantize import quantizer
+from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
+
+MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `model.json` holds."""
+
+    model: LlamaConfig
+    lora: LoraConfig | None
+    text: TextFormat
+    base: str | None  #: relative to the directory of the file
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model as it was read from its directory, its arrays on the devices."""
+
+    config: LlamaConfig
+    lora: LoraConfig | None
+    text: TextFormat
+    params: dict[str, Any]
+    adapters: dict[str, Any] | None  #: None exactly if `lora` is
+    tokenizer_path: Path
+    step: int  #: the optimizer step after which the weights were saved; 0 as converted
+
+    @property
+    def module(self) -> Llama:
+        """The module that runs the variables."""
+        return Llama(self.config, self.lora)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `module.apply` takes first."""
+        return {"params": self.params} | ({} if self.adapters is None else {"lora": self.adapters})
+
+
+def describe(
+    directory: str | Path,
+    config: LlamaConfig,
+    lora: LoraConfig | None,
+    text: TextFormat,
+    tokenizer_path: str | Path,
+    base: str | Path | None = None,
+) -> None:
+    """Writes `model.json` and copies the tokenizer; checkpoints are for the caller to add.
+
+    A directory that is already so described is left as it is, whatever it says of how the model is computed. Raises
+    UserError for one that describes another model, that holds something else, or that cannot be written.
+    """
+    directory = Path(directory)
+    base = None if base is None else os.path.relpath(Path(base).resolve(), directory.resolve())
+    description = Description(config, lora, text, base)
+    target = directory / MODEL_FILE
+    if target.exists():
+        found = read_description(directory)
+        same_way = replace(found.model, **{name: getattr(config, name) for name in EXECUTION})
+        theirs, ours = to_dict(replace(found, model=same_way)), to_dict(description)
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            what = "; ".join(f"{key} is {theirs[key]} there, {ours[key]} here" for key in differing)
+            raise UserError(f"{directory} already holds another model ({what}); choose another directory")
+        return
+    partial = directory / f"{MODEL_FILE}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if foreign := {path.name for path in directory.iterdir()} - {partial.name, TOKENIZER_FILE}:
+            raise UserError(f"{directory} holds {min(foreign)!r} and no {MODEL_FILE}; choose another directory")
+        shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
+        partial.write_text(json.dumps(to_dict(description), indent=2) + "\n")
+        partial.replace(target)  # last and at once: a directory with a model.json is complete
+    except OSError as error:
+        raise UserError(f"cannot write the model directory {directory}: {error.strerror} ({error.filename})") from None
+
+
+def read_description(directory: str | Path) -> Description:
+    """`model.json`. Raises UserError if the directory is no model directory."""
+    path = Path(directory) / MODEL_FILE
+    try:
+        return from_dict(Description, json.loads(path.read_text()), str(path))
+    except OSError as error:
+        raise UserError(
+            f"{directory} is not a model directory: {path.name}: {error.strerror}; "
+            "`jaxcrystal convert` and `jaxcrystal train` make one"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
+    """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
+
+    Raises UserError for a directory that is not one, for one without a checkpoint, and for weights that do not fit.
+    """
+    directory = Path(directory)
+    description = read_description(directory)
+    tokenizer = directory / TOKENIZER_FILE
+    if not tokenizer.exists():
+        raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
+    mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
+    wanted = abstract_variables(Llama(description.model, description.lora), mesh)
+    if description.base is None:
+        step, weights = _restore(directory, wanted)
+    else:
+        step, weights = _restore(directory, {"lora": wanted["lora"]})
+        weights["params"] = _base_params(directory, description, wanted["params"])
+    return SavedModel(
+        config=description.model,
+        lora=description.lora,
+        text=description.text,
+        params=weights["params"],
+        adapters=weights.get("lora"),
+        tokenizer_path=tokenizer,
+        step=step,
+    )
+
+
+def _base_params(directory: Path, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
+    base = (directory / description.base).resolve()
+    try:
+        _, weights = _restore(base, {"params": wanted})
+    except UserError as error:
+        raise UserError(f"the base of {directory}: {error}") from None
+    return weights["params"]
+
+
+def _restore(directory: Path, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved."""
+    checkpoints = (directory / CHECKPOINTS).resolve()
+    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
+    if not steps:
+        raise UserError(f"{checkpoints} holds no checkpoint; `jaxcrystal convert` and `jaxcrystal train` write them")
+    path = checkpoints / str(max(steps)) / "weights"
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        saved = flatten_dict(handler.metadata(path).tree, sep="/")
+        places = flatten_dict(wanted, sep="/")
+        _check_fit(path, saved, places)
+        target = {
+            name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+            for name, leaf in places.items()
+        }
+        return max(steps), handler.restore(path, args=ocp.args.StandardRestore(unflatten_dict(target, sep="/")))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read the checkpoint {path}: {reason}; remove it to use the one before") from error
+    finally:
+        handler.close()
+
+
+def _check_fit(path: Path, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    problems = []
+    for name in sorted(saved.keys() | wanted.keys()):
+        found = list(saved[name].shape) if name in saved else "nothing"
+        expected = list(wanted[name].shape) if name in wanted else "nothing"
+        if found != expected:
+            problems.append(f"{name}: expected {expected}, found {found}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise UserError(f"the checkpoint {path} does not fit the model that {MODEL_FILE} describes:\n  {listed}")
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A directory to write to, beside `out`, that becomes `out` when all went well and vanishes when not.
+
+    Raises UserError if `out` is there and not empty, and for what the disk refuses.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_weights(directory: Path, weights: dict[str, Any]) -> None:
+    """`weights` as the checkpoint of step 0. Raises OSError for what the disk refuses."""
+    try:
+        with ocp.CheckpointManager((directory / CHECKPOINTS).resolve()) as manager:
+            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))
+    except ValueError as error:  # what Orbax makes of a full disk
+        raise OSError(" ".join(str(error).split())) from None
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    weights: Weights = "float",
+    *,
+    base: str | Path | None = None,
+    pad_token: bool = True,
+    vocab_multiple: int = 128,
+) -> LlamaConfig:
+    """LLaMA weights of Hugging Face or Meta, or PEFT's adapters, as the model directory `out`: all at once or not.
+
+    `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says, each as soon
+    as it is loaded. `pad_token` gives a vocabulary without padding a piece [PAD]
+    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is. Embedding
+    and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model directory `base`; their
+    vocabulary is its.
+
+    Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
+    """
+    source, out = Path(source), Path(out)
+    mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
+    with written_whole(out) as partial:
+        if (source / "adapter_config.json").exists():
+            if dtype is not None:
+                raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")
+            if weights != "float":
+                raise UserError(f"{source} holds adapters; convert their base with weights {weights!r}, not them")
+            return _convert_adapters(source, base, partial, mesh)
+        if base is not None:
+            raise UserError(f"{source} holds no adapter_config.json: without adapters there is no use for a base")
+        tokenizer = source / TOKENIZER_FILE
+        if not tokenizer.exists():
+            raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
+        checkpoint = open_checkpoint(source)
+        rows, pieces = checkpoint.config.vocab_size, load_tokenizer(tokenizer).vocab_size
+        if pieces > rows:
+            raise UserError(
+                f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's"
+            )
+        model = tokenizer.read_bytes()
+        padded = with_pad(model) if pad_token else model
+        checkpoint = checkpoint.with_vocabulary(pad=padded != model and pieces == rows, multiple=vocab_multiple)
+        config = replace(checkpoint.config, weights=weights)
+        describe(partial, config, None, TextFormat(), tokenizer)
+        (partial / TOKENIZER_FILE).write_bytes(padded)
+        store = quantizer(config, mesh)
+        params = {path: store(path, parameter) for path, parameter in checkpoint.load(mesh, dtype)}
+        save_weights(partial, {"params": unflatten_dict(params, sep="/")})
+    return config
+
+
+def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh: Mesh) -> LlamaConfig:
+    if base is None:
+        raise UserError(f"{source} holds adapters; name the model directory that they belong to: --base DIR")
+    description = read_description(base)
+    if description.lora is not None:
+        raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
+    checkpoint = open_adapters(source, description.model)
+    tokenizer = Path(base) / TOKENIZER_FILE
+    describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
+    save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
+    return description.model

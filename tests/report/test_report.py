@@ -1,0 +1,256 @@
+"""The page: self-contained, complete, and safe whatever a sample is called."""
+
+import base64
+import hashlib
+import json
+import re
+import struct
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.evaluation.likeness.uniqueness import group_ids
+from jaxcrystal.evaluation.metrics import metrics_from_table
+from jaxcrystal.evaluation.protocols import PROTOCOLS
+from jaxcrystal.evaluation.table import Provenance, describe
+from jaxcrystal.reader.samples import read
+from jaxcrystal.report import packed, plots, report
+from jaxcrystal.report.drawing import draw
+
+SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+CAESIUM = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+HELIUM = Structure(Lattice.cubic(4.12), ["He", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+CLOSE = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "samples.csv"
+    cifs = [str(CifWriter(s)) for s in (SALT, CAESIUM, HELIUM, CLOSE, SALT)] + ["broken", "broken too"]
+    pd.DataFrame({"cif": cifs, "material_id": [HOSTILE, *"bcdefg"]}).to_csv(path, index=False)
+    samples = read(path).samples
+    table = describe(samples, PROTOCOLS["cdvae"])
+    sound = [s.crystal if ok else None for s, ok in zip(samples, table["structural_valid"], strict=True)]
+    table["group"] = pd.array(group_ids(sound), dtype="Int64")
+    table["unique"] = (table["group"].notna() & ~table["group"].duplicated()).astype(bool)
+    return table
+
+
+def placed(table):
+    return table.assign(
+        relaxation=["converged", "diverged", "converged", "invalid", "converged", "no_crystal", "no_crystal"],
+        relaxation_reason=["", "energy is not finite", "", "", "", "", ""],
+        converged=[True, False, True, False, True, False, False],
+        energy_per_atom=[-3.0, np.nan, -2.0, np.nan, -3.0, np.nan, np.nan],
+        e_above_hull=[-0.01, np.nan, 0.5, np.nan, 0.05, np.nan, np.nan],
+        rmsd=[0.1, np.nan, 0.2, np.nan, 0.1, np.nan, np.nan],
+        relaxed_cif=table["cif"],
+    )
+
+
+def page(folder, table, **options):
+    metrics = metrics_from_table(table, Provenance("cdvae", {"jaxcrystal": "0"}, "a potential", "a hull"))
+    report.write(folder / "report.html", table, metrics, title=HOSTILE, **options)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.scripts, self.inside = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.inside = tag == "script"
+        if self.inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[-1] += data
+
+
+def data_of(text):
+    """What the page's scripts read."""
+    return json.loads(Tags(text).scripts[0])
+
+
+def unpacked(data, number):
+    """Lengths and angles, atomic numbers and coordinates of a packed crystal, read as packed.py describes it."""
+    raw, at = base64.b64decode(data["structures"]), 0
+    for k in range(number + 1):
+        (n,) = struct.unpack_from("<H", raw, at)
+        if k < number:
+            at += 26 + 7 * n
+    cell = struct.unpack_from("<6f", raw, at + 2)
+    species = struct.unpack_from(f"<{n}B", raw, at + 26)
+    coords = np.array(struct.unpack_from(f"<{3 * n}H", raw, at + 26 + n)).reshape(n, 3) / 65536
+    return np.array(cell), species, coords
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path, table):
+    text = page(tmp_path, placed(table), reference=table)
+    assert "{{" not in text
+    tags = Tags(text).found
+    assert not [tag for tag, attrs in tags if tag in ("link", "img", "iframe") or "src" in attrs or "href" in attrs]
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert "alert(1)</script>" not in text
+    data, script = Tags(text).scripts
+    assert json.loads(data)["rows"][0][0] == HOSTILE
+    (policy,) = [attrs["content"] for _, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
+    identifiers = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_funnel_counts_what_passed_every_step(table):
+    assert report.funnel(table) == [("attempts", 7), ("parsed", 5), ("valid", 3), ("unique", 2)]
+    steps = dict(report.funnel(placed(table).assign(novel=True)))
+    assert steps["relaxed"] == 1 and steps["metastable"] == 1 and steps["stable"] == 1
+
+
+def test_each_attempt_has_a_row_with_its_fate(tmp_path, table):
+    def words(text):
+        rows = data_of(text)["rows"]
+        return [row[0] for row in rows], [row[2] for row in rows], [row[-1] for row in rows]
+
+    ids, fates, _ = words(page(tmp_path, table))
+    assert ids == [HOSTILE, *"bcdefg"]
+    assert fates == ["valid", "valid", "unbalanced", "invalid", "duplicate", "cif_error", "cif_error"]
+    _, fates, why = words(page(tmp_path, placed(table)))
+    assert fates == ["stable", "diverged", "unstable", "invalid", "metastable", "cif_error", "cif_error"]
+    assert why[1] == "energy is not finite" and why[2] == "smact14 has no oxidation state of He"
+    assert why[3] == "Cs and Cl are 0.21 Å apart, below 0.50" and why[4] == "same as group 0"
+
+
+def test_a_crystal_is_packed_to_a_ten_thousandth_of_its_cell():
+    for structure in (SALT, CAESIUM, CLOSE):
+        crystal = Crystal.from_structure(structure)
+        cell, species, coords = unpacked({"structures": packed.pack([Crystal.from_structure(HELIUM), crystal])}, 1)
+        assert cell == pytest.approx([*crystal.lengths, *crystal.angles], rel=1e-6)
+        assert list(species) == list(crystal.species)
+        assert np.abs(coords - crystal.frac_coords).max() <= 0.5 / 65536
+        assert len(packed.pack([crystal])) == 4 * -(-packed.size(crystal) // 3)
+    nearly_one = Crystal([4, 4, 4], [90, 90, 90], [1], [[1 - 2**-20, 0, 0]])
+    assert unpacked({"structures": packed.pack([nearly_one])}, 0)[2][0, 0] == 0
+
+
+def test_crystals_are_there_as_sampled_as_relaxed_and_beside_their_nearest_training_crystal(tmp_path, table):
+    known = table.assign(
+        known_as=["mp-1", None, None, None, "mp-1", None, None],
+        train_nearest=["mp-2", "mp-2", "mp-3", "mp-2", None, None, None],
+        train_structure_distance=[0.0, 0.25, np.nan, 1.0, 0.0, np.nan, np.nan],
+        train_composition_distance=[0.0, 3.0, 1.0, 1.0, 0.0, np.nan, np.nan],
+    )
+    samples = [SimpleNamespace(id=i, crystal=Crystal.from_structure(s)) for i, s in (("mp-1", SALT), ("mp-2", HELIUM))]
+    training = report.training_crystals(
+        known, SimpleNamespace(samples=[*samples, SimpleNamespace(id="x", crystal=None)])
+    )
+    assert set(training) == {"mp-1", "mp-2"}
+    data = data_of(page(tmp_path, placed(known), training=training))
+    assert data["trained"]
+    assert data["neighbours"][:3] == [["mp-1", True, 0.0, 0.0], ["mp-2", False, 0.25, 3.0], ["mp-3", False, None, 1.0]]
+    assert data["neighbours"][4:] == [["mp-1", True, 0.0, 0.0], None, None]
+    sampled, relaxed, near = data["views"][1]
+    assert unpacked(data, sampled)[1] == unpacked(data, relaxed)[1] == (55, 17)
+    assert unpacked(data, near)[1] == (2, 17)
+    assert data["views"][0][2] == data["views"][4][2]  # one training crystal is there once
+    assert data["views"][2][2] == -1 and data["views"][5] == [-1, -1, -1]
+    assert {symbol for symbol, *_ in data["elements"].values()} == {"Na", "Cl", "Cs", "He"}
+    assert data["elements"]["11"][1] == "#ab5cf2"  # Jmol's sodium
+    alone = data_of(page(tmp_path, table))
+    assert not alone["trained"] and alone["neighbours"] == [None] * 7
+
+
+def test_a_page_that_is_full_says_how_many_crystals_it_left_out(tmp_path, table, monkeypatch):
+    assert "not drawn" not in page(tmp_path, table)
+    monkeypatch.setattr(report, "MOST_BYTES", packed.size(Crystal.from_structure(SALT)))
+    text = page(tmp_path, table)
+    assert "4 crystals are too many for this page and not drawn" in text
+    assert [views[0] for views in data_of(text)["views"]] == [0, -1, -1, -1, -1, -1, -1]
+
+
+def test_every_number_is_written_with_its_interval(tmp_path, table):
+    metrics = {
+        "protocol": "cdvae",
+        "counts": {"attempts": 7},
+        "coverage": {"recall": 0.5, "recall_of_all": 0.25, "cutoffs": "mp_20"},
+        "distribution": {"density_wasserstein": 0.1234},
+        "own": {"figure": 2.5},
+        "confidence_95": {"coverage.recall": [0.4, 0.6], "coverage.recall_of_all": [0.2, 0.3]},
+        "versions": {},
+    }
+    report.write(tmp_path / "report.html", table, metrics, title="x")
+    text = re.sub(r"<svg.*?</svg>", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    words = re.sub(
+        r"\s+", " ", re.sub(r"<[^>]*>", " ", text.partition("All numbers")[2].partition("Distributions</h2>")[0])
+    )
+    assert "50.0 % 40.0 to 60.0 %" in words
+    assert "Coverage recall, of all nothing is left out 25.0 % 20.0 to 30.0 %" in words
+    assert "0.123 g/cm³ no interval" in words and "own.figure 2.500" in words
+
+
+def test_a_file_name_that_is_no_text_does_not_stop_the_page(tmp_path, table):
+    metrics = metrics_from_table(table, Provenance("cdvae", {}))
+    report.write(tmp_path / "report.html", table, metrics, title="a\udcff.csv")
+    assert "<h1>a?.csv</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_set_without_a_single_crystal_still_has_a_page(tmp_path, table):
+    text = page(tmp_path, table.iloc[5:].reset_index(drop=True))
+    assert "No attempt got far enough to be drawn." in text and "cif_error" in text
+
+
+def test_the_reference_is_drawn_only_when_given(tmp_path, table):
+    assert 'class="reference"' not in page(tmp_path, table)
+    assert 'class="reference"' in page(tmp_path, table, reference=table)
+
+
+def test_a_histogram_shows_every_value():
+    values = np.concatenate([np.random.default_rng(0).normal(size=990), [1e3] * 10])
+    heights = [float(h) for h in re.findall(r'class="bar".*?height="([\d.]+)"', plots.histogram(values, label="x"))]
+    counts = np.array(heights) / sum(heights) * len(values)
+    assert counts[-1] >= 9  # what lies far beyond the axis is in the last bin
+    assert "<rect" in plots.histogram(np.array([2.0, 2.0]), label="all equal")
+
+
+def test_elements_stand_where_the_periodic_table_has_them():
+    places = {s: plots._place(z) for z, s in enumerate(plots.ELEMENTS) if z}
+    expected = {"H": (0, 0), "He": (17, 0), "Li": (0, 1), "B": (12, 1), "Ca": (1, 3), "Sc": (2, 3), "Zn": (11, 3)}
+    expected |= {"Kr": (17, 3), "La": (2, 7), "Yb": (15, 7), "Lu": (2, 5), "Hf": (3, 5), "Rn": (17, 5), "U": (5, 8)}
+    expected |= {"Lr": (2, 6), "Rf": (3, 6), "Og": (17, 6)}
+    assert {symbol: places[symbol] for symbol in expected} == expected
+    assert len(set(places.values())) == 118
+    assert "Og: 2 crystals" in plots.periodic_table({"Og": 2}, "elements")
+
+
+def test_a_drawing_repeats_atoms_on_the_borders():
+    picture = draw(CAESIUM, prefix="p")
+    assert picture.count("<circle") == 9  # eight corners and the middle
+    assert picture.count('class="edge"') == 12
+    assert picture.count('class="bond"') == 16  # eight neighbours, two halves each
+    assert picture.count("url(#p-55)") == 8 and picture.count("url(#p-17)") == 1
+
+
+def test_status_prefers_the_first_failure():
+    row = SimpleNamespace(outcome="truncated", reason="the sampler reported truncated")
+    assert report.status(row) == ("truncated", "the sampler reported truncated")
+
+
+def test_a_potential_without_a_hull_and_a_failed_relaxation_still_draw(tmp_path, table):
+    relaxed = placed(table).drop(columns="e_above_hull")
+    relaxed["relaxed_cif"] = [None, np.nan, *relaxed["relaxed_cif"][2:]]
+    data = data_of(page(tmp_path, relaxed))
+    assert data["views"][0][1] == -1 and data["views"][1][1] == -1 and data["views"][2][1] >= 0
