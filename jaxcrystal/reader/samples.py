@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Sample:
     reason: str  #: empty when the outcome is `ok`
     crystal: Crystal | None
     cif: str  #: as the source has it; empty when the source holds none
+    labels: Mapping[str, Any] = field(default_factory=dict)  #: what the source says of it beside its structure
+    notes: tuple[str, ...] = ()  #: what was changed, or was stated and is not used, in words that many rows share
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class SampleSet:
     path: Path
     sha256: str  #: of the file's bytes; for a folder, of its CIF files' names and bytes
     samples: tuple[Sample, ...]
+    has_ids: bool = False  #: whether the source names its rows (a column, an index, names of files), or we number them
 
 
 def read(path: str | Path, *, workers: Workers | None = None, limit: int | None = None) -> SampleSet:
@@ -74,7 +77,8 @@ def read(path: str | Path, *, workers: Workers | None = None, limit: int | None 
         raise UserError(f"{path} holds no crystals; expected at least one row, frame or *.cif file")
     records = records[:limit]
     samples = each(_sample, records, workers, label=f"reading {path.name}", lost=_lost)
-    return SampleSet(path, _sha256(path), tuple(samples))
+    numbered = all(sample.id == str(sample.row) for sample in samples)
+    return SampleSet(path, _sha256(path), tuple(samples), has_ids=not numbered)
 
 
 @dataclass(frozen=True)
