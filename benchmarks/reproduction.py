@@ -18,7 +18,7 @@ from jaxcrystal.evaluation.coverage import DRAW_SEED, coverage, distribution, dr
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, fingerprints
 from jaxcrystal.evaluation.protocols import PROTOCOLS, coverage_cutoffs
 from jaxcrystal.evaluation.table import describe
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.workers import Workers
 
 DRAWS = 200

@@ -26,7 +26,8 @@ from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe, write_table
-from jaxcrystal.reader.samples import SampleSet, read
+from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.rows import Rows
 from jaxcrystal.report import report
 from jaxcrystal.workers import Workers
 
@@ -178,7 +179,7 @@ def summary(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known: SampleSet) -> pd.DataFrame:
+def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known: Rows) -> pd.DataFrame:
     """Adds `novel`, which only a sound crystal can be, and `known_as`, the training crystal that a sample matches."""
     found = matches(crystals, [sample.crystal for sample in known.samples])
     return table.assign(
@@ -188,7 +189,7 @@ def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known
 
 
 def _with_truth(
-    table: pd.DataFrame, samples: SampleSet, true: SampleSet, protocol: Protocol, workers: Workers | None
+    table: pd.DataFrame, samples: Rows, true: Rows, protocol: Protocol, workers: Workers | None
 ) -> pd.DataFrame:
     """Adds `truth_displacement` or why there is none, and `truth_valid`.
 
@@ -207,7 +208,7 @@ def _with_truth(
 
 
 def _known_fingerprints(
-    known: SampleSet, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
+    known: Rows, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
 ) -> Fingerprints:
     """Fingerprints of crystals to compare with, stored for the next time; `table` is what `describe` says of them."""
     found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
@@ -242,7 +243,7 @@ def _programs() -> dict[str, str]:
     return packages | {"python": platform.python_version()}
 
 
-def _fingerprint(samples: SampleSet) -> str:
+def _fingerprint(samples: Rows) -> str:
     return f"{samples.path.name} sha256:{samples.sha256}"
 
 

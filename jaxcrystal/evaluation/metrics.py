@@ -18,7 +18,7 @@ from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percenti
 from jaxcrystal.evaluation.prediction import prediction
 from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance
-from jaxcrystal.reader.samples import PARSED
+from jaxcrystal.reader.rows import PARSED
 
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from jaxcrystal.crystals.crystal import reduced_composition
 from jaxcrystal.evaluation.protocols import Protocol
 from jaxcrystal.evaluation.validity import compositional, structural
-from jaxcrystal.reader.samples import Sample
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.workers import Lost, Workers, each
 
 #: Å, spglib's tolerance: generated coordinates often have two decimals, so symmetry is exact only to about this much.
@@ -70,7 +70,7 @@ class Provenance:
 
 
 def describe(
-    samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
+    samples: Sequence[Row], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
 ) -> pd.DataFrame:
     """The columns of `Attempt`; without `symmetry` space groups, the slowest part of it, stay unknown."""
     one = partial(_describe, protocol=protocol, symmetry=symmetry)
@@ -81,11 +81,11 @@ def describe(
     return table.astype(whole | measures)
 
 
-def _lost(sample: Sample, why: Lost) -> Attempt:
+def _lost(sample: Row, why: Lost) -> Attempt:
     return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
 
 
-def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:
+def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
     if sample.crystal is None:
         return Attempt(sample.id, sample.row, sample.outcome, sample.reason, cif=sample.cif)
     structure = sample.crystal.to_structure()

@@ -1,7 +1,7 @@
 """What a hull can be built from, and `jaxcrystal hull build`, which writes it to one file.
 
 - `mp:Li-Fe-O`: the Materials Project's entries of a chemical system and of its subsystems, through `mp-api`
-- JSON: pymatgen's computed entries, in the shapes that `pymatgen_json.py` lists, or a phase diagram of them
+- JSON: pymatgen's computed entries, in the shapes that `json_documents.py` lists, or a phase diagram of them
 - a pickled phase diagram, as matbench-discovery publishes it
 - a table of formation energies, with the elements' reference entries
 - with a potential: any crystals that `samples.read` reads, which the potential labels
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
-from jaxcrystal.reader.pymatgen_json import is_json, items
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.sources import is_json, json_items
 from jaxcrystal.relaxation.batch import RelaxationSettings
 from jaxcrystal.relaxation.potentials import Potential, load_potential
 from jaxcrystal.workers import Workers
@@ -241,7 +241,7 @@ def entries_of_json(path: Path) -> list[Any]:
     from pymatgen.entries.computed_entries import ComputedEntry
 
     entries = []
-    for name, item in items(path):
+    for number, (name, item) in enumerate(json_items(path)):
         try:
             inside = _entry_of(item)
             if not math.isfinite(inside["energy"]):
@@ -252,7 +252,7 @@ def entries_of_json(path: Path) -> list[Any]:
         except Exception as error:  # a stranger's file can break the reading in any way
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{path}, {name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
+                f"{path}, {number if name is None else name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
             ) from None
     return entries
 

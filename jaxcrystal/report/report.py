@@ -27,7 +27,8 @@ from jaxtyping import Float
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.table import SYMPREC
-from jaxcrystal.reader.samples import PARSED, SampleSet, crystal_from_cif
+from jaxcrystal.reader.reading import crystal_from_cif
+from jaxcrystal.reader.rows import PARSED, Rows
 from jaxcrystal.report import packed, plots
 from jaxcrystal.report.drawing import colour, draw
 from jaxcrystal.report.quantities import SECTIONS, Measured, measured
@@ -102,7 +103,7 @@ def nearest_training(table: pd.DataFrame) -> list[str | None]:
     return found
 
 
-def training_crystals(table: pd.DataFrame, known: SampleSet) -> dict[str, Crystal]:
+def training_crystals(table: pd.DataFrame, known: Rows) -> dict[str, Crystal]:
     """Those crystals of the training set that `write` can draw beside an attempt of the table."""
     wanted = set(nearest_training(table))
     return {s.id: s.crystal for s in known.samples if s.id in wanted and s.crystal is not None}

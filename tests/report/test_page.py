@@ -16,7 +16,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.report import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

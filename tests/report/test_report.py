@@ -19,7 +19,7 @@ from jaxcrystal.evaluation.likeness.uniqueness import group_ids
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.report import packed, plots, report
 from jaxcrystal.report.drawing import draw
 
