@@ -251,8 +251,9 @@ def entries_of_json(path: Path) -> list[Any]:
             entries.append(kind.from_dict({"correction": 0.0, **inside} if kind is not PDEntry else inside))
         except Exception as error:  # a stranger's file can break the reading in any way
             reason = " ".join(str(error).split())[:200]
+            item_name = number if name is None else name
             raise UserError(
-                f"{path}, {number if name is None else name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
+                f"{path}, {item_name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
             ) from None
     return entries
 

@@ -44,16 +44,20 @@ def read(source: Any, *, workers: Workers | None = None, limit: int | None = Non
 def interpret(record: Record) -> Row:
     """What a record means."""
     cif = record.content if record.form in ("cif", "none") and isinstance(record.content, str) else ""
+
+    def refused(outcome: str, reason: str) -> Row:
+        return Row(record.id, record.row, outcome, reason, None, cif, record.labels, record.notes)
+
     if record.form == "none":
-        return Row(record.id, record.row, str(record.outcome), record.reason, None, cif, record.labels, record.notes)
+        return refused(str(record.outcome), record.reason)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen's and ASE's; what matters of them is an outcome or a note
             found, stated = _found(record)
-    except Refused as refused:
-        return Row(record.id, record.row, refused.outcome, refused.reason, None, cif, record.labels, record.notes)
+    except Refused as why:
+        return refused(why.outcome, why.reason)
     except Exception as error:  # what a stranger's file does to a parser costs this row, and is counted
-        return Row(record.id, record.row, _BROKEN[record.form].value, one_line(error), None, cif, record.labels, record.notes)
+        return refused(_BROKEN[record.form].value, one_line(error))
     labels = {name: stated[name] for name in ATTRIBUTES if stated.get(name) is not None} | dict(record.labels)
     return Row(record.id, record.row, Outcome.OK.value, "", found.crystal, cif, labels, (*record.notes, *found.notes))
 

@@ -257,7 +257,8 @@ def _table(
     plain = [str(name).strip() for name in header]
     twice = [name for name, n in Counter(name.lower() for name in plain if name).items() if n > 1]
     if twice:
-        raise UserError(f"{path} has {[n.lower() for n in plain].count(twice[0])} columns {twice[0]!r}; rename or remove all but one")
+        count = [name.lower() for name in plain].count(twice[0])
+        raise UserError(f"{path} has {count} columns {twice[0]!r}; rename or remove all but one")
     content, form = _content_columns(path, plain)
     ledger = LEDGER <= set(plain)
     ids = next((name for name in (("index",) if ledger else IDS) if name in plain), index)
