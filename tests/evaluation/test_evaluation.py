@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from pymatgen.io.cif import CifWriter
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.evaluation import evaluate, summary
 from jaxcrystal.evaluation.metrics import metrics_from_table
+from jaxcrystal.evaluation.stability import StabilityOutcome, StabilityRow
 from jaxcrystal.evaluation.table import read_table
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull
@@ -185,7 +187,7 @@ def test_rows_that_cannot_be_used_are_counted_for_every_input(tmp_path, capsys):
         assert counted["left_out"] == {"cif_error": 9} and "_atom_site" in counted["reasons"]["cif_error"]
     assert metrics["inputs"]["samples"]["used"] == metrics["inputs"]["samples"]["rows"] == 12
     printed = capsys.readouterr()
-    why = "9 cif_error (the CIF has no _atom_site_type_symbol)".replace("type_symbol", "label")
+    why = f"9 cif_error ({metrics['inputs']['train']['reasons']['cif_error']})"
     assert f"train: 3 of 12 rows of broken.csv are used; left out: {why}" in printed.out
     assert f"warning: 9 of 12 rows of the training set {broken} cannot be used: {why}" in printed.err
     table, provenance = read_table(tmp_path / "b" / "structures.parquet")
@@ -197,7 +199,7 @@ def test_rows_that_cannot_be_used_are_counted_for_every_input(tmp_path, capsys):
         ):
             evaluate(whole, tmp_path / "c", **{role: none})
     assert evaluate(none, tmp_path / "d")["inputs"]["samples"]["left_out"] == {"cif_error": 4}
-    assert "4 cif_error (the CIF has no _atom_site_label)" in capsys.readouterr().out
+    assert why.replace("9", "4", 1) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cifs", [["broken"], [str(CifWriter(CLOSE))], [str(CifWriter(SALT))]])
@@ -217,6 +219,56 @@ def test_a_set_of_one_row_whatever_it_is(tmp_path, samples, cifs):
 def one_truth(folder):
     pd.DataFrame({"cif": [str(CifWriter(SALT))]}).to_csv(folder / "truth.csv", index=False)
     return folder / "truth.csv"
+
+
+def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatch, capsys):
+    """Four that differ as sampled; two relax to what the training set has, one to what another was, one to nothing."""
+    b2 = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    zinc = Structure.from_spacegroup("F-43m", Lattice.cubic(6.1), ["Na", "Cl"], [[0, 0, 0], [0.25, 0.25, 0.25]])
+    layers = Structure(Lattice.tetragonal(3, 5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.4]])
+    ends = [SALT, zinc, SALT, None, zinc]
+    path, train = tmp_path / "samples.csv", tmp_path / "train.csv"
+    pd.DataFrame({"cif": [str(CifWriter(s)) for s in (SALT, b2, zinc, layers, zinc, CLOSE)]}).to_csv(path, index=False)
+    pd.DataFrame({"cif": [str(CifWriter(SALT))], "material_id": ["mp-1"]}).to_csv(train, index=False)
+    rows = [
+        StabilityRow(StabilityOutcome.FAILED, "no neighbours")
+        if end is None
+        else StabilityRow(StabilityOutcome.CONVERGED, "", -3.0, -2.0, -0.01, str(CifWriter(end)), converged=True)
+        for end in ends
+    ]
+    monkeypatch.setattr("jaxcrystal.evaluation.stability.assess", lambda structures, *_, **__: rows)
+    potential = SimpleNamespace(name="P", sha256="p", reference=None)
+    monkeypatch.setattr("jaxcrystal.relaxation.potentials.load_potential", lambda name: potential)
+    phases = Hull.from_phases("h", [], ElementReferences({}, "p"), potential_sha256="p", left_out={"of r2SCAN": 2})
+    monkeypatch.setattr("jaxcrystal.hull.sources.known_hull", lambda *_: phases)
+
+    metrics = evaluate(path, tmp_path / "out", train=train, potential="P", hull="h.parquet")
+    table, provenance = read_table(tmp_path / "out" / "structures.parquet")
+    assert metrics == metrics_from_table(table, provenance)
+    # As sampled: salt, caesium chloride's structure, zinc blende, layers; zinc blende again.
+    assert list(table["unique"]) == [True, True, True, True, False, False]
+    assert list(table["novel"]) == [False, True, True, True, True, False]
+    assert list(table["group"].iloc[:5]) == [0, 1, 2, 3, 2]
+    # Relaxed: salt, zinc blende; salt, nothing, and zinc blende again.
+    assert list(table["unique_relaxed"]) == [True, True, False, False, False, False]
+    assert list(table["novel_relaxed"]) == [False, True, False, False, True, False]
+    assert list(table["known_as_relaxed"].fillna("")) == ["mp-1", "", "mp-1", "", "", ""]
+    assert table["group_relaxed"].iloc[[0, 1, 2, 4]].tolist() == [0, 1, 0, 1]
+    assert pd.isna(table["group_relaxed"].iloc[3])
+    assert metrics["uniqueness"] == {"rate": 2 / 6, "rate_as_sampled": 4 / 6}
+    assert metrics["novelty"] == {"by_matching": 2 / 6, "by_matching_as_sampled": 4 / 6}
+    assert metrics["sun"] == {
+        "rate": 1 / 6, "metastable_rate": 1 / 6, "rate_as_sampled": 2 / 6, "metastable_rate_as_sampled": 2 / 6,
+    }  # fmt: skip
+    counts = metrics["counts"]
+    assert (counts["unique"], counts["unique_as_sampled"]) == (2, 4)
+    assert (counts["novel"], counts["novel_as_sampled"], counts["relaxed"]) == (2, 4, 4)
+    assert counts["relaxations"] == {"converged": 4, "failed": 1, "invalid": 1}
+    counted = metrics["inputs"]["hull"]
+    assert (counted["file"], counted["used"], counted["left_out"]) == ("h.parquet", 0, {"of r2SCAN": 2})
+    told = capsys.readouterr().out
+    assert "hull: 0 of 2 rows of h.parquet are used; left out: 2 of r2SCAN" in told
+    assert "sun.rate_as_sampled" in told and "relaxation: failed" in told
 
 
 def test_processes_may_be_given_by_their_number(samples, tmp_path, monkeypatch):
@@ -255,7 +307,7 @@ def test_options_that_do_not_go_together(samples, tmp_path):
         evaluate(samples, tmp_path / "out", potential="chgnet", hull_labels="single-point")
     with pytest.raises(UserError, match="unknown labels 'quick'"):
         evaluate(samples, tmp_path / "out", potential="chgnet", hull=["a.csv"], hull_labels="quick")
-    with pytest.raises(UserError, match="the hull a.parquet needs a potential"):
+    with pytest.raises(UserError, match=r"the hull a\.parquet needs a potential"):
         evaluate(samples, tmp_path / "out", hull="a.parquet")
     with pytest.raises(UserError, match="nearest needs a training set"):
         evaluate(samples, tmp_path / "out", nearest=True)
