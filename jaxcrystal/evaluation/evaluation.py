@@ -223,9 +223,7 @@ def summary(metrics: dict[str, Any]) -> str:
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
         if counted.left_out and role != "samples":
-            lines.append(
-                f"  {role}: {counted.used} of {counted.rows} rows of {counted.file} are used; left out: {counted.words}"
-            )
+            lines.append(f"  {role}: {counted.sentence}")
         lines += [f"  {role}: {n} rows of {counted.file}: {note}" for note, n in counted.notes.items()]
     return "\n".join(lines)
 

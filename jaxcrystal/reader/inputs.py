@@ -40,6 +40,12 @@ class Input:
             for outcome, count in sorted(self.left_out.items(), key=lambda item: -item[1])
         )
 
+    @property
+    def sentence(self) -> str:
+        """How much was used, and what was left out."""
+        left_out = f"; left out: {self.words}" if self.left_out else ""
+        return f"{self.used} of {self.rows} rows of {self.file} are used{left_out}"
+
 
 def count(found: SampleSet, not_needed: Collection[int] = ()) -> Input:
     """Counts the rows of `found`; those crystals whose positions are `not_needed` are left out too."""

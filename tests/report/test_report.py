@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import struct
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -19,9 +20,11 @@ from jaxcrystal.evaluation.likeness.uniqueness import group_ids
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
+from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.samples import read
 from jaxcrystal.report import packed, plots, report
 from jaxcrystal.report.drawing import draw
+from jaxcrystal.report.quantities import measured
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CAESIUM = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -242,6 +245,16 @@ def test_a_drawing_repeats_atoms_on_the_borders():
     assert picture.count('class="edge"') == 12
     assert picture.count('class="bond"') == 16  # eight neighbours, two halves each
     assert picture.count("url(#p-55)") == 8 and picture.count("url(#p-17)") == 1
+
+
+def test_what_was_left_out_of_an_input_is_on_the_page(tmp_path, table):
+    train = Input("<t>.csv", "0", 12, 3, {"cif_error": 9}, {"cif_error": "no cell"})
+    inputs = {"train": asdict(train), "reference": asdict(replace(train, rows=3, left_out={}))}
+    assert report._inputs({"inputs": inputs}) == [
+        ("rows of train", "3 of 12 rows of <t>.csv are used; left out: 9 cif_error (no cell)")
+    ]
+    provenance = Provenance("cdvae", {}, inputs={"train": train})
+    assert not {"inputs.train.rows"} & {n.quantity.name for n in measured(metrics_from_table(table, provenance))}
 
 
 def test_status_prefers_the_first_failure():
