@@ -289,7 +289,7 @@ def _known_fingerprints(
 def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -> pd.DataFrame:
     """Adds the columns of `StabilityRow`; `rows` are those of the structurally valid attempts, in their order.
 
-    Without a hull (`placed` false) nothing was asked of it, and its columns are absent.
+    Without a hull (`placed` false) its columns are absent.
     """
     found = pd.DataFrame([asdict(row) for row in rows], index=table.index[table["structural_valid"]])
     names = {"outcome": "relaxation", "reason": "relaxation_reason", "cif": "relaxed_cif", "fmax": "largest_force"}

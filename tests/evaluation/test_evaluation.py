@@ -239,10 +239,12 @@ def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatc
     monkeypatch.setattr("jaxcrystal.evaluation.stability.assess", lambda structures, *_, **__: rows)
     potential = SimpleNamespace(name="P", sha256="p", reference=None)
     monkeypatch.setattr("jaxcrystal.relaxation.potentials.load_potential", lambda name: potential)
-    phases = Hull.from_phases("h", [], ElementReferences({}, "p"), potential_sha256="p", left_out={"of r2SCAN": 2})
+    phases = Hull.from_phases(
+        "h", [], ElementReferences({"Na": 0.0, "Cl": 0.0}, "p"), potential_sha256="p", left_out={"of r2SCAN": 2}
+    )
     monkeypatch.setattr("jaxcrystal.hull.sources.known_hull", lambda *_: phases)
 
-    metrics = evaluate(path, tmp_path / "out", train=train, potential="P", hull="h.parquet")
+    metrics = evaluate(path, tmp_path / "out", train=train, potential="P", hull="h.parquet", references=train)
     table, provenance = read_table(tmp_path / "out" / "structures.parquet")
     assert metrics == metrics_from_table(table, provenance)
     # As sampled: salt, caesium chloride's structure, zinc blende, layers; zinc blende again.
@@ -266,6 +268,9 @@ def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatc
     assert counts["relaxations"] == {"converged": 4, "failed": 1, "invalid": 1}
     counted = metrics["inputs"]["hull"]
     assert (counted["file"], counted["used"], counted["left_out"]) == ("h.parquet", 0, {"of r2SCAN": 2})
+    counted = metrics["inputs"]["references"]
+    assert (counted["file"], counted["rows"], counted["used"]) == ("train.csv", 2, 2)
+    assert counted["sha256"] == metrics["inputs"]["train"]["sha256"]
     lines = summary(metrics)
     assert "hull: 0 of 2 rows of h.parquet are used; left out: 2 of r2SCAN" in lines
     assert "sun.rate_as_sampled" in lines and "relaxation: failed" in lines
