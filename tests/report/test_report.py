@@ -221,6 +221,16 @@ def test_the_reference_is_drawn_only_when_given(tmp_path, table):
     assert 'class="reference"' in page(tmp_path, table, reference=table)
 
 
+def test_what_was_left_out_of_an_input_is_on_the_page(table):
+    train = Input("<t>.csv", "0", 12, 3, {"cif_error": 9}, {"cif_error": "no cell"})
+    inputs = {"train": asdict(train), "reference": asdict(replace(train, rows=3, left_out={}))}
+    assert report._inputs({"inputs": inputs}) == [
+        ("rows of train", "3 of 12 rows of <t>.csv are used; left out: 9 cif_error (no cell)")
+    ]
+    provenance = Provenance("cdvae", {}, inputs={"train": train})
+    assert not {"inputs.train.rows"} & {n.quantity.name for n in measured(metrics_from_table(table, provenance))}
+
+
 def test_a_histogram_shows_every_value():
     values = np.concatenate([np.random.default_rng(0).normal(size=990), [1e3] * 10])
     heights = [float(h) for h in re.findall(r'class="bar".*?height="([\d.]+)"', plots.histogram(values, label="x"))]
@@ -245,16 +255,6 @@ def test_a_drawing_repeats_atoms_on_the_borders():
     assert picture.count('class="edge"') == 12
     assert picture.count('class="bond"') == 16  # eight neighbours, two halves each
     assert picture.count("url(#p-55)") == 8 and picture.count("url(#p-17)") == 1
-
-
-def test_what_was_left_out_of_an_input_is_on_the_page(tmp_path, table):
-    train = Input("<t>.csv", "0", 12, 3, {"cif_error": 9}, {"cif_error": "no cell"})
-    inputs = {"train": asdict(train), "reference": asdict(replace(train, rows=3, left_out={}))}
-    assert report._inputs({"inputs": inputs}) == [
-        ("rows of train", "3 of 12 rows of <t>.csv are used; left out: 9 cif_error (no cell)")
-    ]
-    provenance = Provenance("cdvae", {}, inputs={"train": train})
-    assert not {"inputs.train.rows"} & {n.quantity.name for n in measured(metrics_from_table(table, provenance))}
 
 
 def test_status_prefers_the_first_failure():
