@@ -28,7 +28,7 @@ from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements, paired
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe, write_table
-from jaxcrystal.reader.inputs import Input, count, require_crystals
+from jaxcrystal.reader.inputs import Input, count, name_as_text, require_crystals
 from jaxcrystal.reader.samples import SampleSet, crystal_from_cif, read
 from jaxcrystal.report import report
 from jaxcrystal.workers import Workers, local
@@ -266,11 +266,11 @@ def _with_truth(
 def _hull_inputs(phases: Hull, paths: Sequence[str | Path], references: str | Path | None) -> dict[str, Input]:
     """What is in the hull, whose rows are its phases and what was left out of it; and its element references."""
     used, left_out = sum(map(len, phases.phases.values())), dict(sorted((phases.left_out or {}).items()))
-    file = ", ".join(Path(path).name for path in paths)
+    file = ", ".join(map(name_as_text, paths))
     found = {"hull": Input(file, phases.sha256, used + sum(left_out.values()), used, left_out)}
     if references is not None:
         digest, known = hashlib.sha256(Path(references).read_bytes()), len(phases.references.energies)
-        found["references"] = Input(Path(references).name, digest.hexdigest(), known, known)
+        found["references"] = Input(name_as_text(references), digest.hexdigest(), known, known)
     return found
 
 

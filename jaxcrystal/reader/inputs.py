@@ -12,6 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.reader.samples import SampleSet
@@ -60,7 +61,7 @@ def count(found: SampleSet, not_needed: Collection[int] = ()) -> Input:
             reasons[NOT_NEEDED]["no sample predicts it"] += 1
     left_out = {outcome: sum(why.values()) for outcome, why in sorted(reasons.items())}
     return Input(
-        found.path.name,
+        name_as_text(found.path),
         found.sha256,
         rows=len(found.samples),
         used=len(found.samples) - sum(left_out.values()),
@@ -68,6 +69,11 @@ def count(found: SampleSet, not_needed: Collection[int] = ()) -> Input:
         reasons={outcome: _shared(reasons[outcome]) for outcome in left_out},
         notes=dict(sorted(notes.items())),
     )
+
+
+def name_as_text(path: str | Path) -> str:
+    """The last part of a path. A file's name may hold bytes that are no text: each becomes U+FFFD."""
+    return Path(path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def require_crystals(role: str, found: SampleSet) -> Input:

@@ -1,5 +1,6 @@
 """Rows of a source that are used, and those that are not: every row is in exactly one of the counts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_every_row_is_used_or_left_out_with_its_reason():
     words += "1 no_sample (no sample predicts it)"
     assert counted.words == words
     assert counted.sentence == f"2 of 7 rows of train.csv are used; left out: {words}"
+    assert count(replace(found, path=Path("a\udcff.csv"))).file == "a\ufffd.csv"
     whole = count(source(("ok",)))
     assert whole.sentence == "1 of 1 rows of train.csv are used" and not whole.left_out and not whole.reasons
 
