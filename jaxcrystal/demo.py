@@ -40,13 +40,12 @@ def demo(out: Path) -> Path:
     _say(
         4,
         "which of them would exist",
-        f"evaluate {samples} --train {known} --reference {known} --potential chgnet --hull {known} {held_out} "
-        f"--out {report}",
+        f"evaluate {samples} --train {known} --nearest --reference {known} --potential chgnet "
+        f"--hull {known} {held_out} --out {report}",
     )
     with local() as workers:
-        evaluate(
-            samples, report, train=known, reference=known, potential="chgnet", hull=[known, held_out], workers=workers
-        )
+        compared = {"train": known, "nearest": True, "reference": known}
+        evaluate(samples, report, **compared, potential="chgnet", hull=[known, held_out], workers=workers)
     page = report / "report.html"
     print(f"\nopen {page.resolve()}")
     return page

@@ -1,17 +1,18 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
 Later steps of the evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth
-`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome) and what
-`stability.py` finds; with a training set or a reference, distances to the nearest of it and which one is most like the
-crystal, `train_nearest`, `reference_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the
-same of the generated ones. Every published number is a sum over these rows.
+`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome), what
+`stability.py` finds, and of the relaxed crystals `group_relaxed`, `unique_relaxed`, `novel_relaxed`,
+`known_as_relaxed`; with a reference, or fingerprints of the training set, distances to the nearest of it and which one
+is most like the crystal, `reference_nearest`, `train_nearest` (`coverage.py`). `reference.parquet`, one row a reference
+crystal, has the same of the generated ones. Every published number is a sum over these rows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from jaxcrystal.crystals.crystal import reduced_composition
 from jaxcrystal.evaluation.protocols import Protocol
 from jaxcrystal.evaluation.validity import compositional, structural
+from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.rows import Row
 from jaxcrystal.workers import Lost, Workers, each
 
@@ -67,6 +69,7 @@ class Provenance:
     potential: str | None = None
     hull: str | None = None
     cutoffs: str | None = None  #: the data set whose cut-offs coverage took
+    inputs: Mapping[str, Input] = field(default_factory=dict)  #: what was read of each file, by what it is: `train`, …
 
 
 def describe(
@@ -130,4 +133,6 @@ def write_table(table: pd.DataFrame, provenance: Provenance, path: Path) -> None
 def read_table(path: str | Path) -> tuple[pd.DataFrame, Provenance]:
     """What `write_table` wrote."""
     arrow = pq.read_table(path)
-    return arrow.to_pandas(), Provenance(**json.loads(arrow.schema.metadata[_METADATA]))
+    stored = json.loads(arrow.schema.metadata[_METADATA])
+    inputs = {role: Input(**counted) for role, counted in stored.pop("inputs", {}).items()}
+    return arrow.to_pandas(), Provenance(**stored, inputs=inputs)

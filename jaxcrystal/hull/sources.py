@@ -14,6 +14,7 @@ import gzip
 import math
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
+from jaxcrystal.reader.inputs import require_crystals
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.sources import is_json, json_items
 from jaxcrystal.relaxation.batch import RelaxationSettings
@@ -130,6 +132,7 @@ def labelled(
             f"{error}. A hull of known energies is built first, by `jaxcrystal hull build`; a table of formation "
             "energies may also be named with its references"
         ) from None
+    counted = [require_crystals("hull", found) for found in sets]
     known = [sample.crystal for found in sets for sample in found.samples]
     hull = Hull.from_crystals(
         [crystal.to_structure() for crystal in known if crystal is not None],
@@ -139,9 +142,9 @@ def labelled(
         workers=workers,
         cache_dir=cache_dir,
     )
-    left_out = dict(hull.left_out or {})
-    if unread := sum(crystal is None for crystal in known):
-        left_out["not read as a crystal"] = unread
+    left_out = Counter(hull.left_out or {})
+    for one in counted:
+        left_out.update(one.left_out)
     how = "relaxed" if settings.max_steps else "single-point"
     sources = tuple(f"{found.path.name} sha256:{found.sha256}" for found in sets)
     return replace(hull, name=f"{hull.name}, {how}", sources=sources, left_out=left_out)

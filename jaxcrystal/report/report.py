@@ -27,6 +27,7 @@ from jaxtyping import Float
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.table import SYMPREC
+from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import crystal_from_cif
 from jaxcrystal.reader.rows import PARSED, Rows
 from jaxcrystal.report import packed, plots
@@ -84,7 +85,10 @@ def write(
         "failures": _failures(table),
         "embedded_note": f" {left_out:,} crystals are too many for this page and not drawn." if left_out else "",
         "widths": "".join(f'<col width="{_WIDTHS.get(kind, "")}">' for _, kind, *_ in data["columns"]),
-        "versions": "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in metrics["versions"].items()),
+        "versions": "".join(
+            f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>"
+            for k, v in [*metrics["versions"].items(), *_inputs(metrics)]
+        ),
         "data": _json(data),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -151,6 +155,12 @@ def _subtitle(metrics: dict[str, Any]) -> str:
     parts = [f"{metrics['counts']['attempts']:,} attempts", f"protocol <b>{escape(metrics['protocol'])}</b>"]
     parts += [f"{name} <b>{escape(stability[name])}</b>" for name in ("potential", "hull") if stability.get(name)]
     return " · ".join(parts)
+
+
+def _inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of each input of which something was left out, what it is and what was left out."""
+    inputs = {role: Input(**counted) for role, counted in metrics.get("inputs", {}).items()}
+    return [(f"rows of {role}", counted.sentence) for role, counted in inputs.items() if counted.left_out]
 
 
 def _headlines(numbers: list[Measured]) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import struct
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -19,9 +20,11 @@ from jaxcrystal.evaluation.likeness.uniqueness import group_ids
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
+from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import read
 from jaxcrystal.report import packed, plots, report
 from jaxcrystal.report.drawing import draw
+from jaxcrystal.report.quantities import measured
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CAESIUM = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -216,6 +219,16 @@ def test_a_set_without_a_single_crystal_still_has_a_page(tmp_path, table):
 def test_the_reference_is_drawn_only_when_given(tmp_path, table):
     assert 'class="reference"' not in page(tmp_path, table)
     assert 'class="reference"' in page(tmp_path, table, reference=table)
+
+
+def test_what_was_left_out_of_an_input_is_on_the_page(table):
+    train = Input("<t>.csv", "0", 12, 3, {"cif_error": 9}, {"cif_error": "no cell"})
+    inputs = {"train": asdict(train), "reference": asdict(replace(train, rows=3, left_out={}))}
+    assert report._inputs({"inputs": inputs}) == [
+        ("rows of train", "3 of 12 rows of <t>.csv are used; left out: 9 cif_error (no cell)")
+    ]
+    provenance = Provenance("cdvae", {}, inputs={"train": train})
+    assert not {"inputs.train.rows"} & {n.quantity.name for n in measured(metrics_from_table(table, provenance))}
 
 
 def test_a_histogram_shows_every_value():
