@@ -223,7 +223,7 @@ def summary(metrics: dict[str, Any]) -> str:
     lines += [f"  {n:>6} relaxation: {name}" for name, n in relaxations.items() if name != "converged"]
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
-        if counted.left_out and role != "samples":
+        if (counted.left_out and role != "samples") or counted.unread:
             lines.append(f"  {role}: {counted.sentence}")
         lines += [f"  {role}: {n} rows of {counted.file}: {note}" for note, n in counted.notes.items()]
     return "\n".join(lines)

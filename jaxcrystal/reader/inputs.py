@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.reader.rows import Rows
+from jaxcrystal.reader.sources import named
 
 #: The outcome of a crystal that could be read, but that nothing is compared with.
 NOT_NEEDED = "no_sample"
@@ -31,6 +33,7 @@ class Input:
     left_out: Mapping[str, int] = field(default_factory=dict)  #: rows that were not used, by outcome
     reasons: Mapping[str, str] = field(default_factory=dict)  #: of each outcome in `left_out`, in words
     notes: Mapping[str, int] = field(default_factory=dict)  #: rows of which something was changed or not used, by what
+    unread: str = ""  #: what a folder or table holds beside its crystals, counted and named
 
     @property
     def words(self) -> str:
@@ -44,7 +47,8 @@ class Input:
     def sentence(self) -> str:
         """How much was used, and what was left out."""
         left_out = f"; left out: {self.words}" if self.left_out else ""
-        return f"{self.used} of {self.rows} rows of {self.file} are used{left_out}"
+        unread = f"; not read: {self.unread}" if self.unread else ""
+        return f"{self.used} of {self.rows} rows of {self.file} are used{left_out}{unread}"
 
 
 def count(found: Rows, not_needed: Collection[int] = ()) -> Input:
@@ -67,6 +71,7 @@ def count(found: Rows, not_needed: Collection[int] = ()) -> Input:
         left_out=left_out,
         reasons={outcome: _shared(reasons[outcome]) for outcome in left_out},
         notes=dict(sorted(notes.items())),
+        unread=named({**found.unread, **({"column": found.ignored_columns} if found.ignored_columns else {})}),
     )
 
 

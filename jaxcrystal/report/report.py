@@ -160,7 +160,9 @@ def _subtitle(metrics: dict[str, Any]) -> str:
 def _inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Of each input of which something was left out, what it is and what was left out."""
     inputs = {role: Input(**counted) for role, counted in metrics.get("inputs", {}).items()}
-    return [(f"rows of {role}", counted.sentence) for role, counted in inputs.items() if counted.left_out]
+    return [
+        (f"rows of {role}", counted.sentence) for role, counted in inputs.items() if counted.left_out or counted.unread
+    ]
 
 
 def _headlines(numbers: list[Measured]) -> str:
