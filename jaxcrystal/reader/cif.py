@@ -27,7 +27,7 @@ from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
 from jaxcrystal.reader.orbits import SAME_SITE, Sites, expand, metric_of, same_atoms
 from jaxcrystal.reader.rows import Outcome, Refused
 from jaxcrystal.reader.settings import Operations, Setting, Stated, ambiguous, candidates, of_gemmi, tabulated
-from jaxcrystal.reader.stated import Values, formula_problem, formula_text, number_problem, parse_formula
+from jaxcrystal.reader.stated import Values, formula_problem, formula_text, formulas, number_problem
 from jaxcrystal.reader.symbols import element
 
 #: Deviation of an occupancy from 1 that is rounding.
@@ -121,11 +121,14 @@ def _parse(text: str) -> Any:
 
 
 def _values(block: Any) -> Values:
-    """Values by tag, in small letters and with the older names' underscore for the newer names' dot."""
-    found: Values = {}
+    """Values by tag, in small letters and with the older names' underscore for the newer names' dot.
+
+    That of a tag which stands alone is a tuple of one, those of a loop are a list.
+    """
+    found: dict[str, Sequence[str]] = {}
     for item in block:
         if item.pair is not None:
-            columns = [(item.pair[0], [item.pair[1]])]
+            columns = [(item.pair[0], (item.pair[1],))]
         elif item.loop is not None:
             tags, values = item.loop.tags, list(item.loop.values)
             columns = [(tag, values[i :: len(tags)]) for i, tag in enumerate(tags)]
@@ -135,7 +138,7 @@ def _values(block: Any) -> Values:
             name = tag.lower().replace(".", "_")
             if "" in column:
                 raise Refused(Outcome.CIF_ERROR, f"{tag} has no value")
-            if found.setdefault(name, column) != column:
+            if list(found.setdefault(name, column)) != list(column):
                 raise Refused(Outcome.CIF_ERROR, f"{tag} occurs twice, with different values")
     return found
 
@@ -145,14 +148,12 @@ def _is_structure(values: Values) -> bool:
 
 
 def _plain(value: str) -> str | None:
-    """Without its quotes; None for `.` and `?`."""
-    if value in (".", "?"):
-        return None
+    """Without its quotes; None for `.` and `?`, which some write with quotes."""
     if value[0] in "'\"" and value[-1] == value[0] and len(value) > 1:
-        return value[1:-1].strip() or None
-    if value[0] == ";":
-        return value.strip(";\r\n ").strip() or None
-    return value
+        value = value[1:-1].strip()
+    elif value[0] == ";":
+        value = value.strip("; \t\r\n")
+    return None if value in ("", ".", "?") else value
 
 
 def _stated(values: Values, tags: Sequence[str]) -> tuple[str, ...]:
@@ -200,8 +201,8 @@ def outside(coords: Float[np.ndarray, "atoms 3"]) -> bool:
 
 def _cell(values: Values) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     def one(tag: str, what: str) -> float:
-        if len(values.get(tag, ())) != 1:
-            raise Refused(Outcome.CIF_ERROR, f"the CIF has {'several' if tag in values else 'no'} {tag}")
+        if not isinstance(values.get(tag), tuple):
+            raise Refused(Outcome.CIF_ERROR, f"{tag} stands in a loop" if tag in values else f"the CIF has no {tag}")
         return _number(values[tag][0], what)
 
     lengths = np.array([one(f"_cell_length_{axis}", "a cell length") for axis in "abc"])
@@ -225,9 +226,7 @@ def check_cell(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) 
 
 def _species(values: Values, notes: dict[str, None]) -> list[int]:
     """Atomic numbers of the sites."""
-    texts = values.get("_atom_site_type_symbol", ())
-    if all(_plain(text) is None for text in texts):
-        texts = values.get("_atom_site_label", ())
+    texts = values.get("_atom_site_type_symbol", values.get("_atom_site_label", ()))
     if not texts:
         raise Refused(Outcome.CIF_ERROR, "the CIF has neither _atom_site_type_symbol nor _atom_site_label")
     species = []
@@ -274,7 +273,7 @@ def _check_hydrogens(values: Values) -> None:
 def _compare(values: Values, atoms: Sites, crystal: Crystal, notes: dict[str, None]) -> None:
     """Notes what a CIF states of the whole that the crystal does not have, where that refuses no row."""
     text = formula_text(values)
-    if text and parse_formula(text) is None:
+    if text and not formulas(text):
         notes["the stated formula cannot be read, and was not compared"] = None
     if number_problem(values, atoms):
         notes["the stated number of formula units, or multiplicities, are not those of the cell"] = None
@@ -338,7 +337,14 @@ def _by_operations(operations: Operations, stated: Stated, sites: Sites, metric:
 def _by_name(values: Values, stated: Stated, sites: Sites, metric: Float[np.ndarray, "3 3"]) -> Sites:
     """The setting that the name and the cell mean; where several remain, the one whose atoms are those stated."""
     settings = {setting.operations.key: setting for setting in candidates(stated, metric)}.values()
-    read = [(setting, expand(sites, setting.operations, metric)) for setting in settings]
+    read, refused = [], None
+    for setting in settings:
+        try:
+            read.append((setting, expand(sites, setting.operations, metric)))
+        except Refused as why:
+            refused = why
+    if not read:
+        raise refused
     agreeing = [pair for pair in read if not formula_problem(values, pair[1]) and not number_problem(values, pair[1])]
     if not agreeing and len(read) > 1:
         raise ambiguous([setting for setting, _ in read])
@@ -356,7 +362,15 @@ def _complete(meant: set[Setting], sites: Sites, metric: Float[np.ndarray, "3 3"
 
     fitting = [setting for setting in meant if setting.operations.fit(metric)]
     if fitting:
-        return any(len(expand(sites, setting.operations, metric)) == len(sites) for setting in fitting)
+        return any(_is_closed(sites, setting.operations, metric) for setting in fitting)
     cell = np.linalg.cholesky(metric), sites.frac_coords, sites.species
     found = spglib.get_symmetry_dataset(cell, symprec=SAME_SITE)
     return found is not None and found.number in {setting.number for setting in meant}
+
+
+def _is_closed(sites: Sites, operations: Operations, metric: Float[np.ndarray, "3 3"]) -> bool:
+    """Whether the operations make no atom that is not listed."""
+    try:
+        return len(expand(sites, operations, metric)) == len(sites)
+    except Refused:
+        return False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcrystal.reader.rows import Outcome, Refused
 from jaxcrystal.reader.settings import Operations
 
 #: Å. Images of one site that are nearer to each other are one atom, written with few digits.
@@ -20,7 +21,7 @@ SAME_SITE = 0.1
 MOVED = 1e-3
 
 MOVED_NOTE = "positions moved onto the special position near them"
-REPEATED_NOTE = "a listed atom is the image of another, and was read once"
+COMPLETE_NOTE = "every atom of a stated space group is listed, and was read once"
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,27 @@ def metric_of(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -
 def expand(sites: Sites, operations: Operations, metric: Float[np.ndarray, "3 3"]) -> Sites:
     """The orbits of all sites; `metric` holds the cell vectors' scalar products (Å²).
 
-    The identity alone leaves the list as it is, coincident atoms included.
+    The identity alone leaves the list as it is, coincident atoms included. Raises Refused (symmetry_error) if a site is
+    an image of another, unless the list is of every atom of the cell, once.
     """
     if len(operations) == 1:
         return sites
-    kinds, atoms, notes = np.empty(0, np.int64), np.empty((0, 3)), {}
-    for z, point in zip(sites.species, sites.frac_coords, strict=True):
+    kinds, atoms, notes, images = np.empty(0, np.int64), np.empty((0, 3)), {}, 0
+    for i, (z, point) in enumerate(zip(sites.species, sites.frac_coords, strict=True)):
         if (distances(atoms[kinds == z], point, metric) < SAME_SITE).any():
-            notes[REPEATED_NOTE] = True
+            if (distances(sites.frac_coords[:i], point, metric) < SAME_SITE).any():
+                raise Refused(Outcome.SYMMETRY_ERROR, "an atom is listed twice")
+            images += 1
             continue
         orbit, moved = _orbit(point, operations, metric)
         if moved > MOVED:
             notes[MOVED_NOTE] = True
         kinds = np.concatenate([kinds, np.full(len(orbit), z)])
         atoms = np.concatenate([atoms, orbit])
+    if images:
+        if len(kinds) != len(sites):
+            raise Refused(Outcome.SYMMETRY_ERROR, f"{images} of the listed atoms are images of others")
+        notes[COMPLETE_NOTE] = True
     return Sites(kinds, atoms, (*sites.notes, *notes))
 
 

@@ -246,6 +246,7 @@ def _names() -> tuple[dict[str, set[Setting]], dict[str, set[Setting]]]:
             short[brief].add(setting)
             for suffix in _suffixes(setting.choice):
                 exact[brief + suffix].add(setting)
+                exact[_spelling(group.international_short) + suffix].add(setting)
     return dict(exact), dict(short)
 
 
@@ -267,7 +268,7 @@ def _older_names() -> dict[int, set[str]]:
     for group in gemmi.spacegroup_table():
         setting = tabulated(of_gemmi(list(group.operations())))
         if setting is not None:
-            found[setting.hall_number] |= {group.hm, group.short_name()}  # H-3m is R-3m on hexagonal axes
+            found[setting.hall_number] |= {group.hm, *([f"H{group.hm[1:]}"] if group.ext == "H" else ())}
     return found
 
 

@@ -27,35 +27,37 @@ SAME_SHARE = 2e-3
 def formula_problem(values: Values, atoms: Sites) -> str:
     """Why the atoms are not those of the stated formula; empty if they are, or if none is stated that can be read."""
     text = formula_text(values)
-    stated = parse_formula(text) if text else None
-    if stated is None:
-        return ""
+    stated = formulas(text) if text else []
     counts = Counter(ELEMENTS[z] for z in atoms.species)
-    found = " ".join(f"{symbol}{n}" for symbol, n in sorted(counts.items()))
-    total, of_stated = len(atoms), sum(stated.values())
-    shares = {symbol: (counts[symbol] / total, stated.get(symbol, 0) / of_stated) for symbol in {*counts, *stated}}
-    if all(have and abs(have - want) <= SAME_SHARE * want for have, want in shares.values()):
+    if not stated or any(_same_shares(counts, formula) for formula in stated):
         return ""
+    found = " ".join(f"{symbol}{n}" for symbol, n in sorted(counts.items()))
     return f"the CIF states {text}, its atoms are {found}"
+
+
+def _same_shares(counts: Mapping[str, int], formula: Mapping[str, float]) -> bool:
+    total, of_formula = sum(counts.values()), sum(formula.values())
+    return counts.keys() == formula.keys() and all(
+        abs(counts[symbol] / total - n / of_formula) <= SAME_SHARE * n / of_formula for symbol, n in formula.items()
+    )
 
 
 def number_problem(values: Values, atoms: Sites) -> str:
     """Why there are more or fewer atoms than multiplicities, or formula and formula units, say; empty if there are not.
 
-    The formula is that of one unit, or of the whole cell as pymatgen writes it.
+    The formula is that of one unit; or of the whole cell, as pymatgen writes it, whose counts the units then divide.
     """
     column = next((values[tag] for tag in _MULTIPLICITIES if tag in values), ())
     if column and all(text.isdecimal() for text in column) and sum(map(int, column)) != len(atoms):
         return f"the sites' multiplicities make {sum(map(int, column))} atoms of {len(atoms)}"
     units = next((int(v) for v in values.get("_cell_formula_units_z", ()) if v.isdecimal()), None)
     text = formula_text(values)
-    stated = parse_formula(text) if text else None
-    if not units or stated is None:
-        return ""
-    unit = sum(stated.values())
-    if any(abs(len(atoms) - expected) < 0.5 for expected in (unit, units * unit)):
-        return ""
-    return f"Z = {units} of {text} make {units * unit:g} atoms of {len(atoms)}"
+    for formula in formulas(text) if text and units else ():
+        unit = sum(formula.values())
+        expected = {units * unit} | ({unit} if all(n % units == 0 for n in formula.values()) else set())
+        if any(abs(len(atoms) - n) < 0.5 for n in expected):
+            return ""
+    return f"Z = {units} of {text} make other than {len(atoms)} atoms" if units and text and formulas(text) else ""
 
 
 def formula_text(values: Values) -> str | None:
@@ -63,20 +65,27 @@ def formula_text(values: Values) -> str | None:
     for tag in _FORMULAS:
         for value in values.get(tag, ()):
             text = value.strip("'\";\n\r ")
-            if text not in ("", ".", "?") and (tag == _FORMULAS[0] or parse_formula(text)):
+            if text not in ("", ".", "?") and (tag == _FORMULAS[0] or formulas(text)):
                 return text
     return None
 
 
-def parse_formula(text: str) -> dict[str, float] | None:
-    """Atoms by element of `Fe2 O3`, `FE2 O3` or `C6H5Br`; None for what is no such list."""
-    counts: Counter[str] = Counter()
-    for word in re.split(r"[\s,]+", text.strip()):
-        parts = _PART.findall(word) if re.fullmatch(f"(?:{_PART.pattern})+", word) else []
-        if not parts or any(symbol not in ATOMIC_NUMBER and symbol != "D" for symbol, _ in parts):
-            parts = [(letters.title(), n) for letters, n in re.findall(r"^([A-Z]{2})(\d+(?:\.\d*)?)?$", word)]
-        if not parts or any(symbol not in ATOMIC_NUMBER and symbol != "D" for symbol, _ in parts):
-            return None
+def formulas(text: str) -> list[dict[str, float]]:
+    """Atoms by element that a formula may mean: `CO2` of one word is carbon and oxygen, `CO2 H` may begin with cobalt.
+
+    Empty for what is no list of elements, brackets included.
+    """
+    words = re.split(r"[\s,]+", text.strip())
+    whole = [re.fullmatch(r"([A-Za-z]{1,2})(\d+\.?\d*|\.\d+)?", word) for word in words]
+    read = [[(m[1].title(), m[2]) for m in whole]] if all(whole) and len(words) > 1 else []
+    if all(re.fullmatch(f"(?:{_PART.pattern})+", word) for word in words):
+        read.append([part for word in words for part in _PART.findall(word)])
+    found = []
+    for parts in read:
+        counts: Counter[str] = Counter()
         for symbol, n in parts:
-            counts["H" if symbol == "D" else symbol] += float(n or 1)
-    return {symbol: n for symbol, n in counts.items() if n} or None
+            counts["H" if symbol in ("D", "T") else symbol] += float(n or 1)
+        counts = Counter({symbol: n for symbol, n in counts.items() if n})
+        if counts and counts.keys() <= ATOMIC_NUMBER.keys() and counts not in found:
+            found.append(counts)
+    return found
