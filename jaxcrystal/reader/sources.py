@@ -313,8 +313,8 @@ def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[st
     if empty:
         reason = "the row has no CIF" if form == "cif" else "the row has no structure"
         return Record(**record, form="none", content="", outcome=Outcome.MISSING, reason=reason)
-    if form == "cif" and not isinstance(value, str):
-        form = "object"
+    if not isinstance(value, str if form == "cif" else str | Mapping):
+        form = "object"  # of a table in memory
     return Record(**record, form=form, content=value)
 
 
