@@ -6,12 +6,12 @@ Only `read_*` look into files; `hf_config` and `peft_config` return what is to b
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, from_dict
+from jaxcrystal.config import TARGETS, LlamaConfig, LoraConfig, SettingError, from_dict
 from jaxcrystal.errors import UserError
-from jaxcrystal.model.lora import TARGETS
 from jaxcrystal.weights.tensor_files import read_json
 
 #: RoPE's kinds, and the keys that each needs beside rope_theta.
@@ -169,23 +169,20 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
         raise refuse("init_lora_weights", "which changes the base; convert the adapters to plain ones in PEFT")
     if unknown := [key for key, value in theirs.items() if key not in PEFT_KEYS and value]:
         raise refuse(unknown[0])
-    numbers = {key: theirs.get(key) for key in ("r", "lora_alpha", "lora_dropout")}
-    for key, value in numbers.items():
-        kind, low, what = (int, 1, "a whole number of at least 1") if key == "r" else ((int, float), 0, "a number")
-        if not isinstance(value, kind) or isinstance(value, bool) or value < low:
-            raise refuse(key, f"{what} was expected")
     stated = theirs.get("target_modules")
     if isinstance(stated, list):
         found = {str(name).rpartition(".")[2] for name in stated}
     if not found or not found <= set(TARGETS):
         raise refuse("target_modules", f"kernels that can be adapted are {', '.join(TARGETS)}")
-    scale = math.sqrt(numbers["r"]) if theirs.get("use_rslora") else 1.0  # arXiv 2312.03732: alpha / √r
-    return LoraConfig(
-        rank=int(numbers["r"]),
-        alpha=float(numbers["lora_alpha"] * scale),
-        dropout=float(numbers["lora_dropout"]),
-        targets=tuple(name for name in TARGETS if name in found),
-    )
+    targets = tuple(name for name in TARGETS if name in found)
+    try:
+        lora = LoraConfig(theirs.get("r"), theirs.get("lora_alpha"), theirs.get("lora_dropout"), targets)
+    except SettingError as error:
+        raise refuse(
+            {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}[error.key], error.problem
+        ) from None
+    scale = math.sqrt(lora.rank) if theirs.get("use_rslora") else 1.0  # arXiv 2312.03732: alpha / √r
+    return replace(lora, alpha=float(lora.alpha * scale), dropout=float(lora.dropout))
 
 
 def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:

@@ -25,7 +25,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal.config import EXECUTION, LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
+from jaxcrystal.config import (
+    EXECUTION,
+    LlamaConfig,
+    LoraConfig,
+    MeshConfig,
+    Settings,
+    TextFormat,
+    Weights,
+    from_dict,
+    to_dict,
+)
 from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
@@ -37,7 +47,7 @@ MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "chec
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Settings):
     """What `model.json` holds."""
 
     model: LlamaConfig

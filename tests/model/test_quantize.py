@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig
+from jaxcrystal.config import TARGETS, LlamaConfig, LoraConfig, MeshConfig
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.kernels import decode
 from jaxcrystal.model.llama import Llama, abstract_variables, initialize, param_shardings
-from jaxcrystal.model.lora import TARGETS, merge
+from jaxcrystal.model.lora import merge
 from jaxcrystal.model.quantize import dequantize, quantize, quantizer
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.methods import Greedy
