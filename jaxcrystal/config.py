@@ -228,6 +228,13 @@ class MeshConfig(Settings):
     fsdp: MeshSize = -1
     tensor: MeshSize = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.data == -1 and -1 in (self.fsdp, self.tensor)) or self.fsdp == self.tensor == -1:
+            raise SettingError(
+                "data", f"is {self.data}, fsdp {self.fsdp}, tensor {self.tensor}; one may be -1, not two"
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig(Settings):

@@ -32,8 +32,6 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
     asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {asked}: sizes are positive, and one of them may be -1 (what is left)")
     if -1 in sizes:
         rest, remainder = divmod(len(devices), math.prod(size for size in sizes if size != -1))
         if remainder or not rest:

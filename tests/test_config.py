@@ -67,6 +67,7 @@ def test_the_command_line_wins(tmp_path):
             "model.rope_scaling.high_freq_factor is 4.0; it must be above low_freq_factor, 4.0",
         ),
         ("mesh: {data: 0}", "mesh.data is 0; it must be -1 or lie between 1 and 1048576"),
+        ("mesh: {data: -1}", "mesh.data is -1, fsdp -1, tensor 1; one may be -1, not two"),
         # What trained to the end and had learnt nothing.
         ("optimizer: {clip_norm: 0}", "optimizer.clip_norm is 0.0; it must lie between 0.001 and 1000000.0"),
         ("lora: {dropout: 1.5}", "lora.dropout is 1.5; it must lie between 0 and 0.9"),

@@ -178,9 +178,8 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
     try:
         lora = LoraConfig(theirs.get("r"), theirs.get("lora_alpha"), theirs.get("lora_dropout"), targets)
     except SettingError as error:
-        raise refuse(
-            {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}[error.key], error.problem
-        ) from None
+        theirs_for = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+        raise UserError(f"{path}: {theirs_for[error.key]} {error.problem}") from None
     scale = math.sqrt(lora.rank) if theirs.get("use_rslora") else 1.0  # arXiv 2312.03732: alpha / √r
     return replace(lora, alpha=float(lora.alpha * scale), dropout=float(lora.dropout))
 

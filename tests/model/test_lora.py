@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from jaxcrystal.config import TARGETS, LoraConfig, MeshConfig
-from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.model.lora import Linear, merge, multiply

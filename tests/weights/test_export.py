@@ -222,8 +222,8 @@ def test_the_base_that_peft_is_told_of_is_ours_by_default(checkpoint, tmp_path):
         (dict(something_new=1), "something_new is 1, which is not supported"),
         (dict(init_lora_weights="pissa"), "init_lora_weights is 'pissa', which changes the base"),
         (dict(target_modules=["q_proj", "lm_head"]), "target_modules is .*kernels that can be adapted are q_proj"),
-        (dict(r=0), "r is 0, a whole number of at least 1 was expected"),
-        (dict(lora_alpha="many"), "lora_alpha is 'many', a number was expected"),
+        (dict(r=0), "r is 0; it must lie between 1 and 65536"),
+        (dict(lora_alpha="many"), "lora_alpha is 'many'; it must be a number"),
     ],
 )
 def test_adapters_that_cannot_be_run(changes, message, tmp_path):
