@@ -19,6 +19,7 @@ def add(verb: Callable) -> None:
         "Every attempt becomes a row of --out, with its text, status, log-probability and CIF; a run that was stopped "
         "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once. A grammar "
         "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
+        resumes=True,
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")

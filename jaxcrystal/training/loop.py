@@ -4,7 +4,8 @@
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
-A second start of the same recipe goes on where the last checkpoint was taken.
+A second start of the same recipe goes on where the last checkpoint was taken; so does one with other `steps`, which is
+how a finished run is made longer (docs/training.md).
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def train(recipe: Recipe) -> TrainReport:
             saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
     with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        if state.step > steps:
+            raise UserError(f"{out} has done {state.step} steps, the recipe has {steps}; raise `steps` or `epochs`")
         with hosts.together():
             if hosts.is_first():
                 _write_recipe(out, recipe)
