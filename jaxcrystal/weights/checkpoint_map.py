@@ -27,7 +27,7 @@ from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.weights.config_map import read_hf, read_meta, read_peft
 from jaxcrystal.weights.meta_shards import MetaShards
 from jaxcrystal.weights.tensor_files import Index, TensorFiles, Tensors
-from jaxcrystal.weights.vocabulary import LongerVocabulary
+from jaxcrystal.weights.vocabulary import Vocabulary
 
 #: parameter, the tensor's name (all end with .weight) at Hugging Face, and at Meta
 TABLE = (
@@ -120,15 +120,13 @@ class Checkpoint:
             row = source(path, self.config.num_hidden_layers, self.dialect)
             yield path, _load(self.tensors, row, leaf, dtype)
 
-    def with_vocabulary(self, pad: bool, multiple: int) -> Checkpoint:
-        """With [PAD] behind the vocabulary (`pad`), and rows of zeros up to a multiple, which get no logit."""
-        size = self.config.vocab_size + pad
-        config = replace(self.config, vocab_size=size, vocab_multiple=multiple)
+    def with_vocabulary(self, pieces: int, multiple: int) -> Checkpoint:
+        """With a row for each of `pieces` (`Vocabulary`), and rows of zeros up to a multiple, which get no logit."""
+        config = replace(self.config, vocab_size=pieces, vocab_multiple=multiple)
         paths = ["embed_tokens/embedding"] + ([] if config.tie_word_embeddings else ["lm_head/kernel"])
         names = tuple(source(path, 1, self.dialect).tensors[0] for path in paths)
-        return replace(
-            self, config=config, tensors=LongerVocabulary(self.tensors, names, config.padded_vocab_size, pad)
-        )
+        tensors = Vocabulary(self.tensors, names, pieces, config.padded_vocab_size)
+        return replace(self, config=config, tensors=tensors)
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:

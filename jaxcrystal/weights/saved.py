@@ -42,6 +42,7 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
+from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
 
@@ -133,13 +134,14 @@ def read_description(directory: str | Path) -> Description:
 def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
     """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
 
-    Raises UserError for a directory that is not one, for one without a checkpoint, and for weights that do not fit.
+    Raises UserError for a directory that is not one, for one without a checkpoint, for weights or a tokenizer that do
+    not fit.
     """
     directory = Path(directory)
-    description = read_description(directory)
-    tokenizer = directory / TOKENIZER_FILE
+    description, tokenizer = read_description(directory), directory / TOKENIZER_FILE
     if not tokenizer.exists():
         raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
+    config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
     if description.base is None:
@@ -148,7 +150,7 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
         step, weights = _restore(directory, {"lora": wanted["lora"]})
         weights["params"] = _base_params(directory, description, wanted["params"])
     return SavedModel(
-        config=description.model,
+        config=config,
         lora=description.lora,
         text=description.text,
         params=weights["params"],
@@ -156,6 +158,15 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
         tokenizer_path=tokenizer,
         step=step,
     )
+
+
+def _with_pieces(model: LlamaConfig, tokenizer: Path) -> LlamaConfig:
+    """The same rows, of which those without a piece get no logit: earlier versions of `convert` gave them one."""
+    pieces = load_tokenizer(tokenizer).vocab_size
+    check_rows(str(tokenizer), pieces, model.vocab_size)
+    if pieces == model.vocab_size:
+        return model
+    return replace(model, vocab_size=pieces, vocab_multiple=model.padded_vocab_size)
 
 
 def _base_params(directory: Path, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -247,8 +258,9 @@ def convert(
 
     `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says, each as soon
     as it is loaded. `pad_token` gives a vocabulary without padding a piece [PAD]
-    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is. Embedding
-    and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model directory `base`; their
+    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is, and further
+    ones, which pad the source's vocabulary, stay behind. Embedding and head are stored with rows up to a multiple of
+    `vocab_multiple`. Adapters need the model directory `base`; their
     vocabulary is its.
 
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
@@ -268,14 +280,10 @@ def convert(
         if not tokenizer.exists():
             raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
         checkpoint = open_checkpoint(source)
-        rows, pieces = checkpoint.config.vocab_size, load_tokenizer(tokenizer).vocab_size
-        if pieces > rows:
-            raise UserError(
-                f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's"
-            )
-        model = tokenizer.read_bytes()
+        pieces, model = load_tokenizer(tokenizer).vocab_size, tokenizer.read_bytes()
+        check_rows(str(tokenizer), pieces, checkpoint.config.vocab_size)
         padded = with_pad(model) if pad_token else model
-        checkpoint = checkpoint.with_vocabulary(pad=padded != model and pieces == rows, multiple=vocab_multiple)
+        checkpoint = checkpoint.with_vocabulary(pieces + (padded != model), vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
         describe(partial, config, None, TextFormat(), tokenizer)
         (partial / TOKENIZER_FILE).write_bytes(padded)
