@@ -35,6 +35,12 @@ PEFT_KEYS = (
     | {"layers_pattern", "megatron_core", "qalora_group_size", "eva_config", "ensure_weight_tying"}
 )
 
+#: What to do with a PEFT model that is more than adapters of one rank on a base.
+MERGE = (
+    "merge it in PEFT (`AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)`), put "
+    "tokenizer.model into NEW and convert NEW without --base"
+)
+
 #: Ways to draw PEFT's adapters that leave the base as it is. The others train on a base that they have changed.
 PEFT_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -158,22 +164,22 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
     path = directory / "adapter_config.json"
     theirs = read_json(path)
 
-    def refuse(key: str, what: str = "which is not supported") -> UserError:
+    def refuse(key: str, what: str = f"which adapters of ours do not have; {MERGE}") -> UserError:
         return UserError(f"{path}: {key} is {theirs.get(key)!r}, {what}")
 
     if theirs.get("peft_type") != "LORA":
         raise refuse("peft_type", "only 'LORA' can be converted")
     if theirs.get("bias", "none") != "none":
-        raise refuse("bias", "only 'none' is supported")
+        raise refuse("bias")
     if theirs.get("init_lora_weights") not in PEFT_INITIAL:
-        raise refuse("init_lora_weights", "which changes the base; convert the adapters to plain ones in PEFT")
+        raise refuse("init_lora_weights", f"which trains on a base that it has changed; {MERGE}")
     if unknown := [key for key, value in theirs.items() if key not in PEFT_KEYS and value]:
         raise refuse(unknown[0])
     stated = theirs.get("target_modules")
     if isinstance(stated, list):
         found = {str(name).rpartition(".")[2] for name in stated}
     if not found or not found <= set(TARGETS):
-        raise refuse("target_modules", f"kernels that can be adapted are {', '.join(TARGETS)}")
+        raise refuse("target_modules", f"kernels that can be adapted are {', '.join(TARGETS)}; {MERGE}")
     targets = tuple(name for name in TARGETS if name in found)
     try:
         lora = LoraConfig(theirs.get("r"), theirs.get("lora_alpha"), theirs.get("lora_dropout"), targets)

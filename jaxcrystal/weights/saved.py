@@ -36,12 +36,13 @@ from jaxcrystal.config import (
     from_dict,
     to_dict,
 )
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad, without_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
+from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
 from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
@@ -178,23 +179,32 @@ def _base_params(directory: Path, description: Description, wanted: dict[str, An
     return weights["params"]
 
 
-def _restore(directory: Path, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved."""
+def _restore(directory: Path, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
+    """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved.
+
+    All that was saved must be `wanted`, unless only a `part` of it is.
+    """
     checkpoints = (directory / CHECKPOINTS).resolve()
     steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
     if not steps:
         raise UserError(f"{checkpoints} holds no checkpoint; `jaxcrystal convert` and `jaxcrystal train` write them")
     path = checkpoints / str(max(steps)) / "weights"
-    handler = ocp.StandardCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        saved = flatten_dict(handler.metadata(path).tree, sep="/")
+        saved = flatten_dict(dict(handler.metadata(path).tree), sep="/")
         places = flatten_dict(wanted, sep="/")
+        if part:
+            saved = {name: leaf for name, leaf in saved.items() if name in places}
         _check_fit(path, saved, places)
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
             for name, leaf in places.items()
         }
-        return max(steps), handler.restore(path, args=ocp.args.StandardRestore(unflatten_dict(target, sep="/")))
+        tree = unflatten_dict(target, sep="/")
+        places = ocp.checkpoint_utils.construct_restore_args(tree)
+        return max(steps), handler.restore(
+            path, args=ocp.args.PyTreeRestore(tree, restore_args=places, partial_restore=part)
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read the checkpoint {path}: {reason}; remove it to use the one before") from error
@@ -301,6 +311,13 @@ def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh
         raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
     checkpoint = open_adapters(source, description.model)
     tokenizer = Path(base) / TOKENIZER_FILE
+    if copies := set(saved_embeddings(checkpoint).values()):
+        wanted = flatten_dict(abstract_variables(Llama(description.model), mesh), sep="/")
+        part = {name: leaf for name, leaf in wanted.items() if name.removeprefix("params/") in copies}
+        _, weights = _restore(Path(base), unflatten_dict(part, sep="/"), part=True)
+        file = tokenizer.read_bytes()
+        pieces = load_tokenizer(tokenizer).vocab_size - (without_pad(file) != file)
+        check_embeddings(source, checkpoint, flatten_dict(weights["params"], sep="/"), pieces)
     describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
     save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
     return description.model
