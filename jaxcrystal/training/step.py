@@ -41,7 +41,7 @@ class TrainState:
 
 @struct.dataclass
 class StepMetrics:
-    """What one step tells."""
+    """What is measured of one step."""
 
     loss: Float32[Array, ""]  #: mean over counted tokens, nats
     tokens: Int[Array, ""]  #: tokens that the loss counted

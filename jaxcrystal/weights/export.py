@@ -143,7 +143,7 @@ def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """The kernels of all layers with their adapters merged, each when it is asked for."""
+    """The kernels of all layers with their adapters merged, each merged when it is indexed."""
 
     kernel: jax.Array
     a: jax.Array

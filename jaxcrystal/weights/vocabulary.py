@@ -48,7 +48,7 @@ class Vocabulary:
         start, stop, _ = index[0].indices(self.shapes[name][0])
         if stop <= old:
             return self._tensors.read(name, (slice(start, stop), *index[1:]))
-        first = min(start, old - 1)  # at least one row: it tells the dtype
+        first = min(start, old - 1)  # at least one row: it has the dtype
         known = self._tensors.read(name, (slice(first, old), *index[1:]))[min(start, old) - first :]
         part = np.zeros((stop - start, *known.shape[1:]), known.dtype)
         part[: len(known)] = known
