@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxcrystal {args.verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"jaxcrystal {args.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        again = "go on" if args.resumes else "start over"
+        print(f"jaxcrystal {args.verb}: interrupted; run the same command again to {again}", file=sys.stderr)
         return 130
 
 
@@ -41,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxcrystal {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable, summary: str, detail: str = "") -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable, summary: str, detail: str = "", *, resumes: bool = False
+    ) -> argparse.ArgumentParser:
+        """`resumes`: the same command, typed again, goes on where the interrupted one stood."""
         command = verbs.add_parser(
             name,
             help=summary,
@@ -49,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, resumes=resumes)
         return command
 
     for module in VERBS:

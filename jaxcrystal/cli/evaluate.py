@@ -22,6 +22,7 @@ def add(verb: Callable) -> None:
         "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, extxyz, or JSON of "
         "pymatgen's structures or entries. Writes structures.parquet (a row an attempt), metrics.json (sums over it), "
         "and report.html to --out.",
+        resumes=True,
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")

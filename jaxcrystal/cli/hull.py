@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal.hull.sources import build
     from jaxcrystal.workers import local
 
+    args.resumes = args.potential is not None  # the labels of a potential are kept one by one
     with local(args.workers) as workers:
         hull = build(
             args.inputs,

@@ -17,6 +17,7 @@ def add(verb: Callable) -> None:
         run,
         "fine-tune a LLaMA with adapters, or train a small one from random weights",
         "CONFIG is a YAML recipe (see configs/). A run that was stopped goes on when it is started again.",
+        resumes=True,
     )
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe")
     command.add_argument(
@@ -40,18 +41,18 @@ def run(args: argparse.Namespace) -> int:
 
     report = train(recipe)
     if report.stopped is not None:
-        told = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
+        result = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
         if hosts.is_first():
-            print(told)
+            print(result)
         return 130 if report.stopped is signal.SIGINT else 0
     if not hosts.is_first():
         return 0
     if report.loss is None:
-        told = "all done before"
+        result = "all done before"
     else:
-        told = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
+        result = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
     print(
-        f"{report.steps} steps, {told}; "
+        f"{report.steps} steps, {result}; "
         f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
     )
     return 0
