@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.relaxation.selfcheck import KNOWN, TOLERANCE, EnergyReference
+from jaxcrystal.hull.scale import require_known_elements
+from jaxcrystal.relaxation.selfcheck import EnergyReference
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Element, Structure
@@ -80,17 +81,9 @@ class ElementReferences:
         return cls(energies, potential_sha256)
 
     def require_mp_scale(self, name: str) -> None:
-        """Raises UserError if silicon or copper, where they are known, have not the Materials Project's PBE energy.
-
-        Another functional's differ by eV/atom.
-        """
-        for symbol in sorted(KNOWN.keys() & self.energies.keys()):
-            expected = KNOWN[symbol][2]
-            if abs(self.energies[symbol] - expected) > TOLERANCE:
-                raise UserError(
-                    f"{name} is of another functional than the Materials Project's PBE: {symbol} has "
-                    f"{self.energies[symbol]:.3f} eV/atom, there {expected:.3f}"
-                )
+        """Raises UserError if they are said to be the Materials Project's and are not (`scale.py`)."""
+        if self.potential_sha256 is None:
+            require_known_elements(self.energies, name)
 
     def formation_energy_per_atom(self, structure: Structure, energy: float, reference: EnergyReference) -> float:
         """Formation energy in eV/atom of a crystal whose energy (eV per cell) stands on the scale `reference`.

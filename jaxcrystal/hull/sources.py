@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
-from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
+from jaxcrystal.hull.hull import Hull, is_hull_file, source
+from jaxcrystal.hull.phases import table_phases
 from jaxcrystal.reader.pymatgen_json import is_json, items
 from jaxcrystal.reader.samples import read
 from jaxcrystal.relaxation.batch import RelaxationSettings

@@ -10,7 +10,7 @@ numbers as later ones. In matgl ≥ 3.0 the message of an edge i → j is summed
         m_ij                       m_ij
       i ─────▶ j += m_ij     i += m_ij ◀───── j
 
-Both ways are put to the self-check, and the one that agrees with nature is kept.
+Both ways are put to the self-check, and the one that agrees with the known energies is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from jaxcrystal.relaxation.chgnet import chgnet_single_points
 from jaxcrystal.relaxation.m3gnet import M3GNet
 from jaxcrystal.relaxation.matgl import matgl_single_points
 from jaxcrystal.relaxation.neighbours import Candidates, candidates, edges
-from jaxcrystal.relaxation.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check, known_elements
+from jaxcrystal.relaxation.selfcheck import FEWEST, TOLERANCE, EnergyReference, SelfCheck, check
 from jaxcrystal.relaxation.systems import Edges, SinglePoints, Systems
 
 if TYPE_CHECKING:
@@ -60,14 +60,10 @@ class Potential:
     package: str = ""  #: whose code it runs, with its version
 
     @classmethod
-    def checked(cls, *, cutoff: float, answer: Callable[[Systems, Edges], SinglePoints], **what: Any) -> Potential:
-        """One that has been put to the self-check, whatever that found."""
-
-        def energies(structures: Sequence[Structure]) -> list[float]:
-            systems = Systems.of(structures)
-            return answer(systems, edges(systems, candidates(systems, cutoff), cutoff)).energies.tolist()
-
-        return cls(check=check(energies), cutoff=cutoff, answer=answer, **what)
+    def checked(cls, **what: Any) -> Potential:
+        """One that has been put to the self-check, whatever that found; takes the fields beside `check`."""
+        potential = cls(check=SelfCheck((), (), EnergyReference.OWN), **what)
+        return replace(potential, check=check(potential.energies, potential.elements))
 
     @property
     def reference(self) -> EnergyReference:
@@ -131,10 +127,12 @@ def load_potential(name_or_dir: str | Path = "chgnet", device: str | None = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = _chgnet(device) if str(name_or_dir) == "chgnet" else _matgl(Path(name_or_dir), device)
     best = min(found, key=lambda potential: potential.check.worst)
+    if len(best.check.rows) < FEWEST:
+        raise UserError(f"{best.source} cannot be checked, and is not used: {best.check}")
     if not best.check.passed:
         raise UserError(
-            f"{best.source} fails its self-check by more than {TOLERANCE} eV/atom ({best.check}). "
-            "Its weights do not fit the installed code: take weights published for this version of the package"
+            f"{best.source} fails its self-check by more than {TOLERANCE} eV/atom ({best.check}). Its weights are "
+            "damaged or do not fit the installed code: take weights published for this version of the package"
         )
     return best
 
@@ -178,10 +176,6 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
     except Exception as error:  # torch, json and matgl each raise their own for a file that is not what it should be
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
-    if lacking := known_elements() - set(model.model.element_types):
-        raise UserError(
-            f"{directory} knows no {', '.join(sorted(lacking))}, of which the self-check is made; it cannot be believed"
-        )
     potential = partial(
         Potential.checked,
         name=directory.resolve().name,

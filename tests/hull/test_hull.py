@@ -17,7 +17,8 @@ from single_points import potential as potential_of
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull import hull as hull_module
 from jaxcrystal.hull.formation import ElementReferences, Uncovered, corrected_energy, mp2020_correction
-from jaxcrystal.hull.hull import Hull, Phase
+from jaxcrystal.hull.hull import Hull
+from jaxcrystal.hull.phases import Phase, table_phases
 from jaxcrystal.relaxation.batch import relax
 from jaxcrystal.relaxation.potentials import Potential, load_potential
 from jaxcrystal.relaxation.selfcheck import CheckRow, EnergyReference, SelfCheck
@@ -32,7 +33,8 @@ def write_rows(path, rows):
 
 
 def table(path, rows) -> Hull:
-    return Hull.from_table(write_rows(path, rows), NO_REFERENCES)
+    """Of whatever energies: those that a potential gave are compared with none."""
+    return Hull.from_phases(path.name, table_phases(write_rows(path, rows)), NO_REFERENCES, potential_sha256="0" * 64)
 
 
 def random_phases(rng, elements, count) -> list[tuple[str, float]]:
@@ -112,7 +114,7 @@ def test_a_phase_of_the_hull_is_on_it():
             composition = Composition({str(element): int(rng.integers(1, 9)) for element in chosen})
             fractions = composition.fractional_composition.as_dict()
             phases.append(Phase(composition.reduced_formula, fractions, rng.uniform(-3, -1)))
-        hull = Hull.from_phases("random", phases, NO_REFERENCES)
+        hull = Hull.from_phases("random", phases, NO_REFERENCES, potential_sha256="0" * 64)
         distances = [hull.e_above_hull(Composition(phase.formula), phase.energy) for phase in phases]
         assert not [distance for distance in distances if 0 < abs(distance) < 1e-8]
         on += distances.count(0.0)
@@ -264,7 +266,7 @@ def test_bad_references_are_named(tmp_path, content):
 
 
 def emt(sha="e" * 64, reference=EnergyReference.OWN) -> Potential:
-    rows = (CheckRow("Cu", "energy", -4.10, -0.01),)
+    rows = (CheckRow("Cu", -4.10, -0.01),)
     return potential_of(EMT, ["Al", "Cu", "Ni", "Au"], check=SelfCheck(rows, rows, reference), sha256=sha)
 
 
@@ -310,7 +312,7 @@ def test_a_hull_that_the_potential_labels_itself(monkeypatch):
 
 
 def test_an_energy_scale_of_its_own_is_refused_by_the_materials_projects_hull(tmp_path):
-    hull = table(tmp_path / "h.csv", [("AlCu", -0.2)])
+    hull = Hull.from_table(write_rows(tmp_path / "h.csv", [("AlCu", -0.2)]), NO_REFERENCES)
     with pytest.raises(UserError, match=r"EMT does not stand on the energy scale.*Cu -0\.01 \(there -4\.10\).*labels"):
         hull.require_same_scale(emt())
     hull.require_same_scale(emt(reference=EnergyReference.MP))
@@ -345,7 +347,7 @@ def test_the_materials_projects_hull(shared):
 
 @pytest.mark.parametrize("formula", ["NaN", "Li2O", "Fe0.5O0.5", "CH3CH2OH", "Ca(OH)2", "K2(H(Br)2)3", "HoCo", "Tm0Li"])
 def test_a_formula_is_read_as_pymatgen_reads_it(tmp_path, formula):
-    (phase,) = hull_module.table_phases(write_rows(tmp_path / "h.csv", [(formula, -1.0)]))
+    (phase,) = table_phases(write_rows(tmp_path / "h.csv", [(formula, -1.0)]))
     assert phase.fractions == pytest.approx(Composition(formula).fractional_composition.as_dict())
 
 
