@@ -41,7 +41,7 @@ LIES = {
 
 
 def test_the_tables_are_wide():
-    """Oxides, halides, chalcogenides, nitrides and the rest; a third are intermetallics and others without correction."""
+    """Oxides, halides, chalcogenides and the rest; a third are intermetallics and others without a correction."""
     assert len(known_elements()) == 89 and len(KNOWN) > 600
     assert len({symbol for compound in KNOWN for symbol in compound.counts}) > 75
     for anion, least in {"O": 80, "F": 25, "Cl": 20, "Br": 10, "I": 10, "S": 40, "Se": 20, "Te": 20, "N": 20}.items():
