@@ -48,6 +48,10 @@ _METADATA = b"jaxcrystal hull"
 #: eV/atom, what the linear programme leaves of 0.
 SOLVED = 1e-8
 
+#: eV/atom below a hull, from which on a distance says more about the hull (a phase that it lacks) or the potential (a
+#: crystal that it never learnt) than about the crystal: it is then neither stable nor metastable.
+FAR_BELOW = 0.1
+
 
 @dataclass(frozen=True)
 class Hull:
@@ -295,11 +299,7 @@ class Hull:
         from scipy.optimize import linprog
 
         symbols = sorted(fractions_of(composition))
-        if missing := [s for s in symbols if frozenset([s]) not in self.phases]:
-            raise Uncovered(f"the hull {self.name} holds no crystal of {', '.join(missing)}")
-        if self.systems is not None and not any(system.issuperset(symbols) for system in self.systems):
-            raise Uncovered(f"the hull {self.name} was not built for the chemical system {'-'.join(symbols)}")
-        competing = [phase for system in _subsystems(symbols) for phase in self.phases.get(frozenset(system), ())]
+        competing = self._covering(symbols)
         fractions = np.array([[phase.fractions.get(symbol, 0.0) for phase in competing] for symbol in symbols])
         target = [composition.get_atomic_fraction(symbol) for symbol in symbols]
         mixture = linprog([phase.energy for phase in competing], A_eq=fractions, b_eq=target, method="highs")
@@ -307,6 +307,25 @@ class Hull:
         assert mixture.success, mixture.message
         distance = float(formation_energy_per_atom - mixture.fun)
         return 0.0 if abs(distance) < SOLVED else distance  # a phase of the hull is on it
+
+    def competitors(self, composition: Composition) -> tuple[int, int]:
+        """How many compounds compete with a crystal: of its elements or some of them; and of exactly its elements.
+
+        A compound is a formula of two or more elements, whatever number of its crystals is known. An element's own
+        phase counts as the one of exactly its elements. Raises Uncovered as `e_above_hull` does.
+        """
+        symbols = sorted(fractions_of(composition))
+        competing = self._covering(symbols)
+        compounds = {_key(phase) for phase in competing if len(phase.fractions) > 1}
+        return len(compounds), len({_key(phase) for phase in competing if len(phase.fractions) == len(symbols)})
+
+    def _covering(self, symbols: Sequence[str]) -> list[Phase]:
+        """All phases of these elements or some of them."""
+        if missing := [s for s in symbols if frozenset([s]) not in self.phases]:
+            raise Uncovered(f"the hull {self.name} holds no crystal of {', '.join(missing)}")
+        if self.systems is not None and not any(system.issuperset(symbols) for system in self.systems):
+            raise Uncovered(f"the hull {self.name} was not built for the chemical system {'-'.join(symbols)}")
+        return [phase for system in _subsystems(symbols) for phase in self.phases.get(frozenset(system), ())]
 
 
 def is_hull_file(path: str | Path) -> bool:
@@ -325,3 +344,8 @@ def source(path: Path) -> str:
 def _subsystems(symbols: Iterable[str]) -> Iterable[tuple[str, ...]]:
     symbols = sorted(symbols)
     return itertools.chain.from_iterable(itertools.combinations(symbols, n) for n in range(1, len(symbols) + 1))
+
+
+def _key(phase: Phase) -> tuple[tuple[str, float], ...]:
+    """The same for every crystal of a composition."""
+    return tuple(sorted((symbol, round(fraction, 6)) for symbol, fraction in phase.fractions.items()))
