@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
-from jaxcrystal.evaluation.metrics import metrics_from_table
+from jaxcrystal.evaluation.metrics import FEW, metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe, write_table
@@ -127,9 +127,12 @@ def evaluate(
         )
         table = _with_stability(table, rows, placed=phases is not None)
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
+        if judge.check.unchecked:
+            versions["potential not checked"] = f"for {', '.join(judge.check.unchecked)}"
         versions["relaxation"] = f"until forces are below {fmax:g} eV/Å, at most {max_steps} steps"
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
+        versions["hull scale"] = phases.scale
         if phases.left_out:
             versions["hull left out"] = ", ".join(f"{n} {reason}" for reason, n in sorted(phases.left_out.items()))
     compared = None
@@ -175,6 +178,12 @@ def summary(metrics: dict[str, Any]) -> str:
     failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
     failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}
     lines += [f"  {n:>6} {name}" for name, n in failed.items()]
+    if "placed" in counts:
+        none, few = counts["no_phase_of_system"], counts["few_phases_of_system"]
+        lines.append(
+            f"  {none:>6} of {counts['placed']} placed where the hull knows no phase of their elements together"
+        )
+        lines.append(f"  {few:>6} where it knows fewer than {FEW}")
     return "\n".join(lines)
 
 
@@ -223,7 +232,10 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
 
     Without a hull (`placed` false) nothing was asked of it, and its columns are absent.
     """
-    found = pd.DataFrame([asdict(row) for row in rows], index=table.index[table["structural_valid"]])
+    from jaxcrystal.evaluation.stability import StabilityRow
+
+    columns = [column.name for column in fields(StabilityRow)]  # there may be no row to read them off
+    found = pd.DataFrame([asdict(row) for row in rows], table.index[table["structural_valid"]], columns)
     names = {"outcome": "relaxation", "reason": "relaxation_reason", "cif": "relaxed_cif", "fmax": "largest_force"}
     found = found.rename(columns=names).reindex(table.index)
     # Why an attempt was not relaxed: there is no crystal, or its atoms overlap.
@@ -231,10 +243,10 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
     found["relaxation"] = found["relaxation"].map(str, na_action="ignore").fillna(unsent)
     found["relaxation_reason"] = found["relaxation_reason"].fillna("")
     found["converged"] = found["converged"].eq(True)
-    of_hull = ["formation_energy_per_atom", "e_above_hull"]
+    of_hull, numbers = ["formation_energy_per_atom", "e_above_hull"], ["competing_phases", "phases_of_system"]
     measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
-    found = found.astype(dict.fromkeys(measures, "float64") | {"steps": "Int64"})
-    return table.join(found if placed else found.drop(columns=of_hull))
+    found = found.astype(dict.fromkeys(measures, "float64") | dict.fromkeys(["steps", *numbers], "Int64"))
+    return table.join(found if placed else found.drop(columns=[*of_hull, *numbers]))
 
 
 def _programs() -> dict[str, str]:
