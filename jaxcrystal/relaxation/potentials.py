@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -171,10 +172,14 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
     with _evaluate_extra():
         from matgl.apps.pes import Potential as MatglPotential
 
+    for name in ("model.pt", "state.pt"):
+        _refuse_code(files[name])
     try:
         model = MatglPotential.load(files).to(device).eval()  # a dictionary of files: matgl then downloads nothing
     except Exception as error:  # torch, json and matgl each raise their own for a file that is not what it should be
         reason = " ".join(str(error).split())[:300]
+        if "weights_only" in reason:  # torch's advice to read it without that safeguard
+            reason = "model.pt or state.pt is damaged, or no file of torch's"
         raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
     potential = partial(
         Potential.checked,
@@ -192,6 +197,28 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
         yield potential(note=note, answer=M3GNet(model, at_source=False))
     else:
         yield potential(note="", answer=partial(matgl_single_points, model))
+
+
+def _refuse_code(path: Path) -> None:
+    """Raises UserError if to read the file would run what it names, and not only take numbers from it.
+
+    torch refuses a pickle that does, and advises how to read it all the same. matgl makes an object of any class that
+    a dictionary names, with the arguments that it gives.
+    """
+    import torch
+
+    try:
+        found, runs = torch.load(path, map_location="cpu", weights_only=True), ""
+    except Exception as error:  # of a file that is damaged, matgl's reading says more
+        found, runs = None, "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1])
+    for value in found.values() if isinstance(found, dict) else ():
+        if isinstance(value, dict) and not str(module := value.get("@module", "matgl")).startswith("matgl"):
+            runs = f"{module}.{value.get('@class')}"
+    if runs:
+        raise UserError(
+            f"{path} is not read: it is more than a file of weights, and would run {runs}. Such files do harm; take "
+            "the weights from who published them, or have who made them save them again by matgl's `save`"
+        )
 
 
 def _sha256(paths: list[Path]) -> str:

@@ -278,6 +278,42 @@ def test_a_corrupted_file_is_an_error_in_one_line(random_m3gnet, name):
     assert "\n" not in str(error.value)
 
 
+class Runs:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "state.pt"])
+def test_a_file_that_would_run_code_is_refused_without_torchs_advice(random_m3gnet, tmp_path, name):
+    import torch
+
+    torch.save({"weight": Runs(tmp_path / "ran")}, random_m3gnet / name)
+    with pytest.raises(
+        UserError, match=rf"{name} is not read: it is more than .* would run .*\. Such files do"
+    ) as error:
+        load_potential(random_m3gnet)
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_class_that_a_file_names_is_not_made(random_m3gnet, tmp_path):
+    """matgl makes an object of whatever class it reads of."""
+    import torch
+
+    mark = tmp_path / "ran"
+    made = {"@module": "subprocess", "@class": "Popen", "init_args": {"args": ["touch", str(mark)]}}
+    content = torch.load(random_m3gnet / "model.pt", weights_only=True)
+    torch.save(content | {"model": made}, random_m3gnet / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt is not read: .*would run subprocess\.Popen"):
+        load_potential(random_m3gnet)
+    assert not mark.exists()
+
+
 def test_a_checkpoint_without_a_parameter_is_refused(random_m3gnet):
     import torch
 
