@@ -211,9 +211,9 @@ def _refuse_code(path: Path) -> None:
         found, runs = torch.load(path, map_location="cpu", weights_only=True), ""
     except Exception as error:  # of a file that is damaged, matgl's reading says more
         found, runs = None, "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1])
-    for value in found.values() if isinstance(found, dict) else ():
-        if isinstance(value, dict) and not str(module := value.get("@module", "matgl")).startswith("matgl"):
-            runs = f"{module}.{value.get('@class')}"
+    for part in found.values() if isinstance(found, dict) else ():
+        if isinstance(part, dict) and "@class" in part and not str(part.get("@module")).startswith("matgl.models"):
+            runs = f"{part.get('@module')}.{part['@class']}"
     if runs:
         raise UserError(
             f"{path} is not read: it is more than a file of weights, and would run {runs}. Such files do harm; take "

@@ -278,7 +278,9 @@ def test_a_table_is_built_once_and_says_what_it_stands_on(tmp_path, capsys):
     with pytest.raises(UserError, match=r"t\.csv is a table of formation energies, which needs element references"):
         build([tmp_path / "t.csv"], out)
     assert main(["hull", "build", str(tmp_path / "t.csv"), "--references", str(references), "--out", str(out)]) == 0
-    assert "6 phases of 6 chemical systems, from t.csv" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6 phases of 6 chemical systems, from t.csv" in told
+    assert "  energies checked: 1 compounds of known formation energy, error 0.062 eV/atom" in told
     assert is_hull_file(out) and not is_hull_file(tmp_path / "t.csv") and not is_hull_file(tmp_path / "none")
     hull = known_hull([out], None)
     assert hull == Hull.from_file(out)
