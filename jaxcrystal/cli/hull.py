@@ -52,5 +52,6 @@ def run(args: argparse.Namespace) -> None:
         )
     phases = sum(map(len, hull.phases.values()))
     print(f"{args.out}: {phases} phases of {len(hull.phases)} chemical systems, from {hull.name}")
+    print(f"  energies {hull.scale}")
     for reason, count in sorted((hull.left_out or {}).items()):
         print(f"  left out: {count:>6} {reason}")
