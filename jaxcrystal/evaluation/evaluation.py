@@ -1,14 +1,13 @@
 """The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
 
-Three files are written: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; `report.html`,
-for the eye; with a reference also `reference.parquet`, one row a reference crystal. Relaxations and fingerprints are
-kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
+What is written is `results.py`'s: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; and
+what the crystals were compared with. The page is made of these files (`jaxcrystal.report`). Relaxations and fingerprints
+are kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,15 +18,15 @@ import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
-from jaxcrystal.evaluation.table import Provenance, describe, write_table
+from jaxcrystal.evaluation.table import Provenance, describe
 from jaxcrystal.reader.samples import SampleSet, read
-from jaxcrystal.report import report
 from jaxcrystal.workers import Workers
 
 #: What is in the names of those numbers of metrics.json that are no rates.
@@ -150,14 +149,9 @@ def evaluate(
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs)
     metrics = metrics_from_table(table, provenance, compared)
-    write_table(table, provenance, out / "structures.parquet")
-    if compared is not None:
-        write_table(compared, provenance, out / "reference.parquet")
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    training = None if train is None else report.training_crystals(table, known)
-    report.write(out / "report.html", table, metrics, reference=compared, training=training, title=samples.path.name)
-    print(summary(metrics))
-    print(f"written to {out}: structures.parquet, metrics.json, report.html")
+    results.write(
+        out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples
+    )
     return metrics
 
 
@@ -243,7 +237,9 @@ def _programs() -> dict[str, str]:
 
 
 def _fingerprint(samples: SampleSet) -> str:
-    return f"{samples.path.name} sha256:{samples.sha256}"
+    # A file's name may hold bytes that are no text.
+    name = samples.path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return f"{name} sha256:{samples.sha256}"
 
 
 def _writable(out: Path) -> Path:

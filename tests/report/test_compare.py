@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jaxcrystal import cli
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import wilson
-from jaxcrystal.report.compare import Difference, as_markdown, as_text, compare, difference
+from jaxcrystal.report.compare import as_markdown, as_text, compare
+from jaxcrystal.report.comparison import Difference, difference
 from jaxcrystal.report.quantities import Measured, Quantity
 
 RATE, LENGTH = Quantity("validity.both", "Valid"), Quantity("x", "Length", unit="Å")
