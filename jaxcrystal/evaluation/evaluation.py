@@ -1,8 +1,8 @@
 """The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
 
 What is written is `results.py`'s: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; and
-what the crystals were compared with. The page is made of these files (`jaxcrystal.report`). Relaxations and fingerprints
-are kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
+what the crystals were compared with. The page is made of these files (`jaxcrystal.report`). Relaxations and
+fingerprints are kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ def evaluate(
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs)
     metrics = metrics_from_table(table, provenance, compared)
-    results.write(
-        out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples
-    )
+    results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples)
     return metrics
 
 

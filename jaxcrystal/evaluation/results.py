@@ -1,10 +1,10 @@
 """The folder that an evaluation leaves: everything that its report and a comparison are made of.
 
-    structures.parquet   one row an attempt (`table.py`)
-    metrics.json         sums over that table (`metrics.py`)
-    reference.parquet    one row a reference crystal; only with a reference
-    training.parquet     ids and CIFs of the training crystals that attempts match or are nearest to; only with a
-                         training set (older versions did not write it)
+structures.parquet   one row an attempt (`table.py`)
+metrics.json         sums over that table (`metrics.py`)
+reference.parquet    one row a reference crystal; only with a reference
+training.parquet     ids and CIFs of the training crystals that attempts match or are nearest to; only with a
+                     training set (older versions did not write it)
 """
 
 from __future__ import annotations

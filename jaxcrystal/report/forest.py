@@ -14,7 +14,13 @@ from jaxcrystal.report.quantities import SECTIONS, Measured
 
 #: Okabe and Ito's, which colour-blind readers tell apart; more runs than these begin again.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH, NAMES, NUMBERS, GAP, WRITTEN = 1080, 320, 270, 84, 200  #: px: of all, names, lines, between them, differences' text
+WIDTH, NAMES, NUMBERS, GAP, WRITTEN = (
+    1080,
+    320,
+    270,
+    84,
+    200,
+)  #: px: all, names, lines, between, differences
 STEP, PAD = 17, 11  #: px: from run to run, and around the runs of a quantity
 
 _STYLE = """
@@ -96,7 +102,7 @@ def _number(number: Measured, run: int, at: float, left: float, low: float, high
 
 
 def _difference(line: Line, change: Difference, run: int, at: float, right: float, reach: float) -> list[str]:
-    span = WIDTH - right - WRITTEN
+    span = WIDTH - right - WORDS
     middle = right + span / 2
 
     def x(value: float) -> float:

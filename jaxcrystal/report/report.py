@@ -3,8 +3,8 @@
 The page is made of the files that `jaxcrystal evaluate` leaves in a folder (`evaluation/results.py`), and of nothing
 else: `jaxcrystal report DIR` writes it again. Its frame is `page/report.html`, with `{{names}}` where the sections of
 this module, its style and its scripts go. Its data stand in it as JSON, which the scripts put in as text only: ids and
-reasons are strangers' words. The page's own security policy forbids every connection, and every script but the one whose
-hash it names.
+reasons are strangers' words. The page's own security policy forbids every connection, and every script but the one
+whose hash it names.
 """
 
 from __future__ import annotations
@@ -220,7 +220,9 @@ def _gallery(table: pd.DataFrame) -> str:
 
     best = table[table["structural_valid"] & table["compositional_valid"] & table["unique"]]
     if "e_above_hull" in best:
-        best = best[best["e_above_hull"].notna() & best["relaxation"].isin(_RELAXED)].sort_values("e_above_hull", kind="stable")
+        best = best[best["e_above_hull"].notna() & best["relaxation"].isin(_RELAXED)].sort_values(
+            "e_above_hull", kind="stable"
+        )
     figures = []
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)

@@ -13,10 +13,11 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.samples import Sample, read
 from jaxcrystal.report import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -62,10 +63,11 @@ def page(tmp_path_factory):
         known_as=None,
         train_nearest=HOSTILE,
     )
-    metrics = metrics_from_table(table, Provenance("cdvae", {HOSTILE: HOSTILE}, HOSTILE, HOSTILE))
-    training = {HOSTILE: Crystal.from_structure(SALT)}
-    report.write(folder / "report.html", table, metrics, title=HOSTILE, training=training)
-    return folder / "report.html"
+    versions = {HOSTILE: HOSTILE, "samples": f"{HOSTILE} sha256:0"}
+    provenance = Provenance("cdvae", versions, HOSTILE, HOSTILE)
+    known = [Sample(HOSTILE, 0, "ok", "", Crystal.from_structure(SALT), "")]
+    results.write(folder, table, metrics_from_table(table, provenance), provenance, known=known)
+    return report.write(folder)
 
 
 def use(page, folder, script):
