@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxcrystal.cli import options
-
-if TYPE_CHECKING:
-    from jaxcrystal.workers import Workers
 
 
 def add(verb: Callable) -> None:
@@ -58,16 +54,9 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
-    from jaxcrystal import workers
+    import jaxcrystal
 
-    with workers.dask(args.dask) if args.dask else workers.local(args.workers) as pool:
-        _evaluate_with(args, pool)
-
-
-def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
-    from jaxcrystal.evaluation.evaluation import evaluate
-
-    evaluate(
+    found = jaxcrystal.evaluate(
         args.samples,
         args.out,
         train=args.train,
@@ -82,5 +71,7 @@ def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
         fmax=args.fmax,
         max_steps=args.max_steps,
         limit=args.limit,
-        workers=workers,
+        workers=args.dask or args.workers,
     )
+    print(found)
+    print(f"written to {found.out}: structures.parquet, metrics.json, report.html")

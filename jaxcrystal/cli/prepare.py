@@ -28,7 +28,7 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
-    from jaxcrystal.reader.preparing import prepare
+    import jaxcrystal
 
-    report = prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers)
-    print(report)
+    most = args.max_atoms or None
+    print(jaxcrystal.prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=most, workers=args.workers))

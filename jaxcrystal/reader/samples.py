@@ -13,7 +13,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,16 @@ class SampleSet:
     has_ids: bool = False  #: whether the source names its rows (a column, an index, names of files), or we number them
 
 
-def read(path: str | Path, *, workers: Workers | None = None, limit: int | None = None) -> SampleSet:
-    """The first `limit` (default: all) samples of a file or folder.
+def read(path: str | Path | SampleSet, *, workers: Workers | None = None, limit: int | None = None) -> SampleSet:
+    """The first `limit` (default: all) samples of a file or folder, or of what was read before.
 
     Raises UserError that names the path and what was expected, if it does not exist, is empty, or lacks a column;
     and for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
+    if isinstance(path, SampleSet):
+        return replace(path, samples=path.samples[:limit])
     path = Path(path)
     if (path / "attempts.parquet").is_file():  # a ledger as a folder: the CIF files alone would hide what failed
         path = path / "attempts.parquet"
