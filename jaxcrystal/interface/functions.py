@@ -7,7 +7,7 @@ Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JS
 - a pandas DataFrame with a column of CIFs or of such objects, and of whatever else is known;
 - `Crystals`, which `read` returned.
 
-What is in memory goes through the same reader as a file (`memory.py`). Wherever a function takes `workers`:
+What is in memory goes through the same reader as a file (`in_memory.py`). Wherever a function takes `workers`:
 
 - 0: the work is done in this process, which dies of whatever crystal kills it;
 - a number: in so many processes on this machine, of which a crystal that kills or hangs one costs only itself;
@@ -79,7 +79,7 @@ def prepare(
     """
     from tempfile import TemporaryDirectory
 
-    from jaxcrystal.interface.memory import is_place
+    from jaxcrystal.interface.in_memory import is_place
     from jaxcrystal.reader import preparing
 
     with TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ def evaluate(
 
     from jaxcrystal.evaluation import evaluation
     from jaxcrystal.interface.evaluation import Evaluation
-    from jaxcrystal.interface.memory import is_place
+    from jaxcrystal.interface.in_memory import is_place
     from jaxcrystal.report import report
 
     kept = TemporaryDirectory(prefix="jaxcrystal-") if out is None else None
@@ -237,7 +237,7 @@ def _samples(source: Source, name: str, pool: Workers | None, limit: int | None 
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
-    from jaxcrystal.interface.memory import is_place, stored
+    from jaxcrystal.interface.in_memory import is_place, stored
     from jaxcrystal.interface.tables import Crystals
     from jaxcrystal.reader import samples
 
@@ -254,7 +254,7 @@ def _file(source: Any, folder: Path, name: str) -> Path:
     """A file of a source, in `folder` if it was none: for what takes files alone."""
     import pandas as pd
 
-    from jaxcrystal.interface.memory import is_place, stored
+    from jaxcrystal.interface.in_memory import is_place, stored
 
     if is_place(source):
         return source

@@ -140,7 +140,8 @@ class Crystals(_Rows[Sample]):
         return self.samples.samples
 
     def _of(self, rows: tuple[Sample, ...]) -> Crystals:
-        return Crystals(replace(self.samples, samples=rows))
+        digest = sha256(f"{self.samples.sha256} {[row.row for row in rows]}".encode()).hexdigest()
+        return Crystals(replace(self.samples, samples=rows, sha256=digest))  # a part is not the whole
 
     @property
     def crystals(self) -> list[Crystal | None]:

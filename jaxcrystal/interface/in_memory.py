@@ -44,16 +44,16 @@ def stored(source: Any, folder: Path, name: str) -> Path:
     if all(crystal is None or isinstance(crystal, (str, Crystal)) for crystal in crystals):
         cifs = [crystal.to_cif() if isinstance(crystal, Crystal) else crystal for crystal in crystals]
         return _parquet(known.assign(cif=pd.array(cifs, dtype="str")), folder / f"{name}.parquet")
-    facts = (
-        json.loads(known.to_json(orient="records", default_handler=str)) if len(known.columns) else [{}] * len(known)
-    )
-    rows = [
-        {**row, "structure": _dictionary(crystal, place)}
-        for place, (row, crystal) in enumerate(zip(facts, crystals, strict=True))
-    ]
+    facts = known.astype(object).where(known.notna(), None).to_dict("index")
+    rows = [{**facts[place], "structure": _dictionary(crystal, place)} for place, crystal in enumerate(crystals)]
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(rows, default=str), encoding="utf-8")
+    path.write_text(json.dumps(rows, default=_plain), encoding="utf-8")
     return path
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays for JSON; of anything else, its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _parts(source: Any) -> tuple[pd.DataFrame, list[Any] | None]:
