@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
@@ -235,9 +235,7 @@ def _programs() -> dict[str, str]:
 
 
 def _fingerprint(samples: SampleSet) -> str:
-    # A file's name may hold bytes that are no text.
-    name = samples.path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return f"{name} sha256:{samples.sha256}"
+    return f"{printable(samples.path.name)} sha256:{samples.sha256}"
 
 
 def _writable(out: Path) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.pymatgen_json import is_json, items, structure_of
 from jaxcrystal.workers import Lost, Workers, each
 
@@ -97,7 +98,7 @@ class _Record:
 def _records(path: Path) -> list[_Record]:
     if path.is_dir():
         files = _cif_files(path)
-        return [_Record(f.stem, row, "cif", f.read_text(errors="replace")) for row, f in enumerate(files)]
+        return [_Record(printable(f.stem), row, "cif", f.read_text(errors="replace")) for row, f in enumerate(files)]
     if not path.is_file():
         raise UserError(
             f"{path} does not exist; expected a parquet, CSV, JSON or extxyz file, or a folder of *.cif files"
@@ -114,7 +115,7 @@ def _records(path: Path) -> list[_Record]:
         case ".extxyz" | ".xyz":
             return _frames(path)
         case ".cif":
-            return [_Record(path.stem, 0, "cif", path.read_text(errors="replace"))]
+            return [_Record(printable(path.stem), 0, "cif", path.read_text(errors="replace"))]
     raise UserError(
         f"{path}: unknown kind of file {path.suffix!r}; expected .parquet, .csv, .json, .extxyz or a folder"
     )
@@ -166,7 +167,7 @@ def _frames(path: Path) -> list[_Record]:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in _cif_files(path) if path.is_dir() else [path]:
-        digest.update(file.name.encode() if path.is_dir() else b"")
+        digest.update(os.fsencode(file.name) if path.is_dir() else b"")
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -72,8 +72,7 @@ def _write(comparison: Comparison, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for kind, text in texts.items():
-            # A folder's name may hold bytes that are no text.
-            (out / f"comparison.{kind}").write_text(text, encoding="utf-8", errors="replace", newline="\n")
+            (out / f"comparison.{kind}").write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"cannot write to the folder {out}: {error.strerror}") from None
 

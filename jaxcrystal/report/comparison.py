@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.evaluation.results import read_metrics
 from jaxcrystal.report.quantities import SECTIONS, Measured, Quantity, measured
 
@@ -118,7 +118,7 @@ def comparison(paths: Sequence[str | Path]) -> Comparison:
         raise UserError(f"a comparison needs two metrics.json or more, not {len(files)}")
     if twice := [str(file) for file, n in Counter(map(Path.resolve, files)).items() if n > 1]:
         raise UserError(f"{twice[0]} is named twice; each run can be compared once")
-    runs = tuple(Run(name, read_metrics(file)) for name, file in zip(_names(files), files, strict=True))
+    runs = tuple(Run(printable(name), read_metrics(file)) for name, file in zip(_names(files), files, strict=True))
     found = [{number.quantity.name: number for number in measured(run.metrics)} for run in runs]
     quantities: dict[str, Quantity] = {}
     for numbers in found:

@@ -77,7 +77,7 @@ def write(out: Path) -> Path:
     path = out / "report.html"
     try:
         # The script's hash is that of lines that end in \n.
-        path.write_text(page(results), encoding="utf-8", errors="replace", newline="\n")
+        path.write_text(page(results), encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     return path
