@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if args.debug or not any("\ud800" <= letter <= "\udfff" for letter in error.object):
             raise
         name = os.fsencode(error.object)
-        print(f"jaxcrystal {args.verb}: the name {name} is not UTF-8; rename the file or folder", file=sys.stderr)
+        print(f"jaxcrystal {args.verb}: the name {name!r} is not UTF-8; rename the file or folder", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"jaxcrystal {args.verb}: interrupted; run the same command again to go on", file=sys.stderr)

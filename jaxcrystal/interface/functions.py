@@ -83,13 +83,16 @@ def prepare(
     from jaxcrystal.reader import preparing
 
     with TemporaryDirectory() as folder:
+        named: list[tuple[str, Any]]
         if is_place(inputs):
-            places = [inputs]
+            named = [("", inputs)]
+        elif isinstance(inputs, Mapping):  # here a name is the mapping's, and not the file's
+            named = [(name, read(source) if is_place(source) else source) for name, source in inputs.items()]
         elif isinstance(inputs, Sequence) and all(map(is_place, inputs)):
-            places = list(inputs)
+            named = [("", place) for place in inputs]
         else:
-            named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
-            places = [_file(source, Path(folder), name) for name, source in named.items()]
+            named = [("crystals", inputs)]
+        places = [_file(source, Path(folder), name) for name, source in named]
         return preparing.prepare(places, Path(out), niggli=niggli, max_atoms=max_atoms, workers=max(workers, 1))
 
 
@@ -117,7 +120,7 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
         recipe = to_dict(recipe)
     if isinstance(recipe, Mapping):
         return loop.train(load(Recipe, None, [*words(recipe), *changes]))
-    return loop.train(load(Recipe, recipe, changes))
+    return loop.train(load(Recipe, Path(recipe), changes))
 
 
 def evaluate(
@@ -162,8 +165,11 @@ def evaluate(
     from jaxcrystal.interface.in_memory import is_place
     from jaxcrystal.report import report
 
-    kept = TemporaryDirectory(prefix="jaxcrystal-") if out is None else None
-    folder = Path(kept.name if kept is not None else out)
+    kept = None
+    if out is None:
+        kept = TemporaryDirectory(prefix="jaxcrystal-")
+        out = kept.name
+    folder = Path(out)
     with _pool(workers) as pool, TemporaryDirectory() as scratch:
 
         def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
@@ -180,7 +186,7 @@ def evaluate(
             cutoffs=cutoffs,
             potential=None if potential is None else str(potential),
             hull=[_file(source, Path(scratch), f"hull{i}") for i, source in enumerate(phases)],
-            references=references,
+            references=None if references is None else Path(references),
             hull_labels=hull_labels,
             fmax=fmax,
             max_steps=max_steps,
@@ -225,7 +231,7 @@ def relax(
                 judge,
                 settings,
                 workers=pool,
-                cache_dir=store,
+                cache_dir=None if store is None else Path(store),
             )
         )
         rows = [Relaxed.of(sample, None if sample.crystal is None else next(found)) for sample in samples]
@@ -244,7 +250,7 @@ def _samples(source: Source, name: str, pool: Workers | None, limit: int | None 
     if isinstance(source, Crystals):
         return samples.read(source.samples, workers=pool, limit=limit)
     if is_place(source):
-        return samples.read(source, workers=pool, limit=limit)
+        return samples.read(Path(source), workers=pool, limit=limit)
     with TemporaryDirectory() as folder:
         path = stored(source, Path(folder), name)
         return replace(samples.read(path, workers=pool, limit=limit), path=Path(path.name))
@@ -257,7 +263,7 @@ def _file(source: Any, folder: Path, name: str) -> Path:
     from jaxcrystal.interface.in_memory import is_place, stored
 
     if is_place(source):
-        return source
+        return Path(source)
     table = source if isinstance(source, pd.DataFrame) else read(source).to_pandas()
     return stored(table, folder, name)
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from jaxcrystal.errors import UserError
 _EXPECTED = "expected pymatgen Structures, ASE Atoms, Crystals, texts of CIFs, or a path"
 
 
-def is_place(source: object) -> bool:
+def is_place(source: object) -> TypeGuard[str | PathLike[str]]:
     """Whether it names a file or folder; a text with a line feed is a CIF."""
     return isinstance(source, PathLike) or (isinstance(source, str) and "\n" not in source)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from html import escape
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 import pandas as pd
@@ -123,8 +123,11 @@ class _Rows(Generic[Row]):
         return [None if structure is None else _atoms(structure) for structure in self.structures()]
 
     def __repr__(self) -> str:
+        return f"<{self._summary()}>"
+
+    def _summary(self) -> str:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
-        return f"<{type(self).__name__}: {len(self)} rows: {counts}>"
+        return f"{type(self).__name__}: {len(self)} rows: {counts}"
 
 
 class Crystals(_Rows[Sample]):
@@ -161,7 +164,12 @@ class Crystals(_Rows[Sample]):
         """
         rows = []
         for row in self.rows:
-            known = {"material_id": row.id, "outcome": row.outcome, "reason": row.reason, "notes": "; ".join(row.notes)}
+            known: dict[str, Any] = {
+                "material_id": row.id,
+                "outcome": row.outcome,
+                "reason": row.reason,
+                "notes": "; ".join(row.notes),
+            }
             crystal = row.crystal
             if crystal is not None:
                 known |= {"formula": crystal.formula, "num_atoms": len(crystal), "volume": crystal.volume}
@@ -181,7 +189,7 @@ class Crystals(_Rows[Sample]):
             structure = None if crystal is None else crystal.to_structure()
             cells.append([_picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
-        return _table(repr(self), heads, cells, len(self))
+        return _table(self._summary(), heads, cells, len(self))
 
 
 class Relaxations(_Rows[Relaxed]):
@@ -230,7 +238,7 @@ class Relaxations(_Rows[Relaxed]):
             ends = [str(row.steps), escape(row.outcome), escape(row.reason)]
             cells.append([_picture(row.structure), escape(row.id), formula, *measures, *ends])
         heads = ["", "id", "formula", "eV/atom", "moved, Å", "volume", "steps", "outcome", "why"]
-        return _table(f"{self!r}, {self.potential}", heads, cells, len(self))
+        return _table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
 
 
 def _atoms(structure: Structure) -> Atoms:
@@ -264,5 +272,4 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], coun
     )
     more = f"<p>… and {count - len(rows):,} more</p>" if count > len(rows) else ""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    title = escape(title.strip("<>"))
-    return f'{_STYLE}<div class="jaxcrystal"><p>{title}</p><table><tr>{head}</tr>{body}</table>{more}</div>'
+    return f'{_STYLE}<div class="jaxcrystal"><p>{escape(title)}</p><table><tr>{head}</tr>{body}</table>{more}</div>'

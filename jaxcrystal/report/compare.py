@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.report.comparison import Comparison, comparison
@@ -57,8 +58,8 @@ def as_csv(comparison: Comparison) -> str:
         quantity = line.quantity
         for run, number, change in zip(comparison.runs, line.numbers, (None, *line.differences), strict=True):
             if number is not None:
-                value = [number.value, *(number.interval or ("", ""))]
-                from_first = ["", "", "", ""]
+                value: list[Any] = [number.value, *(number.interval or ("", ""))]
+                from_first: list[Any] = ["", "", "", ""]
                 if change is not None:
                     low, high = change.interval or ("", "")
                     from_first = ["" if change.value is None else change.value, low, high, change.because]

@@ -324,7 +324,7 @@ _WIDTHS = {
     "formula": 150,
     "status": 126,
     "relaxed": 172,
-    "number": 88,
+    "number": 96,
     "group": 104,
 }
 

@@ -178,6 +178,7 @@ def test_a_data_set_from_memory_is_that_of_the_files(tmp_path):
     energies.to_parquet(tmp_path / "more.parquet")
     several = [tmp_path / "train.csv", str(tmp_path / "more.parquet")]
     assert [p.part for p in jaxcrystal.prepare(several, tmp_path / "c").parts] == ["train", "more"]
+    assert [p.part for p in jaxcrystal.prepare({"mine": several[0]}, tmp_path / "c").parts] == ["mine"]
     (part,) = jaxcrystal.prepare(jaxcrystal.read([SALT, SALT * (2, 2, 2)]), tmp_path / "d", niggli=False).parts
     assert (part.part, part.left_out) == ("crystals", {"too_many_atoms": 1})
     assert len(load_data(tmp_path / "d" / "crystals.parquet").crystal(0)) == 8
