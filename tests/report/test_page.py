@@ -99,6 +99,32 @@ def use(page, folder, script):
     return json.loads(base64.b64decode(re.search(r'<pre id="told">(.*?)#</pre>', left)[1]))
 
 
+def test_without_fingerprints_only_the_same_crystal_is_shown_beside(page, tmp_path):
+    """As `evaluate --train` leaves it: the nearest training crystal costs more, and is there only on demand."""
+    found = results.read(page.parent)
+    same = ["salt", *[None] * (len(found.table) - 1)]
+    table = found.table.drop(columns="train_nearest").assign(known_as=same)
+    known = [Sample("salt", 0, "ok", "", Crystal.from_structure(SALT), "")]
+    results.write(tmp_path, table, found.metrics, Provenance("cdvae", {}), known=known)
+    seen = use(
+        report.write(tmp_path),
+        tmp_path,
+        """
+        const facts = () => all("#own .facts dt, #own .facts dd").map(x => x.textContent).join("|");
+        document.querySelector("#body tr[data-place='0']").click(); await soon();
+        found.shown = !document.getElementById("other").hidden;
+        found.title = document.querySelector("#other .title").textContent;
+        found.other = all("#other .facts dd").slice(0, 2).map(dd => dd.textContent);
+        found.facts = facts();
+        document.getElementById("next").click(); await soon();
+        found.hidden = document.getElementById("other").hidden; found.next = facts();
+        """,
+    )
+    assert seen["shown"] and seen["title"] == "The same crystal in the training set"
+    assert seen["other"] == ["salt", "the same crystal (StructureMatcher)"] and "training set" not in seen["facts"]
+    assert seen["hidden"] and "training set|no crystal of it matches" in seen["next"]
+
+
 def test_the_page_opens_without_a_word_on_the_console(page, tmp_path):
     left, console = visit(tmp_path, page)
     assert not console
