@@ -14,13 +14,8 @@ from jaxcrystal.report.quantities import SECTIONS, Measured
 
 #: Okabe and Ito's, which colour-blind readers tell apart; more runs than these begin again.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH, NAMES, NUMBERS, GAP, WRITTEN = (
-    1080,
-    320,
-    270,
-    84,
-    200,
-)  #: px: all, names, lines, between, differences
+#: px: of all, of names, numbers' lines, the space between them, and differences as text.
+WIDTH, NAMES, NUMBERS, GAP, WORDS = 1080, 320, 270, 84, 200
 STEP, PAD = 17, 11  #: px: from run to run, and around the runs of a quantity
 
 _STYLE = """
