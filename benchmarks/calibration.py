@@ -44,7 +44,7 @@ from jaxcrystal.evaluation.metrics import METASTABLE, STABLE
 from jaxcrystal.hull.formation import ElementReferences, Uncovered
 from jaxcrystal.hull.hull import Hull, Phase
 from jaxcrystal.hull.sources import LABELS, label_settings
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationSettings
 from jaxcrystal.relaxation.potentials import load_potential
 from jaxcrystal.relaxation.relaxations import relax_all

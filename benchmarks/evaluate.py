@@ -36,7 +36,7 @@ from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluation.coverage import nearest
 from jaxcrystal.evaluation.likeness.fingerprints import fingerprints, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.workers import Workers, local
 
 DATA = Path(__file__).parents[1].parent / "shared/data"

@@ -32,7 +32,7 @@ import machine
 import numpy as np
 
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.relaxation.batch import RelaxationSettings, relax_together
 from jaxcrystal.relaxation.potentials import Potential, load_potential
 from jaxcrystal.relaxation.systems import Systems

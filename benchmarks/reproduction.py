@@ -1,7 +1,7 @@
 """What was published for DiffCSP's 10,000 crystals against MP-20 test, and what this evaluator finds.
 
 Coverage and distributions depend on which crystals are taken: all, the valid ones, or 1,000 drawn of these. So each is
-told, and for the draws also how far they spread, by which a tolerance can be judged.
+there, and for the draws also how far they spread, by which a tolerance can be judged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxcrystal.evaluation.coverage import DRAW_SEED, coverage, distribution, dr
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, fingerprints
 from jaxcrystal.evaluation.protocols import PROTOCOLS, coverage_cutoffs
 from jaxcrystal.evaluation.table import describe
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.workers import Workers
 
 DRAWS = 200
@@ -45,10 +45,10 @@ def reproduced(generated: Path, reference: Path, workers: Workers | None, draws:
     def numbers(rows: np.ndarray) -> dict[str, Any]:
         chosen = with_nearest(table.iloc[rows].assign(drawn=True), own[rows], others, known["id"], "reference")
         covered = with_nearest(known, others, own[rows], table["id"].iloc[rows].tolist(), "generated")
-        told = {}
+        published = {}
         for found, intervals in (coverage(chosen, covered, protocol, cutoffs), distribution(chosen, known)):
-            told |= {name: {"found": found[name], "95 %": intervals[name]} for name in found if name in PUBLISHED}
-        return told
+            published |= {name: {"found": found[name], "95 %": intervals[name]} for name in found if name in PUBLISHED}
+        return published
 
     def within(one: Fingerprints, other: Fingerprints) -> np.ndarray:
         structure, composition = (

@@ -36,12 +36,11 @@ def demo(out: Path) -> Path:
     _say(
         4,
         "which of them would exist",
-        f"evaluate {samples} --train {known} --reference {known} --potential chgnet --hull {known} {held_out} "
-        f"--out {report}",
+        f"evaluate {samples} --train {known} --nearest --reference {known} --potential chgnet "
+        f"--hull {known} {held_out} --out {report}",
     )
-    found = jaxcrystal.evaluate(
-        samples, report, train=known, reference=known, potential="chgnet", hull=[known, held_out], workers=2
-    )
+    compared = {"train": known, "nearest": True, "reference": known}
+    found = jaxcrystal.evaluate(samples, report, **compared, potential="chgnet", hull=[known, held_out], workers=2)
     print(f"{found}\n\nopen {found.report.resolve()}")
     return found.report
 

@@ -10,7 +10,7 @@ class UserError(Exception):
 def printable(name: object) -> str:
     """A file's name as text, for tables and messages.
 
-    Python keeps those bytes of a name that are no UTF-8 as lone surrogates, which cannot be written; here they are
-    spelled out, as in `caf\\xe9.cif`.
+    Python keeps those bytes of a name that are no UTF-8 as lone surrogates, which cannot be written: each becomes
+    U+FFFD here.
     """
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

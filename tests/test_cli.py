@@ -99,6 +99,7 @@ OPTIONS = [
     ("sample", ["--cache-dtype", "int8"], {"cache_dtype": "int8"}),
     ("evaluate", ["--out", "x"], {"out": Path("x")}),
     ("evaluate", ["--train", "t"], {"train": "t"}),
+    ("evaluate", ["--nearest"], {"nearest": True}),
     ("evaluate", ["--truth", "t"], {"truth": "t"}),
     ("evaluate", ["--reference", "r"], {"reference": "r"}),
     ("evaluate", ["--protocol", "strict"], {"protocol": "strict"}),

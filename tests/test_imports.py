@@ -76,7 +76,14 @@ def test_the_package_itself_imports_the_interface_alone():
         *(f"jaxcrystal.interface.functions.{name}" for name in ("evaluate", "prepare", "read", "relax", "train")),
     }
     found = imports(PACKAGE / "interface" / "functions.py", top_level_only=True)
-    assert {name.split(".")[0] for name in found} <= {"__future__", "collections", "contextlib", "pathlib", "typing"}
+    assert {name.split(".")[0] for name in found} <= {
+        "__future__",
+        "collections",
+        "contextlib",
+        "os",
+        "pathlib",
+        "typing",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -22,7 +22,17 @@ def add(verb: Callable) -> None:
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
-    command.add_argument("--truth", metavar="FILE", help="the crystals that SAMPLES predict, in order: adds match rate")
+    command.add_argument(
+        "--nearest",
+        action="store_true",
+        help="the training crystal most like each sample, and novelty by fingerprints where the protocol has it; "
+        "minutes for tens of thousands of training crystals, the first time",
+    )
+    command.add_argument(
+        "--truth",
+        metavar="FILE",
+        help="the crystals that SAMPLES predict, by the ids of both, or in order if neither has ids: adds match rate",
+    )
     command.add_argument(
         "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
     )
@@ -60,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         args.samples,
         args.out,
         train=args.train,
+        nearest=args.nearest,
         truth=args.truth,
         reference=args.reference,
         protocol=args.protocol,

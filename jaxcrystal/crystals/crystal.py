@@ -138,8 +138,25 @@ class Crystal:
         for symbol in symbols:
             if symbol not in ATOMIC_NUMBER:
                 raise UserError(f"{symbol!r} is no chemical element")
-        lattice = structure.lattice
-        return cls(lattice.abc, lattice.angles, [ATOMIC_NUMBER[s] for s in symbols], structure.frac_coords)
+        return cls.from_vectors(structure.lattice.matrix, [ATOMIC_NUMBER[s] for s in symbols], structure.frac_coords)
+
+    @classmethod
+    def from_vectors(
+        cls, vectors: Float[np.ndarray, "3 3"], species: Int[np.ndarray, "atoms"], frac_coords: Float[np.ndarray, "a 3"]
+    ) -> Crystal:
+        """From cell vectors (rows, Å). Raises UserError as construction does, and for a cell of no volume.
+
+        Lengths and angles do not tell the hand of the vectors: a left-handed cell would come back as its mirror image.
+        All three turned round have the same lengths and angles and the other hand; the coordinates change their sign.
+        """
+        vectors, frac_coords = np.asarray(vectors, np.float64), np.asarray(frac_coords, np.float64)
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise UserError(f"a cell vector has no finite length: {vectors.tolist()}")
+        a, b, c = vectors / lengths[:, None]
+        angles = np.degrees(np.arccos(np.clip([b @ c, c @ a, a @ b], -1, 1)))
+        hand = -1 if np.linalg.det(vectors) < 0 else 1
+        return cls(lengths, angles, species, hand * frac_coords)
 
     def to_structure(self) -> Structure:
         """The same crystal as a pymatgen Structure."""

@@ -7,8 +7,8 @@ means of these nearest distances. Diversity is the mean distance of two generate
 
 Everything that needs pairs of crystals becomes a column of one of two tables, a row an attempt or a row a reference
 crystal. What is reported is then a sum over rows, as all else is. A number has its protocol's denominator. Where that
-leaves out what failed, the number is told again over all rows, as `_of_all`, and a failed crystal counts as one that
-is near nothing and not new. A distribution, of valid crystals by all protocols, is told again of all crystals. An
+leaves out what failed, the number is counted over all rows too, as `_of_all`, and a failed crystal counts as one that
+is near nothing and not new. A distribution, of valid crystals by all protocols, is there of all crystals too. An
 interval is for the side that is counted; the other is taken as it is.
 """
 

@@ -7,27 +7,33 @@ fingerprints are kept in `relaxations/` and `fingerprints/`, so that a run that 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.errors import UserError, printable
+from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
 from jaxcrystal.evaluation.metrics import metrics_from_table
-from jaxcrystal.evaluation.prediction import displacements
+from jaxcrystal.evaluation.prediction import displacements, paired
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import SampleSet, read
+from jaxcrystal.reader.inputs import Input, count, name_as_text, require_crystals
+from jaxcrystal.reader.reading import crystal_from_cif, read
+from jaxcrystal.reader.rows import Rows
 from jaxcrystal.workers import Workers
+
+if TYPE_CHECKING:
+    from jaxcrystal.hull.hull import Hull
 
 #: What is in the names of those numbers of metrics.json that are no rates.
 _NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
@@ -38,12 +44,13 @@ def evaluate(
     out_dir: str | Path,
     *,
     train: str | Path | None = None,
+    nearest: bool = False,
     truth: str | Path | None = None,
     reference: str | Path | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: str | None = None,
-    hull: Sequence[str | Path] = (),
+    hull: str | Path | Sequence[str | Path] = (),
     references: str | Path | None = None,
     hull_labels: str = "relaxed",
     fmax: float = 0.1,
@@ -53,8 +60,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
 
-    - `train`: crystals that count as known; adds novelty, and of each attempt the training crystal most like it.
-    - `truth`: the true crystals, of which the samples are predictions, in their order; adds match rate and RMSE.
+    - `train`: crystals that count as known; adds novelty, by matching.
+    - `nearest`: adds of each attempt the training crystal that is most like it, and those numbers of the protocol that
+      need the training set's fingerprints. They take minutes for tens of thousands of crystals, once.
+    - `truth`: the true crystals, of which the samples are predictions, paired by the ids of both files, or by row where
+      neither has ids; adds match rate and RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. One file that `jaxcrystal hull build` wrote; or, with
@@ -63,16 +73,22 @@ def evaluate(
     - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
       which then dies of whatever crystal kills it.
 
-    Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
+    What was read of each input, and what could not be used, is in `inputs` of the result.
+
+    Raises UserError if an input cannot be read or has no crystal that can be used (the samples may), the output cannot
+    be written, or options do not go together.
     """
     convention = protocol_named(protocol)
     coverage_cutoffs(cutoffs)
+    hull = [hull] if isinstance(hull, str | Path) else list(hull)
     if hull and potential is None:
         raise UserError(
             f"the hull {hull[0]} needs a potential: what is placed against it is a relaxed crystal's energy"
         )
     if references is not None and not hull:
         raise UserError(f"the element references {references} need a hull: they place energies on its scale")
+    if nearest and train is None:
+        raise UserError("nearest needs a training set: it looks for the training crystal most like each sample")
     out = _writable(Path(out_dir))
     judge = phases = None
     if potential is not None:
@@ -90,18 +106,27 @@ def evaluate(
 
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples)}
-    table = describe(samples.samples, convention, workers=workers)
+    inputs = {"samples": count(samples)}
+    # Every input is read before hours of relaxation begin: one of them may be refused.
+    true = known = others = None
     if truth is not None:
-        true = read(truth, workers=workers, limit=limit)
+        true = read(truth, workers=workers)
         versions["truth"] = _fingerprint(true)
-        table = _with_truth(table, samples, true, convention, workers)
-    sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
-    table["group"] = pd.array(group_ids(sound), dtype="Int64")
-    table["unique"] = (table["group"].notna() & ~table["group"].duplicated()).astype(bool)
+        truths = paired(samples, true, limit)
+        inputs["truth"] = count(true, set(range(len(true.samples))) - set(truths))
     if train is not None:
         known = read(train, workers=workers)
         versions["train"] = _fingerprint(known)
-        table = _with_novelty(table, sound, known)
+        inputs["train"] = require_crystals("training set", known)
+    if reference is not None:
+        others = read(reference, workers=workers)
+        versions["reference"] = _fingerprint(others)
+        inputs["reference"] = require_crystals("reference", others)
+    table = describe(samples.samples, convention, workers=workers)
+    if true is not None:
+        table = _with_truth(table, samples, true, truths, convention, workers)
+    sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
+    table = _with_likeness(table, sound, known)
     if judge is not None:
         from jaxcrystal.evaluation.stability import assess
         from jaxcrystal.hull.sources import label_settings, labelled
@@ -125,36 +150,35 @@ def evaluate(
             cache_dir=out / "relaxations",
         )
         table = _with_stability(table, rows, placed=phases is not None)
+        relaxed = [None if pd.isna(cif) else crystal_from_cif(cif) for cif in table["relaxed_cif"]]
+        table = _with_likeness(table, relaxed, known, "_relaxed")
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
         versions["relaxation"] = f"until forces are below {fmax:g} eV/Å, at most {max_steps} steps"
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
-        if phases.left_out:
-            versions["hull left out"] = ", ".join(f"{n} {reason}" for reason, n in sorted(phases.left_out.items()))
+        inputs |= _hull_inputs(phases, hull, references)
     compared = None
-    if train is not None or reference is not None:
+    if nearest or others is not None:
         own = stored_fingerprints([sample.crystal for sample in samples.samples], out / "fingerprints", workers=workers)
         own = only_valid(own, table) if convention.fingerprints_of_valid else own
         table = with_diversity(table, own, convention)
-    if train is not None:
+    if nearest and known is not None:
         theirs = _known_fingerprints(known, convention, workers)
         table = with_nearest(table, own, theirs, [sample.id for sample in known.samples], "train")
-    if reference is not None:
-        others = read(reference, workers=workers)
-        versions["reference"] = _fingerprint(others)
+    if others is not None:
         compared = describe(others.samples, convention, symmetry=False, workers=workers)
         theirs = _known_fingerprints(others, convention, workers, compared)
         table = with_nearest(table, own, theirs, compared["id"], "reference")
         compared = with_nearest(compared, theirs, own, table["id"], "generated")
 
-    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs)
+    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
     metrics = metrics_from_table(table, provenance, compared)
     results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples)
     return metrics
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The rates with their 95 % intervals, and what failed, as lines for a terminal."""
+    """Lines for a terminal: the rates with their 95 % intervals, what failed, and what of each input was not used."""
     counts = metrics["counts"]
     lines = [f"{counts['attempts']} attempts, protocol {metrics['protocol']}"]
     width = max(map(len, metrics["confidence_95"]))
@@ -164,42 +188,68 @@ def summary(metrics: dict[str, Any]) -> str:
             value = value[part]
         form = ".3f" if any(word in name for word in _NO_RATES) else ".1%"
         lines.append(f"  {name:<{width}} {value:>8{form}}   95 %: {low:{form}} to {high:{form}}")
+    inputs = {role: Input(**counted) for role, counted in metrics["inputs"].items()}
+    reasons = inputs["samples"].reasons if "samples" in inputs else {}
     failed = {name: n for name, n in counts["outcomes"].items() if name != "ok"}
-    failed |= {f"relaxation: {name}": n for name, n in counts.get("relaxations", {}).items() if name != "converged"}
-    lines += [f"  {n:>6} {name}" for name, n in failed.items()]
+    lines += [f"  {n:>6} {name}" + (f" ({reasons[name]})" if reasons.get(name) else "") for name, n in failed.items()]
+    relaxations = counts.get("relaxations", {})
+    lines += [f"  {n:>6} relaxation: {name}" for name, n in relaxations.items() if name != "converged"]
+    lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
+    for role, counted in inputs.items():
+        if (counted.left_out and role != "samples") or counted.unread:
+            lines.append(f"  {role}: {counted.sentence}")
+        lines += [f"  {role}: {n} rows of {counted.file}: {note}" for note, n in counted.notes.items()]
     return "\n".join(lines)
 
 
-def _with_novelty(table: pd.DataFrame, crystals: Sequence[Crystal | None], known: SampleSet) -> pd.DataFrame:
-    """Adds `novel`, which only a sound crystal can be, and `known_as`, the training crystal that a sample matches."""
-    found = matches(crystals, [sample.crystal for sample in known.samples])
-    return table.assign(
-        novel=[crystal is not None and i is None for crystal, i in zip(crystals, found, strict=True)],
-        known_as=[None if i is None else known.samples[i].id for i in found],
-    )
+def _with_likeness(
+    table: pd.DataFrame, crystals: Sequence[Crystal | None], known: Rows | None, suffix: str = ""
+) -> pd.DataFrame:
+    """Adds `group` and `unique`, the first of its group; `novel` and `known_as`, the training crystal that it matches.
+
+    `crystals` are those of the rows, None where there is none, which is neither unique nor novel.
+    """
+    group = pd.array(group_ids(crystals), dtype="Int64")
+    columns = {"group": group, "unique": ~(group.isna() | pd.Series(group).duplicated().to_numpy())}
+    if known is not None:
+        found = matches(crystals, [sample.crystal for sample in known.samples])
+        columns["novel"] = [crystal is not None and i is None for crystal, i in zip(crystals, found, strict=True)]
+        columns["known_as"] = [None if i is None else known.samples[i].id for i in found]
+    return table.assign(**{f"{name}{suffix}": values for name, values in columns.items()})
 
 
 def _with_truth(
-    table: pd.DataFrame, samples: SampleSet, true: SampleSet, protocol: Protocol, workers: Workers | None
+    table: pd.DataFrame,
+    samples: Rows,
+    true: Rows,
+    positions: Sequence[int],
+    protocol: Protocol,
+    workers: Workers | None,
 ) -> pd.DataFrame:
-    """Adds `truth_displacement` or why there is none, and `truth_valid`.
+    """Adds `truth_displacement` or why there is none, and `truth_valid`; `positions` are those of the true crystals."""
+    needed = sorted(set(positions))
+    truths = describe([true.samples[i] for i in needed], protocol, symmetry=False, workers=workers)
+    valid = dict(zip(needed, valid_rows(truths), strict=True))
+    predicted, truth = [s.crystal for s in samples.samples], [true.samples[i].crystal for i in positions]
+    found, reasons = displacements(predicted, truth, workers=workers)
+    return table.assign(
+        truth_displacement=found, no_match_because=reasons, truth_valid=[bool(valid[i]) for i in positions]
+    )
 
-    Raises UserError unless there is one true crystal for each sample.
-    """
-    if len(true.samples) != len(samples.samples):
-        counts = f"{len(true.samples)} crystals for {len(samples.samples)} predictions"
-        raise UserError(f"{true.path} holds {counts}; it must hold the true one of each, in the same order")
-    broken = next((sample for sample in true.samples if sample.crystal is None), None)
-    if broken is not None:
-        raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
-    truths = describe(true.samples, protocol, symmetry=False, workers=workers)
-    pairs = ([sample.crystal for sample in side.samples] for side in (samples, true))
-    found, reasons = displacements(*pairs, workers=workers)
-    return table.assign(truth_displacement=found, no_match_because=reasons, truth_valid=valid_rows(truths))
+
+def _hull_inputs(phases: Hull, paths: Sequence[str | Path], references: str | Path | None) -> dict[str, Input]:
+    """What is in the hull, whose rows are its phases and what was left out of it; and its element references."""
+    used, left_out = sum(map(len, phases.phases.values())), dict(sorted((phases.left_out or {}).items()))
+    file = ", ".join(map(name_as_text, paths))
+    found = {"hull": Input(file, phases.sha256, used + sum(left_out.values()), used, left_out)}
+    if references is not None:
+        digest, known = hashlib.sha256(Path(references).read_bytes()), len(phases.references.energies)
+        found["references"] = Input(name_as_text(references), digest.hexdigest(), known, known)
+    return found
 
 
 def _known_fingerprints(
-    known: SampleSet, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
+    known: Rows, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
 ) -> Fingerprints:
     """Fingerprints of crystals to compare with, stored for the next time; `table` is what `describe` says of them."""
     found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
@@ -213,7 +263,7 @@ def _known_fingerprints(
 def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -> pd.DataFrame:
     """Adds the columns of `StabilityRow`; `rows` are those of the structurally valid attempts, in their order.
 
-    Without a hull (`placed` false) nothing was asked of it, and its columns are absent.
+    Without a hull (`placed` false) its columns are absent.
     """
     found = pd.DataFrame([asdict(row) for row in rows], index=table.index[table["structural_valid"]])
     names = {"outcome": "relaxation", "reason": "relaxation_reason", "cif": "relaxed_cif", "fmax": "largest_force"}
@@ -234,8 +284,8 @@ def _programs() -> dict[str, str]:
     return packages | {"python": platform.python_version()}
 
 
-def _fingerprint(samples: SampleSet) -> str:
-    return f"{printable(samples.path.name)} sha256:{samples.sha256}"
+def _fingerprint(samples: Rows) -> str:
+    return f"{name_as_text(samples.path)} sha256:{samples.sha256}"
 
 
 def _writable(out: Path) -> Path:

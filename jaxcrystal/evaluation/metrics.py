@@ -7,6 +7,7 @@ for (no potential, no hull, no training set) has no column in the table and no k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percenti
 from jaxcrystal.evaluation.prediction import prediction
 from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance
-from jaxcrystal.reader.samples import PARSED
+from jaxcrystal.reader.rows import PARSED
 
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it
@@ -30,32 +31,36 @@ def metrics_from_table(
     """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å, densities in g/cm³.
 
     `reference` is the table of `reference.parquet`, if there is one. A rate is over all attempts. So are those of
-    `validity` where a protocol leaves out what is no crystal at all; that it does, `_of_constructed` tells. Of what
-    `coverage.py` says the denominator is the protocol's own, and `_of_all` tells what leaves nothing out.
+    `validity` where a protocol leaves out what is no crystal at all; `_of_constructed` is without those. What
+    `coverage.py` counts has the protocol's own denominator, and is counted over all rows too, as `_of_all`.
+
+    Uniqueness, novelty and S.U.N. are of the relaxed crystals where crystals were relaxed, as the field has it (Zeni et
+    al., Nature 639, 624, 2025); one that did not relax is neither unique nor novel. What they are before the
+    relaxation is in `_as_sampled`. Without a potential there is no relaxed crystal, and they are of the sampled ones.
     """
     attempts = len(table)
     valid = table["structural_valid"] & table["compositional_valid"]
+    unique, novel = _relaxed_and_sampled(table, "unique"), _relaxed_and_sampled(table, "novel")
     masks = {
         "validity.structural": table["structural_valid"],
         "validity.compositional": table["compositional_valid"],
         "validity.both": valid,
-        "uniqueness.rate": table["unique"],
     }
+    masks |= {f"uniqueness.rate{suffix}": mask for suffix, mask in unique.items()}
+    masks |= {f"novelty.by_matching{suffix}": mask for suffix, mask in novel.items()}
     counts: dict[str, Any] = {
         "attempts": attempts,
         "parsed": int(table["outcome"].isin(PARSED).sum()),
         "constructed": int((table["outcome"] == "ok").sum()),
         "valid": int(valid.sum()),
-        "unique": int(table["unique"].sum()),
         "outcomes": _tally(table["outcome"]),
     }
+    counts |= {f"unique{suffix}": int(mask.sum()) for suffix, mask in unique.items()}
+    counts |= {f"novel{suffix}": int(mask.sum()) for suffix, mask in novel.items()}
     medians: dict[str, Float[np.ndarray, "n"]] = {}
     percentiles: dict[str, float] = {}
     of_percentiles: dict[str, tuple[float, float]] = {}
     names: dict[str, str] = {}
-    if "novel" in table:
-        counts["novel"] = int(table["novel"].sum())
-        masks["novelty.by_matching"] = table["novel"]
     if "relaxation" in table:
         counts["relaxed"] = int(table["energy_per_atom"].notna().sum())
         counts["converged"] = int(table["converged"].sum())
@@ -67,9 +72,9 @@ def metrics_from_table(
         metastable, stable = metastable_rows(table), stable_rows(table)
         counts |= {"metastable": int(metastable.sum()), "stable": int(stable.sum())}
         masks |= {"stability.metastable_rate": metastable, "stability.stable_rate": stable}
-        if "novel" in table:
-            new = table["unique"] & table["novel"]
-            masks |= {"sun.rate": stable & new, "sun.metastable_rate": metastable & new}
+        for suffix in novel:
+            new = unique[suffix] & novel[suffix]
+            masks |= {f"sun.rate{suffix}": stable & new, f"sun.metastable_rate{suffix}": metastable & new}
         distances = medians["stability.e_above_hull.median"] = _known(table["e_above_hull"])
         if len(distances):
             for name, q in (("p10", 10), ("p90", 90)):
@@ -89,12 +94,15 @@ def metrics_from_table(
             intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
     for numbers, ranges in _compared(table, reference, provenance):
         flat, intervals = flat | numbers, intervals | ranges
+    if "truth_displacement" in table:
+        counts["no_match"] = _tally(table["no_match_because"][table["truth_displacement"].isna()])
     if "drawn" in table:
         counts["fingerprints"] = int((table["no_fingerprint_because"] == "").sum())
         counts["drawn"] = int(table["drawn"].sum())
     return {
         "protocol": provenance.protocol,
         "counts": counts,
+        "inputs": {role: asdict(counted) for role, counted in provenance.inputs.items()},
         **_nested(flat),
         "confidence_95": {name: list(interval) for name, interval in intervals.items()},
         "versions": dict(provenance.versions),
@@ -125,6 +133,18 @@ def metastable_rows(table: pd.DataFrame) -> pd.Series:
 def stable_rows(table: pd.DataFrame) -> pd.Series:
     """Which attempts lie on the hull or below it; one without a distance does not."""
     return table["e_above_hull"] <= STABLE
+
+
+def _relaxed_and_sampled(table: pd.DataFrame, column: str) -> dict[str, pd.Series]:
+    """A column of the relaxed crystals and, `_as_sampled`, before that; of the sampled ones alone if none was relaxed.
+
+    By the suffix that the numbers have which are made of it. Empty where the table has no such column.
+    """
+    if column not in table:
+        return {}
+    if f"{column}_relaxed" not in table:
+        return {"": table[column]}
+    return {"": table[f"{column}_relaxed"], "_as_sampled": table[column]}
 
 
 def _known(column: pd.Series) -> Float[np.ndarray, "n"]:

@@ -1,7 +1,10 @@
 """Structure prediction: of crystals predicted for given compositions, how many are the true one, and how closely?
 
 CDVAE's code (arXiv 2110.06197), and all that follow it, let a pair match only if both its crystals are valid, also in
-composition. As that leaves out a tenth of MP-20 whatever is predicted, both figures are told: `_if_valid` is theirs.
+composition. As that leaves out a tenth of MP-20 whatever is predicted, both figures are given: `_if_valid` is theirs.
+
+Which true crystal a prediction is of is said by the ids of both files. Where neither has ids it is the row. A file with
+ids beside one without has no safe pairing: the order of one of them may have been changed.
 """
 
 from __future__ import annotations
@@ -12,12 +15,63 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.crystal import Crystal, reduced_composition
+from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean, wilson
+from jaxcrystal.reader.rows import Rows
 from jaxcrystal.workers import Workers, each
 
 #: CDVAE's tolerances: of lengths (fraction), of sites (units of (V/N)^⅓), of angles (degrees).
 LENGTH_TOLERANCE, SITE_TOLERANCE, ANGLE_TOLERANCE = 0.3, 0.5, 10.0
+
+
+def paired(predicted: Rows, true: Rows, limit: int | None = None) -> list[int]:
+    """For each prediction the position of its true crystal in `true`; several predictions may have the same.
+
+    `limit` is the number of rows to which `predicted` was cut, if it was.
+
+    Raises UserError if a prediction's id has no true crystal or several, if one file has ids and the other has not, if
+    neither has and their numbers of rows differ, or if a true crystal that is needed cannot be read.
+    """
+    if predicted.has_ids != true.has_ids:
+        named, numbered = (predicted, true) if predicted.has_ids else (true, predicted)
+        raise UserError(
+            f"{named.path} has ids and {numbered.path} has none, so it is not certain which true crystal a prediction "
+            f"is of. Add the ids to {numbered.path.name} as a column `material_id`; or, if the rows of both are in the "
+            f"same order, remove them from {named.path.name}"
+        )
+    positions = _by_id(predicted, true) if true.has_ids else _by_row(predicted, true, limit)
+    for position in sorted(set(positions)):
+        if (broken := true.samples[position]).crystal is None:
+            raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
+    return positions
+
+
+def _by_id(predicted: Rows, true: Rows) -> list[int]:
+    position: dict[str, int] = {}
+    for i, sample in enumerate(true.samples):
+        if (first := position.setdefault(sample.id, i)) != i:
+            raise UserError(
+                f"{true.path}: the id {sample.id!r} is in rows {true.samples[first].row} and {sample.row}; each true "
+                "crystal needs an id of its own"
+            )
+    for sample in predicted.samples:
+        if sample.id not in position:
+            raise UserError(
+                f"{predicted.path}, row {sample.row}: {true.path} has no true crystal with the id {sample.id!r}; its "
+                f"ids are such as {true.samples[0].id!r}"
+            )
+    return [position[sample.id] for sample in predicted.samples]
+
+
+def _by_row(predicted: Rows, true: Rows, limit: int | None) -> list[int]:
+    positions = list(range(len(true.samples)))[:limit]
+    if len(positions) != len(predicted.samples):
+        raise UserError(
+            f"{true.path} holds {len(true.samples)} crystals for {len(predicted.samples)} predictions; as neither file "
+            "has ids, it must hold the true one of each, in the same order"
+        )
+    return positions
 
 
 def displacements(
@@ -40,6 +94,8 @@ def _displacement(pair: tuple[Crystal | None, Crystal]) -> float | str:
     predicted, true = pair
     if predicted is None:
         return "there is no crystal"
+    if reduced_composition(predicted.symbols) != reduced_composition(true.symbols):
+        return "it has another composition"
     matcher = StructureMatcher(ltol=LENGTH_TOLERANCE, stol=SITE_TOLERANCE, angle_tol=ANGLE_TOLERANCE)
     found = matcher.get_rms_dist(predicted.to_structure(), true.to_structure())
     return "it is another crystal" if found is None else float(found[0])

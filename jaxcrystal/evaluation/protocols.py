@@ -23,16 +23,16 @@ class Protocol:
     min_distance: float = 0.5  #: Å; two atoms closer than this make a crystal structurally invalid
     min_volume: float = 0.1  #: Å³ of the cell; a smaller one is structurally invalid
     #: Share of the sum of two covalent radii that two atoms, and an atom and its own images, must be apart;
-    #: 0 does not ask, and then an atom's own images are not looked at either.
+    #: with 0 there is no such limit, and an atom's own images are not looked at either.
     min_radius_share: float = 0.0
     oxidation_states: str = "smact14"  #: the table that compositional validity tries; of OXIDATION_STATES
     #: Whether invalid crystals, of the reference and of the training set too, are left out of coverage and novelty.
     fingerprints_of_valid: bool = False
     #: Whether the published denominators leave out what failed: attempts without a crystal, crystals without a
-    #: fingerprint. Then every such rate is told a second time over all, its name ending in `_of_all`.
+    #: fingerprint. Then every such rate is also counted over all, its name ending in `_of_all`.
     leaves_out_failures: bool = False
     draw: int | None = None  #: valid crystals drawn for distributions and diversity; None takes all
-    novelty: Cutoffs | None = None  #: beyond which a crystal is new; None does not ask
+    novelty: Cutoffs | None = None  #: beyond which a crystal is new, by its fingerprint; None: no such number
 
 
 PROTOCOLS: dict[str, Protocol] = {

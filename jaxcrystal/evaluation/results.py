@@ -21,7 +21,8 @@ import pyarrow as pa
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.table import Provenance, read_table, write_table
-from jaxcrystal.reader.samples import Sample, crystal_from_cif
+from jaxcrystal.reader.reading import crystal_from_cif
+from jaxcrystal.reader.rows import Row
 
 #: What no metrics.json is without.
 _PARTS = {"protocol": str, "counts": dict, "confidence_95": dict, "versions": dict}
@@ -43,9 +44,9 @@ class Results:
 
 
 def nearest_training(table: pd.DataFrame) -> list[str | None]:
-    """Ids of the training crystals that the attempts match, or else whose fingerprint is nearest; None if unknown."""
+    """Ids of the training crystals that the attempts match, relaxed or as sampled, or whose fingerprint is nearest."""
     found: list[str | None] = [None] * len(table)
-    for column in ("train_nearest", "known_as"):
+    for column in ("train_nearest", "known_as", "known_as_relaxed"):
         if column in table:
             found = [old if pd.isna(new) else str(new) for old, new in zip(found, table[column], strict=True)]
     return found
@@ -58,7 +59,7 @@ def write(
     provenance: Provenance,
     *,
     reference: pd.DataFrame | None = None,
-    known: Sequence[Sample] | None = None,
+    known: Sequence[Row] | None = None,
 ) -> None:
     """Writes the files to the folder `out`, and removes those of an earlier evaluation that this one does not have.
 

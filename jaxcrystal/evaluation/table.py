@@ -1,17 +1,18 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
 Later steps of the evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth
-`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome) and what
-`stability.py` finds; with a training set or a reference, distances to the nearest of it and which one is most like the
-crystal, `train_nearest`, `reference_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the
-same of the generated ones. Every published number is a sum over these rows.
+`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome), what
+`stability.py` finds, and of the relaxed crystals `group_relaxed`, `unique_relaxed`, `novel_relaxed`,
+`known_as_relaxed`; with a reference, or fingerprints of the training set, distances to the nearest of it and which one
+is most like the crystal, `reference_nearest`, `train_nearest` (`coverage.py`). `reference.parquet`, one row a reference
+crystal, has the same of the generated ones. Every published number is a sum over these rows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 from jaxcrystal.crystals.crystal import reduced_composition
 from jaxcrystal.evaluation.protocols import Protocol
 from jaxcrystal.evaluation.validity import compositional, structural
-from jaxcrystal.reader.samples import Sample
+from jaxcrystal.reader.inputs import Input
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.workers import Lost, Workers, each
 
 #: Å, spglib's tolerance: generated coordinates often have two decimals, so symmetry is exact only to about this much.
@@ -67,10 +69,11 @@ class Provenance:
     potential: str | None = None
     hull: str | None = None
     cutoffs: str | None = None  #: the data set whose cut-offs coverage took
+    inputs: Mapping[str, Input] = field(default_factory=dict)  #: what was read of each file, by what it is: `train`, …
 
 
 def describe(
-    samples: Sequence[Sample], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
+    samples: Sequence[Row], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
 ) -> pd.DataFrame:
     """The columns of `Attempt`; without `symmetry` space groups, the slowest part of it, stay unknown."""
     one = partial(_describe, protocol=protocol, symmetry=symmetry)
@@ -81,11 +84,11 @@ def describe(
     return table.astype(whole | measures)
 
 
-def _lost(sample: Sample, why: Lost) -> Attempt:
+def _lost(sample: Row, why: Lost) -> Attempt:
     return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
 
 
-def _describe(sample: Sample, protocol: Protocol, symmetry: bool) -> Attempt:
+def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
     if sample.crystal is None:
         return Attempt(sample.id, sample.row, sample.outcome, sample.reason, cif=sample.cif)
     structure = sample.crystal.to_structure()
@@ -132,4 +135,6 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, Provenance]:
     """What `write_table` wrote."""
     with Path(path).open("rb") as file:
         arrow = pq.read_table(file)
-    return arrow.to_pandas(), Provenance(**json.loads(arrow.schema.metadata[_METADATA]))
+    stored = json.loads(arrow.schema.metadata[_METADATA])
+    inputs = {role: Input(**counted) for role, counted in stored.pop("inputs", {}).items()}
+    return arrow.to_pandas(), Provenance(**stored, inputs=inputs)

@@ -189,18 +189,22 @@ class Hull:
 
         Settings of no steps label the crystals as they are. Element references are the lowest of the elemental
         crystals among them. With `candidates`, only crystals of their chemical systems and of subsets of these are
-        relaxed. Crystals that give no phase are counted in `left_out`; one whose steps ran out enters with the energy
-        it reached. What is in `cache_dir` from an earlier run is not done again.
+        relaxed. Crystals that give no phase are counted in `left_out`, those of other systems as `other_system`; one
+        whose steps ran out enters with the energy it reached. What is in `cache_dir` from an earlier run is not done
+        again.
         """
         systems = None
+        left_out: Counter[str] = Counter()
         if candidates is not None:
             systems = {frozenset(_fractions(candidate.composition)) for candidate in candidates}
             inside = {frozenset(part) for system in systems for part in _subsystems(system)}
-            crystals = [c for c in crystals if frozenset(_fractions(c.composition)) in inside]
+            known = list(crystals)
+            crystals = [c for c in known if frozenset(_fractions(c.composition)) in inside]
+            left_out["other_system"] = len(known) - len(crystals)
         relaxed = relax_all(
             crystals, potential, settings, workers=workers, cache_dir=cache_dir, progress=progress, label="hull"
         )
-        left_out: Counter[str] = Counter(r.status.value for r in relaxed if r.energy is None)
+        left_out.update(r.status.value for r in relaxed if r.energy is None)
         ends = [(r.structure, r.energy) for r in relaxed if r.structure is not None and r.energy is not None]
         references = ElementReferences.from_energies(ends, potential.sha256)
         phases = []
@@ -214,7 +218,7 @@ class Hull:
                 phases.append(Phase(composition.reduced_formula, _fractions(composition), formation))
         name = f"{len(phases)} crystals, {potential.name}"
         return cls.from_phases(
-            name, phases, references, potential_sha256=potential.sha256, left_out=left_out, systems=systems
+            name, phases, references, potential_sha256=potential.sha256, left_out=+left_out, systems=systems
         )
 
     @classmethod

@@ -1,7 +1,7 @@
 """What a hull can be built from, and `jaxcrystal hull build`, which writes it to one file.
 
 - `mp:Li-Fe-O`: the Materials Project's entries of a chemical system and of its subsystems, through `mp-api`
-- JSON: pymatgen's computed entries, in the shapes that `pymatgen_json.py` lists, or a phase diagram of them
+- JSON: pymatgen's computed entries, in the shapes that `json_documents.py` lists, or a phase diagram of them
 - a pickled phase diagram, as matbench-discovery publishes it
 - a table of formation energies, with the elements' reference entries
 - with a potential: any crystals that `samples.read` reads, which the potential labels
@@ -14,6 +14,7 @@ import gzip
 import math
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
-from jaxcrystal.reader.pymatgen_json import is_json, items
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.inputs import require_crystals
+from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.sources import is_json, json_items
 from jaxcrystal.relaxation.batch import RelaxationSettings
 from jaxcrystal.relaxation.potentials import Potential, load_potential
 from jaxcrystal.workers import Workers
@@ -130,6 +132,7 @@ def labelled(
             f"{error}. A hull of known energies is built first, by `jaxcrystal hull build`; a table of formation "
             "energies may also be named with its references"
         ) from None
+    counted = [require_crystals("hull", found) for found in sets]
     known = [sample.crystal for found in sets for sample in found.samples]
     hull = Hull.from_crystals(
         [crystal.to_structure() for crystal in known if crystal is not None],
@@ -139,9 +142,9 @@ def labelled(
         workers=workers,
         cache_dir=cache_dir,
     )
-    left_out = dict(hull.left_out or {})
-    if unread := sum(crystal is None for crystal in known):
-        left_out["not read as a crystal"] = unread
+    left_out = Counter(hull.left_out or {})
+    for one in counted:
+        left_out.update(one.left_out)
     how = "relaxed" if settings.max_steps else "single-point"
     sources = tuple(f"{found.path.name} sha256:{found.sha256}" for found in sets)
     return replace(hull, name=f"{hull.name}, {how}", sources=sources, left_out=left_out)
@@ -241,7 +244,7 @@ def entries_of_json(path: Path) -> list[Any]:
     from pymatgen.entries.computed_entries import ComputedEntry
 
     entries = []
-    for name, item in items(path):
+    for number, (name, item) in enumerate(json_items(path)):
         try:
             inside = _entry_of(item)
             if not math.isfinite(inside["energy"]):
@@ -251,8 +254,9 @@ def entries_of_json(path: Path) -> list[Any]:
             entries.append(kind.from_dict({"correction": 0.0, **inside} if kind is not PDEntry else inside))
         except Exception as error:  # a stranger's file can break the reading in any way
             reason = " ".join(str(error).split())[:200]
+            item_name = number if name is None else name
             raise UserError(
-                f"{path}, {name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
+                f"{path}, {item_name}: no computed entry with composition and energy ({type(error).__name__}: {reason})"
             ) from None
     return entries
 

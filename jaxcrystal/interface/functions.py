@@ -4,10 +4,10 @@ Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JS
 
 - one crystal or any iterable of them: pymatgen Structures, ASE Atoms, `Crystal`s, texts of CIFs, None for a failure;
 - a mapping from ids to them, or a pandas Series;
-- a pandas DataFrame with a column of CIFs or of such objects, and of whatever else is known;
+- a pandas DataFrame with a column `structure` of such objects or `cif` of texts, and of whatever else is known;
 - `Crystals`, which `read` returned.
 
-What is in memory goes through the same reader as a file (`in_memory.py`). Wherever a function takes `workers`:
+All go through the one reader. Wherever a function takes `workers`:
 
 - 0: the work is done in this process, which dies of whatever crystal kills it;
 - a number: in so many processes on this machine, of which a crystal that kills or hangs one costs only itself;
@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 if TYPE_CHECKING:
-    from os import PathLike
     from typing import TypeAlias
 
     import pandas as pd
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.tables import Crystals, Relaxations
     from jaxcrystal.reader.preparing import PrepareReport
-    from jaxcrystal.reader.samples import SampleSet
+    from jaxcrystal.reader.rows import Rows
     from jaxcrystal.training.loop import TrainReport
     from jaxcrystal.workers import Workers
 
@@ -55,7 +55,7 @@ def read(source: Source, *, limit: int | None = None, workers: int | str = 0) ->
     from jaxcrystal.interface.tables import Crystals
 
     with _pool(workers) as pool:
-        return Crystals(_samples(source, "crystals", pool, limit))
+        return Crystals(_rows(source, "crystals", pool, limit))
 
 
 def prepare(
@@ -77,23 +77,19 @@ def prepare(
     What is left out, and why, is in the report, and in `out`. Raises UserError if an input cannot be read, two have one
     name, or `out` cannot be written.
     """
-    from tempfile import TemporaryDirectory
+    from dataclasses import replace
 
-    from jaxcrystal.interface.in_memory import is_place
     from jaxcrystal.reader import preparing
 
-    with TemporaryDirectory() as folder:
-        named: list[tuple[str, Any]]
-        if is_place(inputs):
-            named = [("", inputs)]
-        elif isinstance(inputs, Mapping):  # here a name is the mapping's, and not the file's
-            named = [(name, read(source) if is_place(source) else source) for name, source in inputs.items()]
-        elif isinstance(inputs, Sequence) and all(map(is_place, inputs)):
-            named = [("", place) for place in inputs]
-        else:
-            named = [("crystals", inputs)]
-        places = [_file(source, Path(folder), name) for name, source in named]
-        return preparing.prepare(places, Path(out), niggli=niggli, max_atoms=max_atoms, workers=max(workers, 1))
+    places: list[Any]
+    if _is_place(inputs):
+        places = [inputs]
+    elif isinstance(inputs, Sequence) and all(map(_is_place, inputs)):
+        places = list(inputs)
+    else:
+        named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
+        places = [replace(_rows(source, name, None), path=Path(name)) for name, source in named.items()]
+    return preparing.prepare(places, Path(out), niggli=niggli, max_atoms=max_atoms, workers=max(workers, 1))
 
 
 def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> TrainReport:
@@ -128,6 +124,7 @@ def evaluate(
     out: Place | None = None,
     *,
     train: Source | None = None,
+    nearest: bool = False,
     truth: Source | None = None,
     reference: Source | None = None,
     protocol: str = "cdvae",
@@ -146,7 +143,8 @@ def evaluate(
     - `out`: the folder to write to; the same call with the same folder goes on where it was stopped. None: a temporary
       one, which lasts as long as the Evaluation does (`Evaluation.save` keeps it).
     - `train`: crystals that count as known; adds novelty.
-    - `truth`: the true crystals that `samples` predict; adds match rate and RMSE.
+    - `nearest`: of each attempt the training crystal most like it; minutes for tens of thousands of them, once.
+    - `truth`: the true crystals that `samples` predict, by ids, or in order if neither has ids; adds match rate, RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
@@ -162,7 +160,6 @@ def evaluate(
 
     from jaxcrystal.evaluation import evaluation
     from jaxcrystal.interface.evaluation import Evaluation
-    from jaxcrystal.interface.in_memory import is_place
     from jaxcrystal.report import report
 
     kept = None
@@ -173,13 +170,14 @@ def evaluate(
     with _pool(workers) as pool, TemporaryDirectory() as scratch:
 
         def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
-            return source if source is None or is_place(source) else _samples(source, name, pool)
+            return source if source is None or _is_place(source) else _rows(source, name, pool)
 
         phases = list(hull) if isinstance(hull, (list, tuple)) else [hull]
         evaluation.evaluate(
             given(samples, "samples"),
             folder,
             train=given(train, "train"),
+            nearest=nearest,
             truth=given(truth, "truth"),
             reference=given(reference, "reference"),
             protocol=protocol,
@@ -223,7 +221,7 @@ def relax(
 
     settings = RelaxationSettings(fmax, max_steps, timeout)
     with _pool(workers) as pool:
-        samples = _samples(structures, "structures", pool, limit).samples
+        samples = _rows(structures, "structures", pool, limit).samples
         judge = load_potential(str(potential))
         found = iter(
             relax_all(
@@ -238,34 +236,48 @@ def relax(
     return Relaxations(rows, judge.name)
 
 
-def _samples(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> SampleSet:
-    """What the reader reads of a source; `name` is what one from memory is called."""
+def _rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:
+    """What the reader reads of a source, under that name; a set that was read before keeps its own in an evaluation."""
     from dataclasses import replace
-    from tempfile import TemporaryDirectory
 
-    from jaxcrystal.interface.in_memory import is_place, stored
     from jaxcrystal.interface.tables import Crystals
-    from jaxcrystal.reader import samples
+    from jaxcrystal.reader.reading import read
 
     if isinstance(source, Crystals):
-        return samples.read(source.samples, workers=pool, limit=limit)
-    if is_place(source):
-        return samples.read(Path(source), workers=pool, limit=limit)
-    with TemporaryDirectory() as folder:
-        path = stored(source, Path(folder), name)
-        return replace(samples.read(path, workers=pool, limit=limit), path=Path(path.name))
+        return read(source.source, limit=limit)
+    rows = read(_readable(source), workers=pool, limit=limit)
+    return rows if _is_place(source) else replace(rows, path=Path(name))
+
+
+def _readable(source: Any) -> Any:
+    """As the reader takes it: crystals by id as a table, which has a place for ids."""
+    import pandas as pd
+
+    from jaxcrystal.reader.structures import is_structure
+
+    if isinstance(source, pd.Series):
+        source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())
+    if isinstance(source, Mapping) and not is_structure(source):
+        return pd.DataFrame({"material_id": list(source), "structure": pd.Series(list(source.values()), dtype=object)})
+    if isinstance(source, str) and not _is_place(source):
+        return [source]
+    return Path(source) if _is_place(source) else source
+
+
+def _is_place(source: object) -> TypeGuard[str | PathLike[str]]:
+    """Whether it names a file or folder; a text with a line feed is a CIF."""
+    return isinstance(source, PathLike) or (isinstance(source, str) and "\n" not in source)
 
 
 def _file(source: Any, folder: Path, name: str) -> Path:
-    """A file of a source, in `folder` if it was none: for what takes files alone."""
+    """A file of a hull's phases, in `folder` if they were none."""
     import pandas as pd
 
-    from jaxcrystal.interface.in_memory import is_place, stored
-
-    if is_place(source):
+    if _is_place(source):
         return Path(source)
-    table = source if isinstance(source, pd.DataFrame) else read(source).to_pandas()
-    return stored(table, folder, name)
+    path = folder / f"{name}.parquet"
+    (source if isinstance(source, pd.DataFrame) else read(source).to_pandas()).to_parquet(path)
+    return path
 
 
 @contextmanager

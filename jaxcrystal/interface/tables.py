@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.reader.samples import Sample, SampleSet
+from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Relaxed:
     volume_change: float | None = None  #: end over start, minus 1
 
     @classmethod
-    def of(cls, sample: Sample, found: Relaxation | None) -> Relaxed:
+    def of(cls, sample: Row, found: Relaxation | None) -> Relaxed:
         """From what was read, and what became of it; None if there was no crystal."""
         if found is None:
             return cls(sample.id, sample.outcome, sample.reason, None)
@@ -67,30 +67,30 @@ class Relaxed:
         )
 
 
-Row = TypeVar("Row", Sample, Relaxed)
+Kind = TypeVar("Kind", Row, Relaxed)
 
 
-class _Rows(Generic[Row]):
+class _Table(Generic[Kind]):
     """Rows in their order, by number, slice or id."""
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[Kind, ...]:
         raise NotImplementedError
 
-    def _of(self, rows: tuple[Row, ...]) -> Self:
+    def _of(self, rows: tuple[Kind, ...]) -> Self:
         raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Kind]:
         return iter(self.rows)
 
     @overload
-    def __getitem__(self, which: int | str) -> Row: ...
+    def __getitem__(self, which: int | str) -> Kind: ...
     @overload
     def __getitem__(self, which: slice) -> Self: ...
-    def __getitem__(self, which: int | str | slice) -> Row | Self:
+    def __getitem__(self, which: int | str | slice) -> Kind | Self:
         """A row by its number, or by its id (the first of that id; KeyError if there is none); a slice of the table."""
         if isinstance(which, slice):
             return self._of(self.rows[which])
@@ -130,21 +130,25 @@ class _Rows(Generic[Row]):
         return f"{type(self).__name__}: {len(self)} rows: {counts}"
 
 
-class Crystals(_Rows[Sample]):
-    """Crystals as they were read: `Sample`s, each with `id`, `crystal` (None if there is none), `outcome` and `reason`,
+class Crystals(_Table[Row]):
+    """Crystals as they were read: `Row`s, each with `id`, `crystal` (None if there is none), `outcome` and `reason`,
     `labels` (what else the source says) and `notes` (what was changed, or is not used).
     """
 
-    def __init__(self, samples: SampleSet) -> None:
-        self.samples = samples
+    def __init__(self, source: Rows) -> None:
+        self.source = source  #: with its name, its hash, and what it holds beside
 
     @property
-    def rows(self) -> tuple[Sample, ...]:
-        return self.samples.samples
+    def rows(self) -> tuple[Row, ...]:
+        return self.source.samples
 
-    def _of(self, rows: tuple[Sample, ...]) -> Crystals:
-        digest = sha256(f"{self.samples.sha256} {[row.row for row in rows]}".encode()).hexdigest()
-        return Crystals(replace(self.samples, samples=rows, sha256=digest))  # a part is not the whole
+    def _of(self, rows: tuple[Row, ...]) -> Crystals:
+        digest = sha256(f"{self.source.sha256} {[row.row for row in rows]}".encode()).hexdigest()
+        return Crystals(replace(self.source, samples=rows, sha256=digest))  # a part is not the whole
+
+    def _summary(self) -> str:
+        unread = f"; not read: {named(self.source.unread)}" if self.source.unread else ""
+        return f"{super()._summary()}{unread}"
 
     @property
     def crystals(self) -> list[Crystal | None]:
@@ -192,7 +196,7 @@ class Crystals(_Rows[Sample]):
         return _table(self._summary(), heads, cells, len(self))
 
 
-class Relaxations(_Rows[Relaxed]):
+class Relaxations(_Table[Relaxed]):
     """Crystals as they were relaxed: `Relaxed`s, each with `id`, `outcome`, `reason`, `structure`, `energy` …"""
 
     def __init__(self, rows: Sequence[Relaxed], potential: str) -> None:

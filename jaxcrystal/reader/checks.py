@@ -1,17 +1,13 @@
-"""One row of a foreign file: a crystal with typed labels, or the reason why it is none.
+"""What a data set for training asks of a row beside that it reads: size, a reduced cell, atoms apart, typed labels.
 
-Parsing and Niggli reduction are pymatgen's, with its defaults (so a coordinate within 1e-4 of a special position of a
-CIF is moved onto it). pymatgen is lenient: it reads the element `Nq` as nitrogen and clips angles that close no cell.
-A row is therefore checked against what its text states, before and after.
+The Niggli reduction is pymatgen's. It is checked: the volume must stay.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
+from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
-from jaxcrystal.reader.sources import Row
+from jaxcrystal.reader.cif import check_cell
+from jaxcrystal.reader.rows import Refused, Row
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
@@ -31,20 +28,10 @@ if TYPE_CHECKING:
 #: Atoms nearer than this, in Å, are one atom written twice; no bond is shorter than 0.7 Å.
 COINCIDENT = 0.1
 
-_SYMBOL = re.compile(r"[A-Za-z]+")
-
 
 class Reason(StrEnum):
-    """Why a row is left out."""
+    """Why a row that reads as a crystal is left out all the same. One that does not read has its `rows.Outcome`."""
 
-    MALFORMED_ROW = "malformed_row"  # the file holds no structure at this row
-    BROKEN_CIF = "broken_cif"  # pymatgen cannot read it
-    BROKEN_FRAME = "broken_frame"  # ase cannot read it
-    FORMULA_MISMATCH = "formula_mismatch"  # the atoms of the CIF are not those of the formula that it states
-    UNKNOWN_ELEMENT = "unknown_element"
-    NAN_COORDINATE = "nan_coordinate"  # or infinite
-    PARTIAL_OCCUPANCY = "partial_occupancy"
-    BAD_CELL = "bad_cell"  # no such cell, or beyond 256 Å
     TOO_MANY_ATOMS = "too_many_atoms"
     COINCIDENT_ATOMS = "coincident_atoms"
     FAILED_REDUCTION = "failed_reduction"
@@ -76,7 +63,7 @@ class Finding:
 
     row: int  #: from 0 within its file
     id: str
-    kind: Reason | Doubt
+    kind: str  #: a Reason or an Outcome where the row is left out, a Doubt where a label is
     message: str
 
 
@@ -84,10 +71,12 @@ class Finding:
 class Checked:
     """A row that is kept."""
 
+    row: int  #: from 0 within its file
     id: str
     crystal: Crystal
     labels: dict[str, Any]  #: by name of `config.ATTRIBUTES`; only what is known
     doubts: tuple[Finding, ...]
+    notes: tuple[str, ...]  #: what reading changed, or did not use
     duplicate_key: str
 
 
@@ -98,113 +87,38 @@ class _LeftOut(Exception):
 
 
 def check(row: Row, checks: Checks) -> Checked | Finding:
-    """The crystal of a row, or the Finding, with a Reason, that there is none."""
+    """The crystal of a row, or the Finding that says why it is left out."""
+    if row.crystal is None:
+        return Finding(row.row, row.id, str(row.outcome), row.reason)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen's, at every CIF; what matters of them is a Reason here
-            structure, stated = _read(row)
-            structure = _reduced(structure, checks)
-            distances = _distances(structure)
-            crystal = _right_handed(structure)
-            labels, doubts = _labels(stated, crystal)
-        identity = str(stated.get("material_id", row.id))  # a frame states its own
-        findings = tuple(Finding(row.number, identity, kind, message) for kind, message in doubts)
-        return Checked(identity, crystal, labels, findings, _duplicate_key(crystal, distances))
+            warnings.simplefilter("ignore")  # pymatgen's
+            crystal = _reduced(row.crystal, checks)
+            distances = _distances(crystal.to_structure())
+            labels, doubts = _labels(row.labels, crystal)
     except _LeftOut as error:
-        return Finding(row.number, row.id, error.reason, error.message)
+        return Finding(row.row, row.id, error.reason, error.message)
+    findings = tuple(Finding(row.row, row.id, kind, message) for kind, message in doubts)
+    return Checked(row.row, row.id, crystal, labels, findings, row.notes, _duplicate_key(crystal, distances))
 
 
-def _read(row: Row) -> tuple[Structure, Mapping[str, Any]]:
-    """The structure as the row's text states it, and the labels."""
-    if row.structure is None:
-        raise _LeftOut(Reason.MALFORMED_ROW, row.problem)
-    if isinstance(row.structure, Crystal):
-        return row.structure.to_structure(), row.labels or {}
-    read, reason = {"cif": (_cif, Reason.BROKEN_CIF), "extxyz": (_frame, Reason.BROKEN_FRAME)}[row.format]
-    try:
-        structure, found = read(row.structure)
-    except _LeftOut:
-        raise
-    except Exception as error:  # a broken text makes these parsers raise anything; it costs one row, with its reason
-        raise _LeftOut(reason, f"{type(error).__name__}: {' '.join(str(error).split())}") from None
-    return structure, {**found, **(row.labels or {})}
-
-
-def _cif(text: str) -> tuple[Structure, dict[str, Any]]:
-    from pymatgen.core import Composition
-    from pymatgen.io.cif import CifParser, str2float
-
-    parser = CifParser.from_str(text, check_cif=False)
-    blocks = [block for block in parser.as_dict().values() if "_atom_site_fract_x" in block]
-    if len(blocks) != 1:
-        raise _LeftOut(Reason.BROKEN_CIF, f"the CIF holds {len(blocks)} structures, expected one")
-    block = blocks[0]
-    _check_cell(
-        np.array([str2float(block[f"_cell_length_{name}"]) for name in ("a", "b", "c")]),
-        np.array([str2float(block[f"_cell_angle_{name}"]) for name in ("alpha", "beta", "gamma")]),
-    )
-    for symbol in block.get("_atom_site_type_symbol", block["_atom_site_label"]):
-        letters = _SYMBOL.match(symbol)
-        if not letters or letters.group().title() not in ATOMIC_NUMBER:
-            raise _LeftOut(Reason.UNKNOWN_ELEMENT, f"{symbol!r} is no chemical element")
-    _check_coordinates(np.array([[str2float(x) for x in block[f"_atom_site_fract_{axis}"]] for axis in "xyz"]).T)
-    for occupancy in block.get("_atom_site_occupancy", ()):
-        if occupancy not in ("?", ".") and not math.isclose(str2float(occupancy), 1, abs_tol=1e-6):
-            raise _LeftOut(Reason.PARTIAL_OCCUPANCY, f"a site has the occupancy {occupancy}")
-
-    (structure,) = parser.parse_structures(primitive=False, on_error="raise")
-    formula = block.get("_chemical_formula_sum", "?")
-    if formula not in ("?", "."):
-        stated, found = Composition(formula).fractional_composition, structure.composition.fractional_composition
-        if not stated.almost_equals(found, rtol=0.01):
-            raise _LeftOut(
-                Reason.FORMULA_MISMATCH, f"the CIF states {formula}, its atoms are {structure.composition.formula}"
-            )
-    return structure, {}
-
-
-def _frame(text: str) -> tuple[Structure, dict[str, Any]]:
-    import ase.io
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    atoms = ase.io.read(io.StringIO(text), format="extxyz")
-    if atoms.cell.rank < 3:
-        raise _LeftOut(Reason.BAD_CELL, "the frame states no Lattice of three vectors")
-    _check_cell(atoms.cell.lengths(), atoms.cell.angles())
-    if not atoms.numbers.all():
-        raise _LeftOut(Reason.UNKNOWN_ELEMENT, "'X' is no chemical element")
-    _check_coordinates(atoms.get_scaled_positions(wrap=False))
-    return AseAtomsAdaptor.get_structure(atoms), dict(atoms.info)
-
-
-def _check_cell(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> None:
-    if not ((lengths > 0) & (lengths < 256)).all():  # NaN fails too
-        raise _LeftOut(Reason.BAD_CELL, f"lengths must lie between 0 and 256 Å, found {lengths.tolist()}")
-    if not ((angles > 0) & (angles < 180)).all() or cell_volume(lengths, angles) <= 0:
-        raise _LeftOut(Reason.BAD_CELL, f"no cell has the angles {angles.tolist()}")
-
-
-def _check_coordinates(coords: Float[np.ndarray, "atoms 3"]) -> None:
-    bad = np.flatnonzero(~np.isfinite(coords).all(1))
-    if len(bad):
-        raise _LeftOut(Reason.NAN_COORDINATE, f"atom {bad[0]} lies at {coords[bad[0]].tolist()}")
-
-
-def _reduced(structure: Structure, checks: Checks) -> Structure:
-    if not structure.is_ordered:
-        raise _LeftOut(Reason.PARTIAL_OCCUPANCY, f"{structure.composition.formula} has partially occupied sites")
-    if checks.max_atoms is not None and len(structure) > checks.max_atoms:
-        raise _LeftOut(Reason.TOO_MANY_ATOMS, f"{len(structure)} atoms, more than {checks.max_atoms}")
+def _reduced(crystal: Crystal, checks: Checks) -> Crystal:
+    """In its Niggli cell, if that is asked for; a crystal that is in one already stays as it is, to the last bit."""
+    if checks.max_atoms is not None and len(crystal) > checks.max_atoms:
+        raise _LeftOut(Reason.TOO_MANY_ATOMS, f"{len(crystal)} atoms, more than {checks.max_atoms}")
     if not checks.niggli:
-        return structure
+        return crystal
+    structure = crystal.to_structure()
     try:
         reduced = structure.get_reduced_structure("niggli")
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        check_cell(np.array(reduced.lattice.abc), np.array(reduced.lattice.angles))
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError, Refused) as error:
         raise _LeftOut(Reason.FAILED_REDUCTION, f"{type(error).__name__}: {error}") from None
     if not math.isclose(reduced.volume, structure.volume, rel_tol=1e-4):
         raise _LeftOut(Reason.FAILED_REDUCTION, f"the volume went from {structure.volume} to {reduced.volume} Å³")
-    _check_cell(np.array(reduced.lattice.abc), np.array(reduced.lattice.angles))
-    return reduced
+    if np.allclose([*reduced.lattice.abc, *reduced.lattice.angles], [*crystal.lengths, *crystal.angles], 0, 1e-6):
+        return crystal
+    return Crystal.from_structure(reduced)
 
 
 def _distances(structure: Structure) -> Float[np.ndarray, "atoms atoms"]:
@@ -215,18 +129,6 @@ def _distances(structure: Structure) -> Float[np.ndarray, "atoms atoms"]:
         i, j = np.unravel_index(apart.argmin(), apart.shape)
         raise _LeftOut(Reason.COINCIDENT_ATOMS, f"atoms {i} and {j} are {apart.min():.3f} Å apart")
     return distances
-
-
-def _right_handed(structure: Structure) -> Crystal:
-    """On the grid, with axes that form a right hand.
-
-    Lengths and angles do not tell the hand of a cell: a left-handed one would come back as its mirror image. All three
-    vectors turned round have the same lengths and angles and the other hand; the coordinates change their sign.
-    """
-    lattice = structure.lattice
-    hand = np.sign(np.linalg.det(lattice.matrix))
-    species = [ATOMIC_NUMBER[site.specie.symbol] for site in structure]
-    return Crystal(lattice.abc, lattice.angles, species, hand * structure.frac_coords)
 
 
 def _labels(stated: Mapping[str, Any], crystal: Crystal) -> tuple[dict[str, Any], list[tuple[Doubt, str]]]:

@@ -13,30 +13,28 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
-import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import jaxcrystal
 from jaxcrystal.config import ATTRIBUTES
-from jaxcrystal.crystals.dataset import CrystalSet, store, written_whole
+from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
 from jaxcrystal.errors import UserError
-from jaxcrystal.reader import sources
 from jaxcrystal.reader.checks import Checked, Checks, Finding, check
-from jaxcrystal.reader.sources import Source
+from jaxcrystal.reader.reading import interpret
+from jaxcrystal.reader.rows import Rows, tally
+from jaxcrystal.reader.sources import Record, Source, named, open_source, stem
+from jaxcrystal.workers import Lost, each, local
 
 #: Fewer rows than this are done before a second process has started.
-WORTH_A_POOL = 1000
+WORTH_PROCESSES = 1000
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,10 @@ class PartReport:
     sha256: str | None  #: of the file or folder
     read: int
     kept: int
-    left_out: dict[str, int]  #: rows by `checks.Reason`
+    left_out: dict[str, int]  #: rows by reason: `rows.Outcome` or `checks.Reason`
+    because: dict[str, str]  #: of each reason, what it was for the first row
+    unread: dict[str, tuple[str, ...]]  #: what a folder holds beside, by kind
+    notes: dict[str, int]  #: kept rows by what was changed to read them, or is stated and not used
     doubts: dict[str, int]  #: disbelieved labels of kept rows, by `checks.Doubt`
     missing: dict[str, int]  #: kept rows that lack a label, by name of `config.ATTRIBUTES`
     atoms: dict[int, int]  #: kept rows by number of atoms
@@ -61,11 +62,14 @@ class PartReport:
             raise AssertionError(f"{self.part}: {self.read} rows read, {self.kept} kept, {self.left_out} left out")
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items()) or "none"
-        lines = [f"{self.part}: {self.read} rows read, {self.kept} kept, left out: {reasons} ({self.seconds:.0f} s)"]
+        lines = [f"{self.part}: {self.read} rows read, {self.kept} kept ({self.seconds:.0f} s)"]
+        lines += [f"  left out: {n} {reason}, first {self.because[reason]}" for reason, n in self.left_out.items()]
+        if self.unread:
+            lines.append(f"  not read: {named(self.unread)}")
         for what, counts in (("labels missing", self.missing), ("labels doubted", self.doubts)):
             if any(counts.values()):
                 lines.append(f"  {what}: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+        lines += [f"  noted: {n} x {note}" for note, n in self.notes.items()]
         if self.ignored_columns:
             lines.append(f"  columns ignored: {', '.join(self.ignored_columns)}")
         return "\n".join(lines)
@@ -88,14 +92,14 @@ class PrepareReport:
 
 
 def prepare(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Rows],
     out: Path,
     *,
     niggli: bool = True,
     max_atoms: int | None = 20,
     workers: int = 2,
 ) -> PrepareReport:
-    """Writes one part an input to the folder `out` (two for `prototypes`), and the account.
+    """Writes one part an input (a path, or what was read before) to the folder `out` (two for `prototypes`).
 
     Rows are reduced to the Niggli cell if `niggli`, left out if they have more than `max_atoms` atoms, and checked in
     `workers` processes. Raises UserError if an input cannot be read, two have one name, or `out` cannot be written.
@@ -103,40 +107,61 @@ def prepare(
     started = time.monotonic()
     checks = Checks(niggli, max_atoms)
     # Read all before writing any: a misspelt last input must not cost the work on the others.
-    parts = [source for origin in inputs for source in sources.read(origin)]
-    for name, count in Counter(source.part for source in parts).items():
+    sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
+    origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
+    parts = [
+        (str(source.path if isinstance(origin, Rows) else origin), _part(source.path), source)
+        for origin in origins
+        for source in [open_source(origin)]
+    ]
+    for name, count in Counter(part for _, part, _ in parts).items():
         if count > 1:
-            same = ", ".join(source.origin for source in parts if source.part == name)
+            same = ", ".join(origin for origin, part, _ in parts if part == name)
             raise UserError(f"{same} would all be written to {out / name}.parquet; rename them or choose two folders")
-    versions = {"jaxcrystal": jaxcrystal.__version__} | {n: importlib.metadata.version(n) for n in ("pymatgen", "ase")}
+    versions = {"jaxcrystal": jaxcrystal.__version__}
+    versions |= {name: importlib.metadata.version(name) for name in ("ase", "gemmi", "pymatgen", "spglib")}
     settings = dataclasses.asdict(checks)
     _check_writable(out)
 
-    reports, left_out, doubts, groups = [], [], [], {}
-    with _pool(workers if sum(len(source.rows) for source in parts) >= WORTH_A_POOL else 1) as each:
-        for source in parts:
+    reports, left_out, doubts, notes, groups = [], [], [], [], {}
+    rows = sum(len(source.records) for _, _, source in parts)
+    with local(workers) if workers > 1 and rows >= WORTH_PROCESSES else nullcontext() as pool:
+        for origin, part, source in parts:
             clock = time.monotonic()
-            outcomes = list(
-                tqdm(each(partial(check, checks=checks), source.rows), source.part, len(source.rows), unit="row")
-            )
+            outcomes = each(partial(_checked, checks=checks), source.records, pool, label=part, lost=_lost)
             kept = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
-            provenance = {"source": source.origin, "sha256": source.sha256, "settings": settings, "versions": versions}
-            _store(kept, out / f"{source.part}.parquet", provenance)
+            provenance = {"source": origin, "sha256": source.sha256, "settings": settings, "versions": versions}
+            _store(kept, out / f"{part}.parquet", provenance)
             lost = [outcome for outcome in outcomes if isinstance(outcome, Finding)]
             disbelieved = [doubt for row in kept for doubt in row.doubts]
-            left_out += [(source.origin, finding) for finding in lost]
-            doubts += [(source.origin, finding) for finding in disbelieved]
+            left_out += [(origin, finding) for finding in lost]
+            doubts += [(origin, finding) for finding in disbelieved]
+            notes += [(origin, Finding(row.row, row.id, "note", note)) for row in kept for note in row.notes]
             for row in kept:
-                groups.setdefault(row.duplicate_key, []).append(f"{source.part}:{row.id}")
-            reports.append(_account(source, kept, lost, disbelieved, time.monotonic() - clock))
+                groups.setdefault(row.duplicate_key, []).append(f"{part}:{row.id}")
+            reports.append(_account(origin, part, source, kept, lost, disbelieved, time.monotonic() - clock))
 
     duplicates = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     report = PrepareReport(tuple(reports), duplicates, settings, versions, round(time.monotonic() - started, 1))
-    _write_table(out / "left_out.csv", left_out)
-    _write_table(out / "doubts.csv", doubts)
+    for name, findings in (("left_out", left_out), ("doubts", doubts), ("notes", notes)):
+        _write_table(out / f"{name}.csv", findings)
     with written_whole(out / "report.json") as unfinished:
         unfinished.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     return report
+
+
+def _part(path: Path) -> str:
+    """The name of the part that a source becomes."""
+    name = path.resolve().name if path.is_dir() else path.name  # "." has a name too
+    return stem(name).replace(":", "_")
+
+
+def _checked(record: Record, checks: Checks) -> Checked | Finding:
+    return check(interpret(record), checks)
+
+
+def _lost(record: Record, why: Lost) -> Finding:
+    return Finding(record.row, record.id, why.value, why.reason)
 
 
 def _check_writable(out: Path) -> None:
@@ -149,15 +174,24 @@ def _check_writable(out: Path) -> None:
 
 
 def _account(
-    source: Source, kept: Sequence[Checked], lost: Sequence[Finding], doubts: Sequence[Finding], seconds: float
+    origin: str,
+    part: str,
+    source: Source,
+    kept: Sequence[Checked],
+    lost: Sequence[Finding],
+    doubts: Sequence[Finding],
+    seconds: float,
 ) -> PartReport:
     return PartReport(
-        part=source.part,
-        origin=source.origin,
+        part=part,
+        origin=origin,
         sha256=source.sha256,
-        read=len(source.rows),
+        read=len(source.records),
         kept=len(kept),
-        left_out=_counted(finding.kind.value for finding in lost),
+        left_out=tally(finding.kind for finding in lost),
+        because={finding.kind: f"row {finding.row} ({finding.id}): {finding.message}" for finding in reversed(lost)},
+        unread=dict(source.unread),
+        notes=tally(note for row in kept for note in row.notes),
         doubts=_counted(finding.kind.value for finding in doubts),
         missing={name: sum(name not in row.labels for row in kept) for name in ATTRIBUTES},
         atoms=_counted(len(row.crystal) for row in kept),
@@ -181,14 +215,3 @@ def _write_table(path: Path, findings: Sequence[tuple[str, Finding]]) -> None:
         writer = csv.writer(file)
         writer.writerow(["file", "row", "id", "reason", "message"])
         writer.writerows([origin, f.row, f.id, f.kind, f.message] for origin, f in findings)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Any]:
-    """A `map` over that many processes, in order."""
-    if workers < 2:
-        yield map
-        return
-    # Spawned, not forked: jax's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=64)

@@ -1,15 +1,28 @@
-"""Foreign files as rows: CSV and parquet with CDVAE's columns, folders of CIFs, extxyz, the embedded set.
+"""Files, folders and objects as records: the description of one structure each, not yet interpreted.
 
-Nothing is interpreted here. A row is the text of one structure with the labels as its file states them; a row that
-cannot even be cut out of its file is a row that says so. What a row means is the matter of `crystals.checks`.
+    samples.csv, .parquet        a row a record: CIF text, a structure in any form, or the arrays that `prepare` writes
+    samples.json, .jsonl         pymatgen's, ASE's, OPTIMADE's and others' shapes (`json_documents.py`)
+    crystal.cif, POSCAR, a.vasp  one, or, of a CIF, one a block
+    frames.extxyz                one a frame
+    a folder                     its CIF and POSCAR files; all else that it holds is counted and named
+    a list, a DataFrame          of pymatgen's Structures, ASE's Atoms, Crystals
+    prototypes                   the embedded set; `prototypes:train` and `prototypes:validation` are its two sides
+
+Files may be packed (.gz, .bz2, .xz). What a record means is decided in `reading.py`.
 """
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import io
+import lzma
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,153 +30,362 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES
-from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, load
+from jaxcrystal.crystals.dataset import PROTOTYPES, load
 from jaxcrystal.errors import UserError
+from jaxcrystal.reader.cif import blocks
+from jaxcrystal.reader.json_documents import IDS, items, names_a_crystal
+from jaxcrystal.reader.rows import Outcome, Rows
+from jaxcrystal.reader.structures import PREPARED
 
-#: The columns of a table that are read: CDVAE's. Any other is ignored, and the report names it.
-COLUMNS = ("material_id", "cif", *ATTRIBUTES)
+#: What is read, in words.
+KINDS = "a .csv, .parquet, .json, .cif, POSCAR or .extxyz file, a folder of CIFs or POSCARs, or `prototypes`"
 
-_KINDS = "a .csv or .parquet file with a `cif` column, a .cif file, a folder of them, an .extxyz file, or `prototypes`"
+#: Columns that only our sampler's ledger has together.
+LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
+_OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
+_EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
+_PACKED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One structure as it came."""
+class Record:
+    """The description of one structure, as it stands in its source."""
 
-    number: int  #: from 0 within its file
     id: str
-    structure: str | Crystal | None  #: text in `format`, or already a crystal; None if the row holds neither
-    format: Literal["cif", "extxyz"] = "cif"
-    labels: Mapping[str, Any] | None = None  #: by column name, as the file states them
-    problem: str = ""  #: why `structure` is None
+    row: int  #: in the source, from 0
+    form: Literal["cif", "poscar", "extxyz", "structure", "object", "none"]
+    content: Any  #: text; of `structure` a dictionary or text; of `object` what Python holds
+    block: str | None = None  #: of a CIF that holds several
+    labels: Mapping[str, Any] = field(default_factory=dict)  #: by name of `config.ATTRIBUTES`, as the source has them
+    notes: tuple[str, ...] = ()
+    outcome: str = Outcome.OK  #: of a record that holds no structure: why, and
+    reason: str = ""  #: in words
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rows that become one part of the stored data set."""
+    """Everything that one place holds."""
 
-    part: str  #: the part's name
-    origin: str  #: what the user named
-    sha256: str | None  #: of the file, or of all files of the folder in order of their names
-    rows: tuple[Row, ...]
+    path: Path
+    sha256: str | None  #: None of what is in memory
+    records: tuple[Record, ...]
+    has_ids: bool  #: whether the source names its rows, or they are numbered
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: what a folder holds beside, by kind
     ignored_columns: tuple[str, ...] = ()
 
 
-def read(origin: str | Path) -> list[Source]:
-    """What `origin` holds; one source, but two for `prototypes`.
+def open_source(origin: Any) -> Source:
+    """The records of a file, folder, table or list; at least one.
 
-    Raises UserError if it does not exist, is empty, is of no known kind, or lacks the column `cif`.
+    Raises UserError that names the place and what was expected, if it does not exist, is empty, is of no known kind,
+    or is broken as a whole.
     """
-    if str(origin) == PROTOTYPES:
-        return [_embedded(side) for side in ("train", "validation")]
+    if isinstance(origin, Rows):
+        return _read_before(origin)
+    if not isinstance(origin, str | Path):
+        return _in_memory(origin)
+    if str(origin).partition(":")[0] == PROTOTYPES and not Path(origin).exists():
+        return _embedded(str(origin))
     path = Path(origin)
+    if (path / "attempts.parquet").is_file():  # a ledger as a folder: the CIF files alone would hide what failed
+        path = path / "attempts.parquet"
     try:
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif")
-            rows, ignored = [_cif_row(i, p) for i, p in enumerate(files)], ()
-        else:
-            files = [path]
-            rows, ignored = _file_rows(path)
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(file.read_bytes())
+        source = _folder(path) if path.is_dir() else _file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give {KINDS}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    if not rows:
-        raise UserError(f"{path} is empty: it holds no structure; give {_KINDS}")
-    part = path.stem if path.is_file() else path.resolve().name  # "." has a name too
-    return [Source(part, str(path), digest.hexdigest(), tuple(rows), ignored)]
+    if not source.records:
+        others = f"; it holds {named(source.unread)}, which are not read" if source.unread else ""
+        raise UserError(f"{path} holds no crystals{others}; give {KINDS}")
+    return source
 
 
-def _file_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
-    match path.suffix.lower():
-        case ".csv":
-            return _csv_rows(path)
-        case ".parquet":
-            return _parquet_rows(path)
-        case ".cif":
-            return [_cif_row(0, path)], ()
-        case ".extxyz" | ".xyz":
-            return list(_frames(path)), ()
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give {_KINDS}")
-    raise UserError(f"{path}: the kind of file {path.suffix or 'without ending'!r} is not known; give {_KINDS}")
+def named(unread: Mapping[str, Sequence[str]]) -> str:
+    """What a folder holds and we do not read, counted, with the first names."""
+    parts = []
+    for kind, names in unread.items():
+        first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        parts.append(f"{len(names)} {kind}{'s' if len(names) > 1 else ''} ({first})")
+    return ", ".join(parts)
 
 
-def _cif_row(number: int, path: Path) -> Row:
-    # Old CIFs hold author names in other encodings; nothing that is read of them is beyond ASCII.
-    return Row(number, path.stem, path.read_text("utf-8", errors="replace"))
+def _kind(name: str) -> str | None:
+    """What a file of that name is, packed or not."""
+    name = _unpacked_name(name).lower()
+    if re.fullmatch(r"(.*[._-])?(poscar|contcar)([._-].*)?", name):
+        return "poscar"
+    kinds = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".json": "json", ".jsonl": "jsonl"}
+    kinds |= {".ndjson": "jsonl", ".cif": "cif", ".vasp": "poscar", ".extxyz": "extxyz", ".xyz": "extxyz"}
+    return kinds.get(Path(name).suffix)
 
 
-def _csv_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
+def _unpacked_name(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in _PACKED else name
+
+
+def stem(name: str) -> str:
+    """A file's name without its endings, packed or not."""
+    return Path(_unpacked_name(name)).stem
+
+
+def unpacked(path: Path) -> bytes:
+    raw = path.read_bytes()
+    for magic, unpack in ((b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress), (b"\xfd7zXZ", lzma.decompress)):
+        if raw.startswith(magic):
+            try:
+                return unpack(raw)
+            except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+                raise UserError(f"{path} cannot be unpacked: {error}") from None
+    return raw
+
+
+def decoded(raw: bytes) -> str:
+    """Text in UTF-8 or, with their marks, UTF-16; else each byte as latin-1 has it, for authors' names in old files."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def is_json(path: Path) -> bool:
+    """By its name, packed or not."""
+    return _kind(path.name) in ("json", "jsonl")
+
+
+def json_items(path: Path) -> list[tuple[str | None, Any]]:
+    """(id, item) of everything in a JSON file, structure or not; `json_documents.py` says how it is taken apart."""
+    return items(path, decoded(unpacked(path)), by_line=_kind(path.name) == "jsonl")
+
+
+def _file(path: Path) -> Source:
+    kind = _kind(path.name)
+    if kind is None and path.exists():
+        raise UserError(f"{path}: the kind of file {path.suffix or 'without ending'!r} is not known; give {KINDS}")
+    raw = unpacked(path)
+    if not raw.strip():
+        raise UserError(f"{path} is empty; give {KINDS}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if kind in ("csv", "parquet"):
+        header, rows, index = _csv(path, raw) if kind == "csv" else _parquet(path, raw)
+        records, has_ids, ignored = _table(path, header, rows, index)
+        return Source(path, digest, tuple(records), has_ids, ignored_columns=ignored)
+    if kind in ("json", "jsonl"):
+        found = json_items(path)
+        records = [_json_record(row, name, item) for row, (name, item) in enumerate(found)]
+        return Source(path, digest, tuple(records), has_ids=any(name is not None for name, _ in found))
+    if kind == "extxyz":
+        records = _frames(path, decoded(raw))
+        return Source(path, digest, tuple(records), has_ids=any(r.id != str(r.row) for r in records))
+    records = _of_structure_file(stem(path.name), kind, decoded(raw), 0)
+    return Source(path, digest, tuple(records), has_ids=len(records) > 1)
+
+
+def _of_structure_file(name: str, kind: str, text: str, row: int) -> list[Record]:
+    """The structures of a CIF or POSCAR file."""
+    if kind == "poscar":
+        return [Record(name, row, "poscar", text)]
+    found = blocks(text)
+    if found == [None]:
+        return [Record(name, row, "cif", text)]
+    return [Record(f"{name}#{block}", row + i, "cif", text, block) for i, block in enumerate(found)]
+
+
+def _folder(folder: Path) -> Source:
+    records: list[Record] = []
+    unread: dict[str, list[str]] = defaultdict(list)
+    digest = hashlib.sha256()
+    files = sorted(folder.iterdir())
+    stems = Counter(stem(path.name) for path in files if _kind(path.name) in ("cif", "poscar"))
+    for path in files:
+        kind = _kind(path.name)
+        if path.is_dir():
+            unread["folder"].append(path.name)
+        elif kind not in ("cif", "poscar"):
+            unread[f"{path.suffix or 'other'} file"].append(path.name)
+        else:
+            name = stem(path.name) if stems[stem(path.name)] == 1 else path.name
+            try:
+                text = decoded(unpacked(path))
+                digest.update(path.name.encode(errors="surrogateescape") + path.read_bytes())
+                records += _of_structure_file(name, kind, text, len(records))
+            except (OSError, UserError) as error:
+                reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+                records.append(Record(name, len(records), "none", "", outcome=Outcome.MISSING, reason=reason))
+    unread = {kind: tuple(names) for kind, names in unread.items() if names}
+    return Source(folder, digest.hexdigest(), tuple(records), has_ids=True, unread=unread)
+
+
+def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], None]:
     csv.field_size_limit(2**30)  # a CIF of a large cell is longer than the module's default
-    rows = []
+    rows: list[list[Any] | str] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, strict=True)  # else a file that was cut off inside a field passes for whole
-            header = next(lines, [])
-            if not header:
-                raise UserError(f"{path} is empty: it has no header; give {_KINDS}")
-            ignored = _check_columns(path, header)
-            for number, fields in enumerate(fields for fields in lines if fields):
-                if len(fields) == len(header):
-                    stated = {name: value for name, value in zip(header, fields, strict=True) if value != ""}
-                    rows.append(_table_row(number, stated))
-                else:
-                    problem = f"the row has {len(fields)} fields, the header {len(header)}"
-                    rows.append(Row(number, str(number), None, problem=problem))
-    except (csv.Error, UnicodeDecodeError) as error:
+        # Strict: else a file that was cut off inside a field passes for whole.
+        lines = csv.reader(io.StringIO(decoded(raw), newline=""), strict=True)
+        header = next(lines, [])
+        for fields in lines:
+            if not fields:
+                continue
+            extra = fields[len(header) :]
+            if len(fields) < len(header) or any(extra):
+                rows.append(f"the row has {len(fields)} fields, the header {len(header)}")
+            else:
+                rows.append([value if value.strip() else None for value in fields[: len(header)]] + [bool(extra)])
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV after {len(rows)} rows: {error}") from None
-    return rows, ignored
+    return header, rows, None
 
 
-def _parquet_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
+def _parquet(path: Path, raw: bytes) -> tuple[list[str], list[list[Any]], str | None]:
     try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} cannot be read as parquet: {error}") from None
-    ignored = _check_columns(path, table.column_names)
-    table = table.select([name for name in COLUMNS if name in table.column_names])
-    return [_table_row(number, row) for number, row in enumerate(table.to_pylist())], ignored
+        table = pq.ParquetFile(io.BytesIO(raw)).read()
+        columns = [table.column(i).to_pylist() for i in range(table.num_columns)]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot read {path} as a table: {' '.join(str(error).split())}") from None
+    stored = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    index = next((name for name in stored if isinstance(name, str)), None)
+    return table.column_names, [[*row, False] for row in zip(*columns, strict=True)], index
 
 
-def _check_columns(path: Path, header: list[str]) -> tuple[str, ...]:
-    """The columns that nothing reads."""
-    if "cif" not in header:
-        if {"lengths", "species", "frac_coords"} <= set(header):
-            raise UserError(f"{path} is already prepared; read it as it is")
-        raise UserError(f"{path} has no column 'cif'; it has {', '.join(header)}: name the one with the CIFs so")
-    return tuple(name for name in header if name not in COLUMNS)
+def _table(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any] | str], index: str | None
+) -> tuple[list[Record], bool, tuple[str, ...]]:
+    """The records of a table, whether it names its rows, and which columns are not read.
+
+    A row is its values in the header's order with, last, whether empty fields were dropped behind them; or a problem.
+    """
+    plain = [str(name).strip() for name in header]
+    twice = [name for name, n in Counter(name.lower() for name in plain if name).items() if n > 1]
+    if twice:
+        count = [name.lower() for name in plain].count(twice[0])
+        raise UserError(f"{path} has {count} columns {twice[0]!r}; rename or remove all but one")
+    content, form = _content_columns(path, plain)
+    ledger = LEDGER <= set(plain)
+    ids = next((name for name in (("index",) if ledger else IDS) if name in plain), index)
+    if ids is None and plain[0] in ("", "Unnamed: 0"):
+        ids = plain[0]
+    records = []
+    for number, row in enumerate(rows):
+        if isinstance(row, str):
+            records.append(Record(str(number), number, "none", "", outcome=Outcome.MALFORMED_ROW, reason=row))
+            continue
+        values = dict(zip(plain, row, strict=False))
+        name = values.get(ids) if ids is not None else None
+        stated = {label: values[label] for label in ATTRIBUTES if values.get(label) is not None}
+        notes = ("empty fields behind the last column were dropped",) if row[-1] else ()
+        record = {"id": str(number if name is None else name), "row": number, "labels": stated, "notes": notes}
+        status = values["status"] if ledger else None
+        records.append(_of_row(record, form, [values[name] for name in content], content, status))
+    numbered = all(record.id == str(record.row) for record in records)
+    used = {*content, *ATTRIBUTES, ids, *(LEDGER if ledger else ())}
+    return records, not numbered or (ids is not None and bool(ids)), tuple(n for n in plain if n and n not in used)
 
 
-def _table_row(number: int, stated: Mapping[str, Any]) -> Row:
-    labels = {name: stated[name] for name in ATTRIBUTES if stated.get(name) is not None}
-    identity, cif = stated.get("material_id"), stated.get("cif")
-    identity = str(number) if identity is None else str(identity)
-    if not isinstance(cif, str):
-        return Row(number, identity, None, problem=f"the field `cif` holds no text: {cif!r}")
-    return Row(number, identity, cif, labels=labels)
+def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]:
+    """Which columns hold the crystals, and in which form."""
+    by_name = {name.lower(): name for name in header}
+    if "cif" in by_name:
+        return [by_name["cif"]], "cif"
+    if set(PREPARED) <= set(header):
+        return list(PREPARED), "structure"
+    if "structure" in by_name:
+        return [by_name["structure"]], "structure"
+    if set(_OPTIMADE) <= set(header):
+        beside = [n for n in ("species", "dimension_types", "structure_features", "nsites") if n in header]
+        return [*_OPTIMADE, *beside], "structure"
+    found = [name for name in header if names_a_crystal(name)]
+    if len(found) == 1:
+        return found, "structure"
+    several = f"several columns that may hold the crystals ({', '.join(found)})" if found else "no column of crystals"
+    raise UserError(
+        f"{path} has {several}; its columns are {', '.join(header)[:200]}; expected {_EXPECTED}: name the one so"
+    )
 
 
-def _frames(path: Path) -> Iterator[Row]:
-    """The frames of an extxyz file: a line with the number of atoms, a comment, a line an atom."""
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    start = number = 0
-    while start < len(lines):
-        count = lines[start].strip()
-        if not count and not any(line.strip() for line in lines[start:]):
-            return
+def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[str], status: str | None) -> Record:
+    value = values[0] if len(names) == 1 else {name: v for name, v in zip(names, values, strict=True) if v is not None}
+    if isinstance(value, bytes):
+        value = decoded(value)
+    empty = value is None or value == {} or value != value or (isinstance(value, str) and not value.strip())
+    if status is not None and status != Outcome.OK:
+        reason = f"the sampler reported {status}"
+        return Record(**record, form="none", content=value or "", outcome=str(status), reason=reason)
+    if empty:
+        reason = "the row has no CIF" if form == "cif" else "the row has no structure"
+        return Record(**record, form="none", content="", outcome=Outcome.MISSING, reason=reason)
+    if not isinstance(value, str if form == "cif" else str | Mapping):
+        form = "object"
+    return Record(**record, form=form, content=value)
+
+
+def _json_record(row: int, name: str | None, item: Any) -> Record:
+    labels = item if isinstance(item, Mapping) else {}
+    stated = {label: labels[label] for label in ATTRIBUTES if labels.get(label) is not None}
+    return Record(str(row) if name is None else name, row, "structure", item, labels=stated)
+
+
+def _frames(path: Path, text: str) -> list[Record]:
+    """Frames of an extxyz file, cut apart by their numbers of atoms, so that a broken one costs only itself."""
+    lines = text.splitlines()
+    records: list[Record] = []
+    at = 0
+    while at < len(lines):
+        count = lines[at].strip()
+        if not count:
+            at += 1
+            continue
+        row = len(records)
         if not count.isdecimal():
-            problem = f"line {start + 1}: expected a number of atoms, found {count!r}; all that follows is unread"
-            yield Row(number, str(number), None, problem=problem)
-            return
-        end = start + 2 + int(count)
-        yield Row(number, str(number), "\n".join(lines[start:end]) + "\n", "extxyz")
-        start, number = end, number + 1
+            problem = f"line {at + 1}: expected a frame's number of atoms, found {count[:40]!r}"
+            if not records:
+                raise UserError(f"{path}, {problem}")
+            reason = f"{problem}; all that follows is unread"
+            records.append(Record(str(row), row, "none", "", outcome=Outcome.MALFORMED_ROW, reason=reason))
+            break
+        end = at + 2 + int(count)
+        comment = lines[at + 1] if at + 1 < len(lines) else ""
+        stated = dict(re.findall(rf"(?:^|\s)({'|'.join(IDS)})=(\"[^\"]*\"|\S+)", comment))
+        name = next((stated[name].strip('"') for name in IDS if name in stated), str(row))
+        records.append(Record(name, row, "extxyz", "\n".join(lines[at:end]) + "\n"))
+        at = end
+    return records
 
 
-def _embedded(side: str) -> Source:
-    crystals: CrystalSet = load(f"{PROTOTYPES}:{side}")
-    rows = [Row(i, crystals.ids[i], crystals.crystal(i), labels=crystals.attributes(i)) for i in range(len(crystals))]
-    return Source(f"{PROTOTYPES}_{side}", PROTOTYPES, None, tuple(rows))
+def _read_before(rows: Rows) -> Source:
+    records = [
+        Record(row.id, row.row, "none", row.cif, None, row.labels, row.notes, row.outcome, row.reason)
+        if row.crystal is None
+        else Record(row.id, row.row, "object", row.crystal, None, row.labels, row.notes)
+        for row in rows.samples
+    ]
+    return Source(rows.path, rows.sha256, tuple(records), rows.has_ids, rows.unread, rows.ignored_columns)
+
+
+def _embedded(origin: str) -> Source:
+    crystals = load(origin)
+    records = [
+        Record(name, i, "object", crystals.crystal(i), labels=crystals.attributes(i))
+        for i, name in enumerate(crystals.ids)
+    ]
+    return Source(Path(origin), None, tuple(records), has_ids=True)
+
+
+def _in_memory(origin: Any) -> Source:
+    """A table of pandas, or structures one by one."""
+    if hasattr(origin, "columns") and hasattr(origin, "index"):
+        named_index = origin.index.name is not None or list(origin.index) != list(range(len(origin)))
+        table = origin.reset_index() if named_index else origin
+        index = str(table.columns[0]) if named_index else None
+        rows = [[*row, False] for row in table.itertuples(index=False, name=None)]
+        records, has_ids, ignored = _table(Path("table"), list(map(str, table.columns)), rows, index)
+        source = Source(Path("table"), None, tuple(records), has_ids, ignored_columns=ignored)
+    else:
+        one = isinstance(origin, Mapping) or not isinstance(origin, Iterable) or hasattr(origin, "lattice")
+        one = one or hasattr(origin, "get_scaled_positions") or hasattr(origin, "frac_coords")
+        records = [Record(str(i), i, "object", item) for i, item in enumerate([origin] if one else origin)]
+        source = Source(Path("structures"), None, tuple(records), has_ids=False)
+    if not source.records:
+        raise UserError("there are no crystals: the list or table is empty")
+    return source

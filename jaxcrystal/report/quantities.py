@@ -101,7 +101,8 @@ class Measured:
 
 def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
     """Every number of `metrics.json` but its counts: those known here in their order, then those that are not."""
-    flat = dict(_leaves({k: v for k, v in metrics.items() if k not in ("counts", "versions", "confidence_95")}))
+    no_numbers = ("counts", "inputs", "versions", "confidence_95")
+    flat = dict(_leaves({k: v for k, v in metrics.items() if k not in no_numbers}))
     order = {quantity.name: place for place, quantity in enumerate(_KNOWN)}
 
     def place(name: str) -> tuple[int, bool]:

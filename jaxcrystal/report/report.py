@@ -31,7 +31,9 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.results import Results, nearest_training, read
 from jaxcrystal.evaluation.table import SYMPREC
-from jaxcrystal.reader.samples import PARSED, crystal_from_cif
+from jaxcrystal.reader.inputs import Input
+from jaxcrystal.reader.reading import crystal_from_cif
+from jaxcrystal.reader.rows import PARSED
 from jaxcrystal.report import packed, plots
 from jaxcrystal.report.drawing import colour, draw
 from jaxcrystal.report.quantities import SECTIONS, Measured, measured
@@ -105,7 +107,10 @@ def page(results: Results) -> str:
         "failures": _failures(table),
         "embedded_note": f" {left_out:,} crystals are too many for this page and not drawn." if left_out else "",
         "widths": "".join(f'<col width="{_WIDTHS.get(kind, "")}">' for _, kind, *_ in data["columns"]),
-        "versions": "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in metrics["versions"].items()),
+        "versions": "".join(
+            f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>"
+            for k, v in [*metrics["versions"].items(), *_inputs(metrics)]
+        ),
         "data": _json(data),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -119,12 +124,12 @@ def funnel(table: pd.DataFrame) -> list[tuple[str, int]]:
         ("attempts", pd.Series(True, table.index)),
         ("parsed", table["outcome"].isin(PARSED)),
         ("valid", table["structural_valid"] & table["compositional_valid"]),
-        ("unique", table["unique"]),
     ]
-    if "novel" in table:
-        steps.append(("novel", table["novel"]))
     if "relaxation" in table:
         steps.append(("relaxed", table["energy_per_atom"].notna()))
+    steps.append(("unique", table[_alike("unique", table)]))
+    if "novel" in table:
+        steps.append(("novel", table[_alike("novel", table)]))
     if "e_above_hull" in table:
         steps += [("metastable", metastable_rows(table)), ("stable", stable_rows(table))]
     passed, counts = pd.Series(True, table.index), []
@@ -134,15 +139,22 @@ def funnel(table: pd.DataFrame) -> list[tuple[str, int]]:
     return counts
 
 
+def _alike(name: str, table: pd.DataFrame) -> str:
+    """The column `group`, `unique` or `novel` of the relaxed crystals where there are any, else of those sampled."""
+    return f"{name}_relaxed" if f"{name}_relaxed" in table else name
+
+
 def statuses(table: pd.DataFrame) -> list[tuple[str, str]]:
     """For each attempt one word for what became of it, and why."""
     placed = "e_above_hull" in table
     never = pd.Series(False, table.index)
     near, on = (metastable_rows(table), stable_rows(table)) if placed else (never, never)
+    group, unique = (_alike(name, table) for name in ("group", "unique"))
     found = []
     for row, metastable, stable in zip(table.itertuples(), near, on, strict=True):
         unbalanced = "" if row.compositional_valid else row.invalid_because
-        remark = unbalanced or ("" if row.unique else f"same as group {row.group}")
+        repeats = not getattr(row, unique) and pd.notna(getattr(row, group))
+        remark = unbalanced or (f"same as group {getattr(row, group)}" if repeats else "")
         relaxation = getattr(row, "relaxation", None)
         if row.outcome != "ok":
             found.append((row.outcome, row.reason))
@@ -157,7 +169,7 @@ def statuses(table: pd.DataFrame) -> list[tuple[str, str]]:
         elif unbalanced:
             found.append(("unbalanced", remark))
         else:
-            found.append(("valid" if row.unique else "duplicate", remark))
+            found.append(("duplicate" if repeats else "valid", remark))
     return found
 
 
@@ -166,6 +178,14 @@ def _subtitle(metrics: dict[str, Any]) -> str:
     parts = [f"{metrics['counts']['attempts']:,} attempts", f"protocol <b>{escape(metrics['protocol'])}</b>"]
     parts += [f"{name} <b>{escape(stability[name])}</b>" for name in ("potential", "hull") if stability.get(name)]
     return " · ".join(parts)
+
+
+def _inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of each input of which something was left out, what it is and what was left out."""
+    inputs = {role: Input(**counted) for role, counted in metrics.get("inputs", {}).items()}
+    return [
+        (f"rows of {role}", counted.sentence) for role, counted in inputs.items() if counted.left_out or counted.unread
+    ]
 
 
 def _headlines(numbers: list[Measured]) -> str:
@@ -218,7 +238,7 @@ def _gallery_note(table: pd.DataFrame) -> str:
 def _gallery(table: pd.DataFrame) -> str:
     from pymatgen.core import Structure
 
-    best = table[table["structural_valid"] & table["compositional_valid"] & table["unique"]]
+    best = table[table["structural_valid"] & table["compositional_valid"] & table[_alike("unique", table)]]
     if "e_above_hull" in best:
         best = best[best["e_above_hull"].notna() & best["relaxation"].isin(_RELAXED)].sort_values(
             "e_above_hull", kind="stable"
@@ -391,7 +411,7 @@ def _data(table: pd.DataFrame, training: Mapping[str, Crystal]) -> tuple[dict[st
             places[neighbour] = place(training.get(neighbour))
         views.append([sampled, relaxed, places.get(neighbour, -1)])
         distances = [_number(getattr(row, f"train_{kind}_distance", None), 4) for kind in ("structure", "composition")]
-        same = pd.notna(getattr(row, "known_as", None))
+        same = any(pd.notna(getattr(row, f"known_as{which}", None)) for which in ("", "_relaxed"))
         neighbours.append(None if neighbour is None else [neighbour, same, *distances])
     data = {
         "columns": _columns(table),

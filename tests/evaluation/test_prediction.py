@@ -23,6 +23,8 @@ def test_displacements_are_those_of_a_shift():
     assert reasons == ["", "", "it is another crystal", "there is no crystal"]
     # Both atoms move by half of 0.1 · 4.12 Å, and (V/N)^⅓ is 4.12 Å/2^⅓.
     assert found[:2] == pytest.approx([0.0, 0.05 * 2 ** (1 / 3)], abs=1e-6) and np.isnan(found[2:]).all()
+    bromide = replace(true, species=[55, 35])
+    assert displacements([bromide], [true])[1] == ["it has another composition"]
     assert displacements([], [])[0].shape == (0,)
     # Of five atoms one moves by d: d/5 for four of them and 4d/5 for the one, from where they fit best.
     perovskite = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]

@@ -12,7 +12,7 @@ from jaxcrystal.evaluation.coverage import distribution, valid_rows
 from jaxcrystal.evaluation.protocols import PROTOCOLS, protocol_named
 from jaxcrystal.evaluation.table import describe
 from jaxcrystal.evaluation.validity import compositional, structural
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 
 CDVAE, STRICT = PROTOCOLS["cdvae"], PROTOCOLS["strict"]
 

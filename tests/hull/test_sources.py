@@ -26,6 +26,7 @@ from jaxcrystal.hull import sources as hull_sources
 from jaxcrystal.hull.formation import ElementReferences, Uncovered
 from jaxcrystal.hull.hull import Hull, is_hull_file
 from jaxcrystal.hull.sources import build, known_hull
+from jaxcrystal.reader.reading import read
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationStatus
 from jaxcrystal.relaxation.selfcheck import EnergyReference
 
@@ -421,7 +422,8 @@ def test_crystals_that_a_potential_labels(tmp_path, monkeypatch):
     for labels, wished in itertools.product(("relaxed", "single-point"), (None, samples)):
         build([path], out, potential="emt", labels=labels, samples=wished)
         hull = Hull.from_file(out)
-        assert hull.name.endswith(f"EMT, {labels}") and hull.left_out == {"not read as a crystal": 1}
+        left_out = {read(path).samples[-1].outcome: 1} | ({"other_system": 2} if wished else {})
+        assert hull.name.endswith(f"EMT, {labels}") and hull.left_out == left_out
         assert hull.potential_sha256 == potential.sha256 and hull.sources[0].startswith("crystals.json sha256:")
         energies[labels] = hull.phases[frozenset(["Al", "Cu"])][0].energy
         if wished:
@@ -430,5 +432,7 @@ def test_crystals_that_a_potential_labels(tmp_path, monkeypatch):
         else:
             assert hull.e_above_hull(Composition("AlNi"), -1.0) < 0.51
     assert energies == {"relaxed": -1.0, "single-point": -0.5}
+    with pytest.raises(UserError, match=r"none\.json cannot be the hull: none of its 2 rows can be read as a crystal"):
+        build([written(tmp_path / "none.json", [None, None])], out, potential="emt")
     kept = tmp_path / "hull.labels"
     assert asked == [(500, kept, 5), (500, kept, 3), (0, kept, 5), (0, kept, 3)]

@@ -102,14 +102,16 @@ def test_an_evaluation_from_memory_is_that_of_the_files(samples, tmp_path):
     files = {"samples": file(samples, "s.parquet"), "train": file([SALT], "t.parquet")}
     files["reference"] = file([MAGNESIA, SALT], "r.parquet")
     of_files = jaxcrystal.evaluate(**files, out=tmp_path / "a")
-    table = pd.DataFrame({"what": [MAGNESIA, SALT]})
+    table = pd.DataFrame({"structure": [MAGNESIA, SALT]})
     of_memory = jaxcrystal.evaluate(samples, tmp_path / "b", train=jaxcrystal.read(SALT), reference=table)
-    numbers = [{k: v for k, v in dict(e.metrics).items() if k != "versions"} for e in (of_files, of_memory)]
+    numbers = [
+        {k: v for k, v in dict(e.metrics).items() if k not in ("versions", "inputs")} for e in (of_files, of_memory)
+    ]
     assert numbers[0] == numbers[1] and numbers[0]["novelty"]["by_matching"] == 1 / 5
     written = ["cif", "reason"]  # by pymatgen, and by us; "no CIF" is "no structure" here
     pd.testing.assert_frame_equal(of_files.table.drop(columns=written), of_memory.table.drop(columns=written))
-    assert of_memory.metrics["versions"]["samples"].startswith("samples.json sha256:")
-    assert of_memory.metrics["versions"]["train"].startswith("crystals.json sha256:")
+    assert of_memory.metrics["versions"]["samples"].startswith("samples sha256:")
+    assert of_memory.metrics["versions"]["train"].startswith("crystals sha256:")
     assert of_memory.reference["num_atoms"].tolist() == [8, 8]
 
 

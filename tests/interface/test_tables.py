@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 import jaxcrystal
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.interface.tables import SHOWN, Relaxations, Relaxed
-from jaxcrystal.reader.samples import Sample
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationStatus
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -25,10 +25,10 @@ def crystals():
 
 @pytest.fixture
 def relaxed():
-    sample = Sample("a", 0, "ok", "", Crystal.from_structure(SALT), "")
+    sample = Row("a", 0, "ok", "", Crystal.from_structure(SALT), "")
     end = Relaxation(RelaxationStatus.NOT_CONVERGED, "the steps ran out", SALT, -27.0, 5, 0.3, 0.01, -0.02)
     lost = Relaxation(RelaxationStatus.CRASHED, "the process that worked on it died")
-    missing = Sample(HOSTILE, 2, "missing", "the row has no CIF", None, "")
+    missing = Row(HOSTILE, 2, "missing", "the row has no CIF", None, "")
     return Relaxations([Relaxed.of(sample, end), Relaxed.of(sample, lost), Relaxed.of(missing, None)], "P")
 
 

@@ -21,7 +21,9 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.reader import preparing as prepare_module
 from jaxcrystal.reader.checks import Checked, Checks, Doubt, Finding, Reason, check
 from jaxcrystal.reader.preparing import prepare
-from jaxcrystal.reader.sources import Row
+from jaxcrystal.reader.reading import interpret
+from jaxcrystal.reader.rows import Outcome
+from jaxcrystal.reader.sources import Record, open_source
 
 NACL = Structure(Lattice.from_parameters(4.02, 4.02, 4.02, 60, 60, 60), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 TIO2 = Structure.from_spacegroup(136, Lattice.tetragonal(4.6, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]])
@@ -43,8 +45,12 @@ def left_out(out: Path, name: str = "left_out") -> list[tuple[str, str]]:
         return [(row["id"], row["reason"]) for row in csv.DictReader(file)]
 
 
+def checked(content: str | Crystal, form: str = "cif", labels: dict | None = None, **checks) -> Checked | Finding:
+    return check(interpret(Record("x", 7, form, content, labels=labels or {})), Checks(**checks))
+
+
 def kept(text: str, **checks) -> Checked:
-    outcome = check(Row(0, "x", text), Checks(**checks))
+    outcome = checked(text, **checks)
     assert isinstance(outcome, Checked), outcome
     return outcome
 
@@ -52,21 +58,22 @@ def kept(text: str, **checks) -> Checked:
 GOOD = cif(NACL)
 TWO_BLOCKS = GOOD + "\n" + cif(TIO2)
 BROKEN = {
-    Reason.BROKEN_CIF: [
+    Outcome.CIF_ERROR: [
         "not a CIF",
-        "",
         GOOD[: GOOD.index("_atom_site_type")],
         TWO_BLOCKS,
-        GOOD.replace("0.5", "?", 1),
+        GOOD.replace("_cell_length_a   4.02", "_cell_length_a   nan (4.02"),
+        GOOD.replace("_cell_length_a   4.02", "_cell_length_a   4,02"),
     ],
-    Reason.UNKNOWN_ELEMENT: [GOOD.replace("  Na  Na0", "  Nq  Nq0"), GOOD.replace("  Na  Na0", "  Xx  Xx0")],
-    Reason.NAN_COORDINATE: [
+    Outcome.MISSING_ATOMS: [GOOD.replace("0.50000000", "?", 1), GOOD.replace("0.50000000", ".", 1)],
+    Outcome.UNKNOWN_ELEMENT: [GOOD.replace("  Na  Na0", "  Nq  Nq0"), GOOD.replace("  Na  Na0", "  Xx  Xx0")],
+    Outcome.NOT_FINITE: [
         GOOD.replace("0.50000000  0.5", "nan  0.5", 1),
         GOOD.replace("0.50000000  0.5", "inf  0.5", 1),
+        re.sub("_cell_length_a .*", "_cell_length_a nan", GOOD),
     ],
-    Reason.PARTIAL_OCCUPANCY: [GOOD[::-1].replace("1", "5.0", 1)[::-1], GOOD[::-1].replace("1", "0", 1)[::-1]],
-    Reason.BAD_CELL: [
-        GOOD.replace("_cell_length_a   4.02", "_cell_length_a   nan (4.02"),
+    Outcome.DISORDERED: [GOOD[::-1].replace("1", "5.0", 1)[::-1], GOOD[::-1].replace("1", "0", 1)[::-1]],
+    Outcome.CELL_ERROR: [
         GOOD.replace("_cell_length_a   4.02", "_cell_length_a   -4.02"),
         GOOD.replace("_cell_length_a   4.02", "_cell_length_a   400.02"),
         GOOD.replace("_cell_angle_alpha   60.", "_cell_angle_alpha   150."),
@@ -76,15 +83,15 @@ BROKEN = {
         cif(Structure(Lattice.orthorhombic(0.08, 4, 4), ["Na"], [[0, 0, 0]])),
         cif(Structure(NACL.lattice, ["Na", "Cl"], [[0, 0, 0], [0, 0.004, 0.999]])),
     ],
-    Reason.FORMULA_MISMATCH: [GOOD.rstrip().rsplit("\n", 1)[0] + "\n", GOOD.replace("'Na1 Cl1'", "'Na1 Cl1 H2'")],
+    Outcome.FORMULA_MISMATCH: [GOOD.rstrip().rsplit("\n", 1)[0] + "\n", GOOD.replace("'Na1 Cl1'", "'Na1 Cl1 H2'")],
 }
 
 
 @pytest.mark.parametrize(("reason", "text"), [(reason, text) for reason, texts in BROKEN.items() for text in texts])
 def test_a_bad_cif_is_left_out_for_its_reason(reason, text):
-    outcome = check(Row(7, "mp-7", text), Checks())
+    outcome = checked(text)
     assert isinstance(outcome, Finding) and outcome.kind == reason, outcome
-    assert (outcome.row, outcome.id) == (7, "mp-7") and outcome.message
+    assert (outcome.row, outcome.id) == (7, "x") and outcome.message
 
 
 def test_a_reduction_that_fails_or_lies_costs_the_row(monkeypatch):
@@ -92,10 +99,10 @@ def test_a_reduction_that_fails_or_lies_costs_the_row(monkeypatch):
         raise ValueError("can't find niggli")
 
     monkeypatch.setattr(Structure, "get_reduced_structure", fail)
-    outcome = check(Row(0, "x", GOOD), Checks())
+    outcome = checked(GOOD)
     assert outcome.kind == Reason.FAILED_REDUCTION and "can't find niggli" in outcome.message
     monkeypatch.setattr(Structure, "get_reduced_structure", lambda self, algorithm: self * (2, 1, 1))
-    assert check(Row(0, "x", GOOD), Checks()).kind == Reason.FAILED_REDUCTION
+    assert checked(GOOD).kind == Reason.FAILED_REDUCTION
     assert kept(GOOD, niggli=False)
 
 
@@ -110,12 +117,12 @@ def test_one_table_of_good_and_bad_rows_is_accounted_for(tmp_path):
     (part,) = report.parts
     assert part.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (part.read, part.kept) == (len(rows), 3)
-    # An empty `cif` field is a row without a structure.
-    expected = Counter({reason.value: len(all_) for reason, all_ in BROKEN.items()})
-    expected.update({"broken_cif": -1, "malformed_row": 1})
-    assert Counter(part.left_out) == expected
+    assert Counter(part.left_out) == {reason.value: len(all_) for reason, all_ in BROKEN.items()}
+    assert part.because.keys() == part.left_out.keys()
+    assert part.because["unknown_element"] == "row 7 (unknown_element-0): 'Nq' is no chemical element"
+    assert "2 unknown_element, first row 7 (unknown_element-0): 'Nq' is no chemical element" in str(report)
     assert sorted(name for name, _ in left_out(tmp_path / "out")) == sorted(name for name, _ in texts)
-    assert all(name.startswith(reason) for name, reason in left_out(tmp_path / "out") if reason != "malformed_row")
+    assert all(name.startswith(reason) for name, reason in left_out(tmp_path / "out"))
     assert part.missing == {
         "pretty_formula": 0,
         "elements": 0,
@@ -165,7 +172,7 @@ def test_labels_are_typed_and_the_absent_stay_absent(tmp_path):
 
 @pytest.mark.parametrize("value", ["0", "231", "2.5", "inf", "P1"])
 def test_what_is_no_space_group_is_doubted(value):
-    outcome = check(Row(0, "x", GOOD, labels={"spacegroup.number": value}), Checks())
+    outcome = checked(GOOD, labels={"spacegroup.number": value})
     assert [doubt.kind for doubt in outcome.doubts] == [Doubt.BAD_LABEL] and "spacegroup.number" not in outcome.labels
 
 
@@ -185,7 +192,7 @@ def test_max_atoms_and_niggli_change_what_is_stored(tmp_path):
 
 @pytest.mark.parametrize("niggli", [True, False])
 @pytest.mark.parametrize("rows", [[0, 1, 2], [1, 0, 2]], ids=["right-handed", "left-handed"])
-def test_a_left_handed_cell_does_not_become_its_mirror_image(niggli, rows):
+def test_a_left_handed_cell_does_not_become_its_mirror_image(niggli, rows, tmp_path):
     lattice = SELENIUM.lattice.matrix[rows]
     lines = [
         "3",
@@ -194,7 +201,9 @@ def test_a_left_handed_cell_does_not_become_its_mirror_image(niggli, rows):
         ),
     ]
     lines += [f"Se {x} {y} {z}" for x, y, z in SELENIUM.cart_coords]
-    outcome = check(Row(0, "0", "\n".join(lines) + "\n", "extxyz"), Checks(niggli=niggli))
+    (tmp_path / "se.extxyz").write_text("\n".join(lines) + "\n")
+    (record,) = open_source(tmp_path / "se.extxyz").records
+    outcome = check(interpret(record), Checks(niggli=niggli))
     found = outcome.crystal.to_structure()
     cell = (found.lattice.matrix, found.frac_coords, [34] * 3)
     assert spglib.get_symmetry_dataset(cell, symprec=1e-3).number == 152
@@ -216,12 +225,14 @@ def test_folder_extxyz_and_single_file_are_read(tmp_path):
     report = prepare([folder, tmp_path / "rutile.cif", tmp_path / "md.extxyz"], tmp_path / "out", workers=1)
     assert [(p.part, p.read, p.kept) for p in report.parts] == [("cifs", 2, 1), ("rutile", 1, 1), ("md", 5, 1)]
     assert left_out(tmp_path / "out") == [
-        ("a_broken", "broken_cif"),
-        ("1", "broken_frame"),
-        ("2", "bad_cell"),
-        ("3", "nan_coordinate"),
+        ("a_broken", "cif_error"),
+        ("1", "unknown_element"),
+        ("2", "not_periodic"),
+        ("3", "not_finite"),
         ("4", "malformed_row"),
     ]
+    assert report.parts[0].unread == {".txt file": ("notes.txt",)}
+    assert "not read: 1 .txt file (notes.txt)" in str(report)
     caesium = load(tmp_path / "out" / "md.parquet")
     assert caesium.crystal(0) == Crystal([4] * 3, [90] * 3, [55, 17], [[0] * 3, [0.5] * 3])
     assert caesium.attributes(0) == {"pretty_formula": "CsCl", "elements": ["Cl", "Cs"], "band_gap": 1.25}
@@ -248,15 +259,18 @@ def test_a_csv_row_of_the_wrong_width_costs_itself_only(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.csv", None, "cannot read .*absent.csv: No such file"),
+        ("absent.csv", None, "absent.csv does not exist; give a .csv"),
         ("absent", None, "absent does not exist"),
         ("empty.csv", "", "empty.csv is empty"),
-        ("header.csv", "material_id,cif\n", "header.csv is empty: it holds no structure"),
-        ("column.csv", "material_id,band_gap\na,1\n", "no column 'cif'; it has material_id, band_gap"),
-        ("empty.parquet", "", "empty.parquet cannot be read as parquet"),
+        ("header.csv", "material_id,cif\n", "header.csv holds no crystals"),
+        ("column.csv", "material_id,band_gap\na,1\n", "no column of crystals; its columns are material_id, band_gap"),
+        ("empty.parquet", "", "empty.parquet is empty"),
         ("empty.extxyz", "", "empty.extxyz is empty"),
         ("set.xlsx", "x", "the kind of file '.xlsx' is not known; give a .csv"),
-        ("binary.csv", b"cif\n\xff\xfe\x00", "binary.csv cannot be read as CSV after 0 rows"),
+        ("cut.csv", 'cif\n"data_a', "cut.csv cannot be read as CSV after 0 rows"),
+        ("broken.parquet", "not parquet", "cannot read .*broken.parquet as a table"),
+        ("twice.csv", "cif,band_gap,cif\na,1,b\n", "twice.csv has 2 columns 'cif'; rename or remove all but one"),
+        ("case.csv", "cif,CIF\na,b\n", "case.csv has 2 columns 'cif'"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_named_with_the_remedy(tmp_path, name, content, message):
@@ -267,13 +281,19 @@ def test_a_file_that_holds_no_rows_is_named_with_the_remedy(tmp_path, name, cont
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_folder_and_a_prepared_file_are_refused(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="folder is empty"):
+    (tmp_path / "folder" / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"folder holds no crystals; it holds 1 .txt file \(notes.txt\), which are not"):
         prepare([tmp_path / "folder"], tmp_path / "out")
-    prepare([table(tmp_path / "set.csv", [{"cif": GOOD}])], tmp_path / "out", workers=1)
-    with pytest.raises(UserError, match="already prepared"):
-        prepare([tmp_path / "out" / "set.parquet"], tmp_path / "again")
+
+
+def test_a_prepared_file_can_be_prepared_again(tmp_path):
+    prepare([table(tmp_path / "set.csv", [{"cif": GOOD, "band_gap": 1.0}, {"cif": cif(TIO2)}])], tmp_path, workers=1)
+    report = prepare([tmp_path / "set.parquet"], tmp_path / "small", max_atoms=2, workers=1)
+    assert report.parts[0].left_out == {"too_many_atoms": 1}
+    first, again = load(tmp_path / "set.parquet"), load(tmp_path / "small" / "set.parquet")
+    assert again.crystal(0) == first.crystal(0) and again.attributes(0) == first.attributes(0)
 
 
 def test_two_inputs_of_one_name_are_refused_and_a_second_run_replaces_the_first(tmp_path):
@@ -285,11 +305,11 @@ def test_two_inputs_of_one_name_are_refused_and_a_second_run_replaces_the_first(
     prepare([first], tmp_path / "out", workers=1)
     prepare([second], tmp_path / "out", workers=1)
     assert load(tmp_path / "out" / "set.parquet").attributes(0)["pretty_formula"] == "TiO2"
-    assert len(list((tmp_path / "out").iterdir())) == 4  # nothing unfinished lies about
+    assert len(list((tmp_path / "out").iterdir())) == 5  # nothing unfinished lies about
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "check", None)  # no row may be reached
+    monkeypatch.setattr(prepare_module, "each", None)  # no row may be reached
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*file.*choose another folder"):
         prepare([table(tmp_path / "set.csv", [{"cif": GOOD}])], tmp_path / "file" / "out", workers=1)
@@ -299,9 +319,9 @@ def test_processes_do_the_same_as_one(tmp_path, monkeypatch):
     rows = [{"material_id": str(i), "cif": cif(TIO2) if i % 3 else "broken"} for i in range(100)]
     path = table(tmp_path / "set.csv", rows)
     alone = prepare([path], tmp_path / "one", workers=1)
-    monkeypatch.setattr(prepare_module, "WORTH_A_POOL", 1)
+    monkeypatch.setattr(prepare_module, "WORTH_PROCESSES", 1)
     together = prepare([path], tmp_path / "two", workers=2)
-    for name in ("left_out.csv", "doubts.csv"):
+    for name in ("left_out.csv", "doubts.csv", "notes.csv"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
     assert load(tmp_path / "one" / "set.parquet").ids == load(tmp_path / "two" / "set.parquet").ids
     assert alone.duplicates == together.duplicates and len(alone.duplicates[0]) == 66
@@ -317,7 +337,7 @@ def test_the_duplicate_key_sees_through_origin_axes_and_order():
 
     def key_of(structure: Structure) -> str:
         # Not by way of a CIF, whose atoms pymatgen puts into an order of its own.
-        return check(Row(0, "x", Crystal.from_structure(structure)), Checks()).duplicate_key
+        return checked(Crystal.from_structure(structure), "object").duplicate_key
 
     key = key_of(base)
     for _ in range(20):

@@ -17,7 +17,8 @@ from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import Sample, read
+from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.report import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -65,7 +66,7 @@ def page(tmp_path_factory):
     )
     versions = {HOSTILE: HOSTILE, "samples": f"{HOSTILE} sha256:0"}
     provenance = Provenance("cdvae", versions, HOSTILE, HOSTILE)
-    known = [Sample(HOSTILE, 0, "ok", "", Crystal.from_structure(SALT), "")]
+    known = [Row(HOSTILE, 0, "ok", "", Crystal.from_structure(SALT), "")]
     results.write(folder, table, metrics_from_table(table, provenance), provenance, known=known)
     return report.write(folder)
 
@@ -104,7 +105,7 @@ def test_without_fingerprints_only_the_same_crystal_is_shown_beside(page, tmp_pa
     found = results.read(page.parent)
     same = ["salt", *[None] * (len(found.table) - 1)]
     table = found.table.drop(columns="train_nearest").assign(known_as=same)
-    known = [Sample("salt", 0, "ok", "", Crystal.from_structure(SALT), "")]
+    known = [Row("salt", 0, "ok", "", Crystal.from_structure(SALT), "")]
     results.write(tmp_path, table, found.metrics, Provenance("cdvae", {}), known=known)
     seen = use(
         report.write(tmp_path),

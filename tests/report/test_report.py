@@ -6,6 +6,7 @@ import json
 import os
 import re
 import struct
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -21,9 +22,12 @@ from jaxcrystal.evaluation.likeness.uniqueness import group_ids
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
-from jaxcrystal.reader.samples import Sample, read
+from jaxcrystal.reader.inputs import Input
+from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.report import packed, plots, report
 from jaxcrystal.report.drawing import draw
+from jaxcrystal.report.quantities import measured
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CAESIUM = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -61,7 +65,7 @@ def page(folder, table, *, training=None, reference=None, metrics=None):
     """The page of a folder that holds these tables, as `jaxcrystal report` makes it."""
     provenance = Provenance("cdvae", {"jaxcrystal": "0", "samples": f"{HOSTILE} sha256:0"}, "a potential", "a hull")
     metrics = metrics or metrics_from_table(table, provenance)
-    known = training and [Sample(i, row, "ok", "", c, "") for row, (i, c) in enumerate(training.items())]
+    known = training and [Row(i, row, "ok", "", c, "") for row, (i, c) in enumerate(training.items())]
     results.write(folder, table, metrics, provenance, reference=reference, known=known)
     assert report.write(folder) == folder / "report.html"
     return (folder / "report.html").read_text(encoding="utf-8")
@@ -124,7 +128,14 @@ def test_the_page_needs_nothing_but_itself(tmp_path, table):
 def test_the_funnel_counts_what_passed_every_step(table):
     assert report.funnel(table) == [("attempts", 7), ("parsed", 5), ("valid", 3), ("unique", 2)]
     steps = dict(report.funnel(placed(table).assign(novel=True)))
-    assert steps["relaxed"] == 1 and steps["metastable"] == 1 and steps["stable"] == 1
+    assert list(steps) == ["attempts", "parsed", "valid", "relaxed", "unique", "novel", "metastable", "stable"]
+    assert list(steps.values()) == [7, 5, 3, 2, 1, 1, 1, 1]
+    # Where there are relaxed crystals, it is they that are unique and novel, as in the numbers.
+    relaxed = placed(table).assign(novel=True, unique_relaxed=table.index == 4, novel_relaxed=False)
+    relaxed["group_relaxed"] = pd.array([0, None, 1, None, 0, None, None], dtype="Int64")
+    steps = dict(report.funnel(relaxed))
+    assert (steps["relaxed"], steps["unique"], steps["novel"]) == (2, 1, 0)
+    assert [why for _, why in report.statuses(relaxed)][0] == "same as group 0"
 
 
 def test_each_attempt_has_a_row_with_its_fate(tmp_path, table):
@@ -260,6 +271,16 @@ def test_a_set_without_a_single_crystal_still_has_a_page(tmp_path, table):
 def test_the_reference_is_drawn_only_when_given(tmp_path, table):
     assert 'class="reference"' not in page(tmp_path, table)
     assert 'class="reference"' in page(tmp_path, table, reference=table)
+
+
+def test_what_was_left_out_of_an_input_is_on_the_page(table):
+    train = Input("<t>.csv", "0", 12, 3, {"cif_error": 9}, {"cif_error": "no cell"})
+    inputs = {"train": asdict(train), "reference": asdict(replace(train, rows=3, left_out={}))}
+    assert report._inputs({"inputs": inputs}) == [
+        ("rows of train", "3 of 12 rows of <t>.csv are used; left out: 9 cif_error (no cell)")
+    ]
+    provenance = Provenance("cdvae", {}, inputs={"train": train})
+    assert not {"inputs.train.rows"} & {n.quantity.name for n in measured(metrics_from_table(table, provenance))}
 
 
 def test_a_histogram_shows_every_value():

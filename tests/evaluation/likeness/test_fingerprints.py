@@ -11,7 +11,7 @@ from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluation.likeness import fingerprints as module
 from jaxcrystal.evaluation.likeness import magpie
 from jaxcrystal.evaluation.likeness.fingerprints import COLUMNS, fingerprints, stored_fingerprints
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 from jaxcrystal.workers import local
 
 SALT = Crystal([5.69 / 2**0.5] * 3, [60, 60, 60], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])

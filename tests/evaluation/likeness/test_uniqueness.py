@@ -9,7 +9,7 @@ from pymatgen.core import Lattice, Structure
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.prototypes import embedded
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matcher, matches
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
 
 
 def salt(edge=5.69, symbols=("Na", "Cl")):

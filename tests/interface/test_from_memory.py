@@ -1,7 +1,5 @@
 """Crystals from memory become what the reader makes of the same in a file: typed outcomes, exact numbers, ids."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +11,6 @@ from pymatgen.entries.computed_entries import ComputedStructureEntry
 import jaxcrystal
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
-from jaxcrystal.interface.in_memory import stored
-from jaxcrystal.reader import samples
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 ODD = Crystal([3.1, 4.7, 5.9], [71.3, 88.8, 119.99999999], [3, 8], [[0.1, 0.2, 0.3], [0.123456789, 0.5, 0.999]])
@@ -35,17 +31,17 @@ def cell(*sites, edge=4.0):
         (ODD, "ok"),
         (SALT.to(fmt="cif"), "ok"),
         (None, "missing"),
-        ("\n", "missing"),
+        (7, "json_error"),
         ("data_x\n_cell_length_a 3\n", "cif_error"),
         (cell(({"Na": 0.5, "K": 0.5}, 0)), "disordered"),
         (cell(({"Na": 0.5}, 0)), "disordered"),
         (cell((DummySpecies("X"), 0)), "unknown_element"),
         (cell((Species("Fe", 2), 0), ("O", np.nan)), "not_finite"),
-        (Structure(Lattice.cubic(3.0, pbc=(True, True, False)), ["Na"], [[0, 0, 0]]), "cell_error"),
+        (Structure(Lattice.cubic(3.0, pbc=(True, True, False)), ["Na"], [[0, 0, 0]]), "not_periodic"),
         (cell(("Na", 0), edge=300.0), "cell_error"),
-        (Atoms("Na", cell=[3, 3, 3], pbc=(True, True, False)), "cell_error"),
-        (Atoms("Na", [[1, 2, 3]]), "cell_error"),
-        (Atoms("Na", [[1, 2, 3]], pbc=True), "cell_error"),
+        (Atoms("Na", cell=[3, 3, 3], pbc=(True, True, False)), "not_periodic"),
+        (Atoms("Na", [[1, 2, 3]]), "not_periodic"),
+        (Atoms("Na", [[1, 2, 3]], pbc=True), "not_periodic"),
         (Atoms("Na", [[np.inf, 2, 3]], cell=[3, 3, 3], pbc=True), "not_finite"),
         (Atoms("X", cell=[3, 3, 3], pbc=True), "unknown_element"),
     ],
@@ -93,8 +89,8 @@ def test_numbers_are_kept():
         (pd.Series([SALT, None]), ["0", "1"], False),
         (pd.Series([ODD.to_cif(), ODD], index=["x", "y"]), ["x", "y"], True),
         (pd.DataFrame({"structure": [SALT, SALT]}), ["0", "1"], False),
-        (pd.DataFrame({"it": [SALT, SALT], "material_id": ["x", "y"], "e": [1, 2]}), ["x", "y"], True),
-        (pd.DataFrame({"it": [ODD, None]}, index=["x", "y"]), ["x", "y"], True),
+        (pd.DataFrame({"structure": [SALT, SALT], "material_id": ["x", "y"], "e": [1, 2]}), ["x", "y"], True),
+        (pd.DataFrame({"structure": [ODD, None]}, index=["x", "y"]), ["x", "y"], True),
         (pd.DataFrame({"cif": [ODD.to_cif()] * 2}, index=[10, 20]), ["10", "20"], True),
         (pd.DataFrame({"cif": [ODD.to_cif()] * 2, "material_id": ["x", "y"]}), ["x", "y"], True),
     ],
@@ -102,29 +98,28 @@ def test_numbers_are_kept():
 )
 def test_ids_are_those_of_the_source(given, ids, named):
     found = jaxcrystal.read(given)
-    assert found.ids == ids and found.samples.has_ids == named
+    assert found.ids == ids and found.source.has_ids == named
     assert set(found.outcomes) <= {"ok", "missing"} and found.outcomes[0] == "ok"
 
 
 def test_what_was_read_is_read_again_as_it_is():
     found = jaxcrystal.read([cell(({"Na": 0.5}, 0)), SALT, None, SALT])
     again = jaxcrystal.read(found)
-    assert list(again) == list(found) and again.samples.sha256 == found.samples.sha256
+    assert list(again) == list(found) and again.source.sha256 == found.source.sha256
     assert list(jaxcrystal.read(found, limit=2)) == list(found)[:2] == list(jaxcrystal.read(found[:2]))
     part = found[1:]
-    assert [row.row for row in part] == [1, 2, 3] and part.samples.sha256 != found.samples.sha256
+    assert [row.row for row in part] == [1, 2, 3] and part.source.sha256 != found.source.sha256
 
 
-def test_labels_go_to_the_reader_with_every_digit(tmp_path):
+def test_labels_are_kept_with_every_digit():
     energy = -1.2345678901234567
-    table = pd.DataFrame({"it": [SALT, SALT], "formation_energy_per_atom": [energy, np.nan], "n": np.array([1, 2])})
-    path = stored(table, tmp_path, "mine")
-    rows = json.loads(path.read_text())
-    assert path.name == "mine.json" and [row["n"] for row in rows] == [1, 2]
-    assert [row["formation_energy_per_atom"] for row in rows] == [energy, None]
-    assert samples.read(path).samples == jaxcrystal.read(table).rows
-    plain = pd.DataFrame({"cif": [ODD.to_cif()], "band_gap": [energy]})
-    assert pd.read_parquet(stored(plain, tmp_path, "plain"))["band_gap"].tolist() == [energy]
+    for column in ({"structure": [SALT, SALT]}, {"cif": [ODD.to_cif()] * 2}):
+        table = pd.DataFrame({**column, "formation_energy_per_atom": [energy, np.nan], "mine": np.array([1, 2])})
+        found = jaxcrystal.read(table)
+        assert found[0].labels["formation_energy_per_atom"] == energy
+        assert found.source.ignored_columns == ("mine",)
+        again = jaxcrystal.read(found.to_pandas())
+        assert again[0].labels["formation_energy_per_atom"] == energy and again.crystals == found.crystals
 
 
 def test_a_site_property_does_not_stop_a_structure():
@@ -135,18 +130,20 @@ def test_a_site_property_does_not_stop_a_structure():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], r"there are no crystals: the list is empty"),
-        ({}, r"there are no crystals: the dict is empty"),
-        (pd.DataFrame({"cif": []}), r"there are no crystals: the DataFrame is empty"),
-        (7, r"a int holds no crystals; expected pymatgen Structures, ASE Atoms"),
-        ([SALT, 7], r"crystal 1 is a int; expected pymatgen Structures"),
-        ([SALT, "Na"], r"crystal 1 is a str; expected pymatgen Structures.*all of one kind"),
-        (pd.DataFrame({"a": [SALT], "b": [SALT]}), r"the table holds crystals in a, b; leave one of these columns"),
-        (pd.DataFrame({"cif": ["x", "y"], "other": [{1}, "a"]}), r"the table cannot be read: .*other"),
-        (pd.DataFrame({"energy": [1.0]}), r"crystals\.parquet has the columns energy"),
+        ([], r"there are no crystals"),
+        ({}, r"there are no crystals"),
+        (pd.DataFrame({"cif": []}), r"there are no crystals"),
+        (pd.DataFrame({"energy": [1.0]}), r"no column of crystals; its columns are energy"),
+        (pd.DataFrame({"my_structure": [SALT], "its_atoms": [SALT]}), r"several columns that may hold the crystals"),
         ("nowhere.csv", r"nowhere\.csv does not exist"),
     ],
+    ids=str,
 )
 def test_what_holds_no_crystals_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         jaxcrystal.read(given)
+
+
+def test_a_list_may_mix_kinds():
+    found = jaxcrystal.read([SALT, ODD, bulk("Cu"), SALT.to(fmt="cif"), 7])
+    assert found.outcomes == ["ok"] * 4 + ["json_error"] and "a int is no structure" in found[4].reason

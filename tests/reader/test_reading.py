@@ -12,7 +12,8 @@ from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
-from jaxcrystal.reader.samples import read
+from jaxcrystal.reader.reading import read
+from jaxcrystal.sampling.ledger import SCHEMA
 from jaxcrystal.workers import local
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -59,7 +60,7 @@ def test_each_failure_of_a_cif_is_an_outcome(tmp_path, cif, outcome, reason):
 
 
 def test_atoms_that_coincide_are_both_kept(tmp_path):
-    twice = CIF.rstrip() + f"\n  Cl  Cl2  1  {ATOM}  1\n"
+    twice = CIF.replace("'Na1 Cl1'", "'Na1 Cl2'").rstrip() + f"\n  Cl  Cl2  1  {ATOM}  1\n"
     (sample,) = read(csv(tmp_path, [twice])).samples
     assert sample.crystal.symbols == ["Na", "Cl", "Cl"]
 
@@ -90,7 +91,9 @@ def test_a_plain_cif_is_read_as_pymatgen_reads_it(shared, tmp_path):
 def test_the_ledger_keeps_what_the_sampler_said(tmp_path):
     path = tmp_path / "ledger.parquet"
     status = ["ok", "truncated", "parse_error:angles", "cell_error"]
-    pd.DataFrame({"index": [7, 8, 9, 10], "status": status, "cif": [CIF, None, None, None]}).to_parquet(path)
+    row = dict.fromkeys(SCHEMA.names) | {"seed": 0, "draw": 0}
+    rows = [row | {"index": 7 + i, "status": s, "cif": CIF if s == "ok" else None} for i, s in enumerate(status)]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
     samples = read(path).samples
     assert [(s.id, s.outcome) for s in samples] == list(zip(["7", "8", "9", "10"], status, strict=True))
     assert samples[1].reason == "the sampler reported truncated"
@@ -116,7 +119,7 @@ def test_prepared_arrays_come_back_bit_for_bit(tmp_path):
     assert [s.crystal for s in samples] == crystals and [s.id for s in samples] == ["salt", "rutile"]
     columns["frac_coords"][0] = columns["frac_coords"][0][:-1]
     pq.write_table(pa.table(columns), tmp_path / "short.parquet")
-    assert outcomes(tmp_path / "short.parquet") == ["cell_error", "ok"]
+    assert outcomes(tmp_path / "short.parquet") == ["json_error", "ok"]
 
 
 def test_a_broken_frame_costs_only_itself(tmp_path):
@@ -127,7 +130,7 @@ def test_a_broken_frame_costs_only_itself(tmp_path):
     lines = path.read_text().split("\n")
     lines[6] = "Cl two two two"
     path.write_text("\n".join(lines))
-    assert outcomes(path) == ["ok", "extxyz_error", "cell_error", "ok"]
+    assert outcomes(path) == ["ok", "extxyz_error", "not_periodic", "ok"]
     assert np.allclose(read(path).samples[3].crystal.frac_coords[1], 0.5)
     path.write_text("two\n" + path.read_text())
     with pytest.raises(UserError, match=r"frames.extxyz, line 1: expected a frame's number of atoms, found 'two'"):
@@ -154,20 +157,20 @@ def test_processes_and_limit_change_nothing_but_the_number(tmp_path):
 def test_what_cannot_be_read_names_file_and_expectation(tmp_path):
     empty, columns, rows = (tmp_path / f"{n}.csv" for n in ("empty", "columns", "rows"))
     empty.touch()
-    pd.DataFrame({"structure": [CIF]}).to_csv(columns)
+    pd.DataFrame({"crystal": [CIF]}).to_csv(columns)
     pd.DataFrame({"cif": []}).to_csv(rows)
     (tmp_path / "broken.parquet").write_text("not parquet")
     for path, message in (
         (tmp_path / "absent.csv", "does not exist"),
-        (empty, "empty.csv is empty; expected a table with a `cif` column"),
-        (columns, "columns.csv has the columns .*structure; expected a `cif` column"),
+        (empty, "empty.csv is empty; give a .csv"),
+        (columns, "columns.csv has no column of crystals; its columns are .*crystal; expected a column `cif` or"),
         (rows, "rows.csv holds no crystals"),
         (tmp_path / "broken.parquet", "cannot read .*broken.parquet as a table"),
     ):
         with pytest.raises(UserError, match=message):
             read(path)
     (tmp_path / "x.yaml").write_text("{}")
-    with pytest.raises(UserError, match=r"unknown kind of file '\.yaml'"):
+    with pytest.raises(UserError, match=r"the kind of file '\.yaml' is not known"):
         read(tmp_path / "x.yaml")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no crystals"):
