@@ -15,9 +15,10 @@ def add(verb: Callable) -> None:
         "prepare",
         run,
         "check crystals, reduce them to the Niggli cell, store them",
-        "INPUT is a CSV or parquet file with a `cif` column, a folder of CIFs, an extxyz file, or the word prototypes "
-        "(the data set that comes with the package). Each becomes DIR/<its name>.parquet; DIR/report.json and "
-        "DIR/left_out.csv tell what was left out and why.",
+        "INPUT is a CSV, parquet or JSON file of crystals, a CIF, POSCAR or extxyz file, a folder of CIFs and POSCARs, "
+        "or the word prototypes (the data set that comes with the package). Each becomes DIR/<its name>.parquet; "
+        "report.json, left_out.csv, doubts.csv and notes.csv beside it say what was left out, not believed and "
+        "changed. Exits with 1 if an INPUT gives no crystal.",
     )
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or `prototypes`")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
@@ -26,9 +27,11 @@ def add(verb: Callable) -> None:
     command.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+def run(args: argparse.Namespace) -> int:
+    """Prepares, and prints the account; 1 if an input gives no crystal."""
     import jaxcrystal
 
     most = args.max_atoms or None
-    print(jaxcrystal.prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=most, workers=args.workers))
+    report = jaxcrystal.prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=most, workers=args.workers)
+    print(report)
+    return 0 if all(part.kept for part in report.parts) else 1

@@ -26,7 +26,7 @@ from typing import Any
 import jaxcrystal
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.checks import Checked, Checks, Finding, check
 from jaxcrystal.reader.reading import interpret
 from jaxcrystal.reader.rows import Rows, tally
@@ -110,7 +110,7 @@ def prepare(
     sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
     origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
     parts = [
-        (str(source.path if isinstance(origin, Rows) else origin), _part(source.path), source)
+        (printable(source.path if isinstance(origin, Rows) else origin), _part(source.path), source)
         for origin in origins
         for source in [open_source(origin)]
     ]
@@ -146,7 +146,7 @@ def prepare(
     for name, findings in (("left_out", left_out), ("doubts", doubts), ("notes", notes)):
         _write_table(out / f"{name}.csv", findings)
     with written_whole(out / "report.json") as unfinished:
-        unfinished.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+        unfinished.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -211,7 +211,7 @@ def _store(kept: Sequence[Checked], path: Path, provenance: dict[str, Any]) -> N
 
 
 def _write_table(path: Path, findings: Sequence[tuple[str, Finding]]) -> None:
-    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "row", "id", "reason", "message"])
         writer.writerows([origin, f.row, f.id, f.kind, f.message] for origin, f in findings)

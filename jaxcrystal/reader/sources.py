@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, load
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.cif import blocks
 from jaxcrystal.reader.json_documents import IDS, items, names_a_crystal
 from jaxcrystal.reader.rows import Outcome, Rows
@@ -125,8 +125,8 @@ def _unpacked_name(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """A file's name without its endings, packed or not."""
-    return Path(_unpacked_name(name)).stem
+    """A file's name without its endings, packed or not, fit to be written."""
+    return printable(Path(_unpacked_name(name)).stem)
 
 
 def unpacked(path: Path) -> bytes:
@@ -202,11 +202,11 @@ def _folder(folder: Path) -> Source:
     for path in files:
         kind = _kind(path.name)
         if path.is_dir():
-            unread["folder"].append(path.name)
+            unread["folder"].append(printable(path.name))
         elif kind not in ("cif", "poscar"):
-            unread[f"{path.suffix or 'other'} file"].append(path.name)
+            unread[f"{printable(path.suffix) or 'other'} file"].append(printable(path.name))
         else:
-            name = stem(path.name) if stems[stem(path.name)] == 1 else path.name
+            name = stem(path.name) if stems[stem(path.name)] == 1 else printable(path.name)
             try:
                 text = decoded(unpacked(path))
                 digest.update(path.name.encode(errors="surrogateescape") + path.read_bytes())
@@ -316,7 +316,7 @@ def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[st
         reason = "the row has no CIF" if form == "cif" else "the row has no structure"
         return Record(**record, form="none", content="", outcome=Outcome.MISSING, reason=reason)
     if not isinstance(value, str if form == "cif" else str | Mapping):
-        form = "object"
+        form = "object"  # of a table in memory
     return Record(**record, form=form, content=value)
 
 

@@ -72,9 +72,14 @@ def test_names_that_are_no_text(where, tmp_path):
     assert again.returncode == 0 and b"caf\\udce9" not in again.stderr and b"report.html" in again.stdout
     compared = typed("compare", report, b"nowhere" + LATIN)
     assert compared.returncode == 1 and b"compare: cannot read nowherecaf" in compared.stderr
-    done = typed("prepare", place, "--out", data)  # may refuse the name, in one line after its bar
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 0 or last.startswith(b"jaxcrystal prepare: the name b'caf"), last
+    with open(os.path.join(root, b"bad" + LATIN + b".cif"), "w") as file:
+        file.write("no CIF")
+    done = typed("prepare", place, os.path.join(root, b"bad" + LATIN + b".cif"), "--out", data)
+    assert done.returncode == 1 and b"1 rows read, 1 kept" in done.stdout and b"0 kept" in done.stdout
+    assert sorted(os.listdir(data)) == sorted(
+        [f"{name}caf\N{REPLACEMENT CHARACTER}.parquet".encode() for name in ("", "bad")]
+        + [b"report.json", b"left_out.csv", b"doubts.csv", b"notes.csv"]
+    )
 
 
 @pytest.mark.parametrize("verb", [v for v in NAMES if v not in ("doctor", "demo")])
