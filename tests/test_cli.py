@@ -231,6 +231,10 @@ def test_help(verb, capsys):
         name = max(action.option_strings, key=len) if action.option_strings else action.metavar
         assert name in text
         assert action.help, f"{verb} {name} is not explained"
+        if isinstance(action.default, (int, float, str)) and not isinstance(action.default, bool) and action.nargs != 0:
+            assert f"(default: {action.default})" in " ".join(text.split())
+    for nothing in ("None", "False", "True", "[]", "==SUPPRESS=="):
+        assert f"(default: {nothing})" not in text
 
 
 def test_the_verbs_are_listed(capsys):

@@ -10,14 +10,14 @@ from jaxcrystal.cli import options
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "evaluate",
         run,
         "say which crystals would exist",
-        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, extxyz, or JSON of "
-        "pymatgen's structures or entries. Writes structures.parquet (a row an attempt), metrics.json (sums over it), "
-        "and report.html to --out.",
+        "SAMPLES is what `sample` wrote, or any table, CIF, POSCAR, JSON or extxyz file, or folder of crystals "
+        "(docs/reading.md). Writes structures.parquet (a row an attempt), metrics.json (sums over it), and report.html "
+        "to --out.",
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
@@ -40,9 +40,14 @@ def add(verb: Callable) -> None:
         "--protocol",
         default="cdvae",
         metavar="P",
-        help="cdvae (default), crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
+        help="cdvae, crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
     )
-    command.add_argument("--cutoffs", default="mp_20", metavar="SET", help="the data set whose coverage is asked for")
+    command.add_argument(
+        "--cutoffs",
+        default="mp_20",
+        metavar="SET",
+        help="the data set whose cut-offs coverage takes: mp_20, perov_5 or carbon_24",
+    )
     command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
     command.add_argument(
         "--hull",
@@ -58,12 +63,14 @@ def add(verb: Callable) -> None:
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine")
+    where.add_argument(
+        "--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine; 0: none but this"
+    )
     where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Evaluates, and prints the rates."""
     import jaxcrystal
 
     found = jaxcrystal.evaluate(

@@ -10,7 +10,7 @@ from jaxcrystal.cli import options
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "prepare",
         run,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "report",
         run,
@@ -20,7 +20,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Writes the page, and prints where it is."""
     from jaxcrystal.report import report
 
     print(f"written: {report.write(args.folder)}")

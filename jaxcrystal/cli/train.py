@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "train",
         run,
@@ -34,7 +34,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it."""
+    """Trains, and prints the last losses; 130 if Ctrl-C stopped it."""
     import jaxcrystal
     from jaxcrystal import hosts
     from jaxcrystal.config import Recipe, load
