@@ -8,12 +8,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from jaxcrystal.config import Recipe, load
-from jaxcrystal.evaluation.evaluation import evaluate
-from jaxcrystal.reader.preparing import prepare
+import jaxcrystal
 from jaxcrystal.sampling.sampling import sample
-from jaxcrystal.training.loop import train
-from jaxcrystal.workers import local
 
 RECIPE = "demo.yaml"
 ATTEMPTS = 112
@@ -26,12 +22,12 @@ def demo(out: Path) -> Path:
 
     _say(1, "embedded crystals, checked and reduced", f"prepare prototypes --out {data}")
     if not (data / "report.json").exists():
-        print(prepare(["prototypes"], data))
+        print(jaxcrystal.prepare("prototypes", data, workers=2))
 
     _say(2, "a tiny model learns them", f"train {RECIPE} --set out={model}")
     with resources.as_file(resources.files("jaxcrystal") / RECIPE) as path:
-        places = [f"out={model}", f"data.train={known}", f"data.validation={held_out}"]
-        if train(load(Recipe, path, places)).stopped is not None:
+        places = {"out": model, "data.train": known, "data.validation": held_out}
+        if jaxcrystal.train(path, places).stopped is not None:
             raise KeyboardInterrupt
 
     _say(3, f"{ATTEMPTS} attempts at new crystals", f"sample --model {model} --num {ATTEMPTS} --out {samples}")
@@ -43,12 +39,10 @@ def demo(out: Path) -> Path:
         f"evaluate {samples} --train {known} --nearest --reference {known} --potential chgnet "
         f"--hull {known} {held_out} --out {report}",
     )
-    with local() as workers:
-        compared = {"train": known, "nearest": True, "reference": known}
-        evaluate(samples, report, **compared, potential="chgnet", hull=[known, held_out], workers=workers)
-    page = report / "report.html"
-    print(f"\nopen {page.resolve()}")
-    return page
+    compared = {"train": known, "nearest": True, "reference": known}
+    found = jaxcrystal.evaluate(samples, report, **compared, potential="chgnet", hull=[known, held_out], workers=2)
+    print(f"{found}\n\nopen {found.report.resolve()}")
+    return found.report
 
 
 def _say(step: int, what: str, command: str) -> None:

@@ -4,7 +4,6 @@ import argparse
 import inspect
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ from jaxcrystal.workers import Workers
 
 #: The function behind each verb, and the least that must be typed to reach it.
 VERBS = {
-    "prepare": ("jaxcrystal.reader.preparing.prepare", ["a.csv", "cifs", "--out", "data"]),
+    "prepare": ("jaxcrystal.prepare", ["a.csv", "cifs", "--out", "data"]),
     "convert": ("jaxcrystal.weights.saved.convert", ["hf", "--out", "llama"]),
     "export": ("jaxcrystal.weights.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
-    "train": ("jaxcrystal.training.loop.train", ["recipe.yaml"]),
+    "train": ("jaxcrystal.train", ["recipe.yaml"]),
     "sample": ("jaxcrystal.sampling.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
-    "evaluate": ("jaxcrystal.evaluation.evaluation.evaluate", ["s.csv", "--out", "report"]),
+    "evaluate": ("jaxcrystal.evaluate", ["s.csv", "--out", "report"]),
+    "report": ("jaxcrystal.report.report.write", ["a"]),
     "compare": ("jaxcrystal.report.compare.compare", ["a", "b/metrics.json"]),
     "hull": ("jaxcrystal.hull.sources.build", ["build", "e.json", "mp:Li-O", "--out", "h.parquet"]),
     "doctor": ("jaxcrystal.doctor.doctor", []),
@@ -42,7 +42,8 @@ PLAIN = {
     "export": {"model_dir": Path("run"), "out": Path("x"), "format": "hf", "shard_size": "5GB", "pad_token": True},
     "train": {},
     "sample": {"model_dir": Path("run"), "num": 9, "out": Path("s.csv"), "conditions": {}, "max_new_tokens": None},
-    "evaluate": {"samples_path": Path("s.csv"), "out_dir": Path("report"), "potential": None, "hull": []},
+    "evaluate": {"samples": Path("s.csv"), "out": Path("report"), "potential": None, "hull": []},
+    "report": {"out": Path("a")},
     "compare": {"paths": [Path("a"), Path("b/metrics.json")], "out": None},
     "hull": {"inputs": ["e.json", "mp:Li-O"], "out": Path("h.parquet"), "labels": "relaxed", "trust_pickle": False},
     "doctor": {"potential": "chgnet"},
@@ -96,7 +97,7 @@ OPTIONS = [
     ("sample", ["--guidance", "1.5"], {"guidance": 1.5}),
     ("sample", ["--symprec", "0.01"], {"symprec": 0.01}),
     ("sample", ["--cache-dtype", "int8"], {"cache_dtype": "int8"}),
-    ("evaluate", ["--out", "x"], {"out_dir": Path("x")}),
+    ("evaluate", ["--out", "x"], {"out": Path("x")}),
     ("evaluate", ["--train", "t"], {"train": "t"}),
     ("evaluate", ["--nearest"], {"nearest": True}),
     ("evaluate", ["--truth", "t"], {"truth": "t"}),
@@ -110,7 +111,8 @@ OPTIONS = [
     ("evaluate", ["--fmax", "0.02"], {"fmax": 0.02}),
     ("evaluate", ["--max-steps", "5"], {"max_steps": 5}),
     ("evaluate", ["--limit", "4"], {"limit": 4}),
-    ("evaluate", ["--workers", "31"], {"workers": Workers(None, 31, one_machine=True)}),
+    ("evaluate", ["--workers", "31"], {"workers": 31}),
+    ("evaluate", ["--dask", "tcp://10.0.0.1:8786"], {"workers": "tcp://10.0.0.1:8786"}),
     ("compare", ["--out", "x"], {"out": Path("x")}),
     ("hull", ["--out", "x.parquet"], {"out": Path("x.parquet")}),
     ("hull", ["--references", "r"], {"references": "r"}),
@@ -171,8 +173,8 @@ def test_an_option_changes_what_its_name_says_and_nothing_else(received, verb, o
 
 
 def test_set_changes_the_recipe(received):
-    (plain,) = received("train").values()
-    (changed,) = received("train", "--set", "optimizer.learning_rate=0.5", "--set", "out=elsewhere").values()
+    plain = received("train")["recipe"]
+    changed = received("train", "--set", "optimizer.learning_rate=0.5", "--set", "out=elsewhere")["recipe"]
     assert (plain.steps, changed.steps) == (5, 5)
     assert plain.optimizer.learning_rate != changed.optimizer.learning_rate == 0.5
     assert changed.out == "elsewhere"
@@ -195,19 +197,6 @@ def test_sampling_takes_every_device_for_copies_or_shares_of_the_model(received)
     ]
 
 
-def test_a_cluster_stands_in_for_processes(received, monkeypatch):
-    asked = []
-
-    @contextmanager
-    def cluster(address):
-        asked.append(address)
-        yield Workers(None, 77)
-
-    monkeypatch.setattr("jaxcrystal.workers.dask", cluster)
-    assert received("evaluate", "--dask", "tcp://10.0.0.1:8786")["workers"].slots == 77
-    assert asked == ["tcp://10.0.0.1:8786"]
-
-
 def test_conditions_add_up(received):
     wishes = received("sample", "--formula", "NaCl", "--band-gap", "5")["conditions"]
     assert wishes == {"pretty_formula": "NaCl", "band_gap": 5.0}
@@ -225,7 +214,7 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("evaluate", "--dask")}
+    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }
@@ -242,6 +231,10 @@ def test_help(verb, capsys):
         name = max(action.option_strings, key=len) if action.option_strings else action.metavar
         assert name in text
         assert action.help, f"{verb} {name} is not explained"
+        if isinstance(action.default, (int, float, str)) and not isinstance(action.default, bool) and action.nargs != 0:
+            assert f"(default: {action.default})" in " ".join(text.split())
+    for nothing in ("None", "False", "True", "[]", "==SUPPRESS=="):
+        assert f"(default: {nothing})" not in text
 
 
 def test_the_verbs_are_listed(capsys):

@@ -21,6 +21,7 @@ ROOMS = {
     "evaluation/likeness": {"crystals"},
     "evaluation": {"crystals", "reader", "relaxation", "hull", "evaluation/likeness"},
     "report": {"crystals", "reader", "evaluation"},
+    "interface": {"crystals", "reader", "training", "relaxation", "evaluation", "report"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.
 HOST_ONLY = {"torch", "matgl", "chgnet", "pymatgen", "ase", "smact", "matplotlib"}
@@ -65,6 +66,36 @@ def test_imports_go_one_way(path):
         for name in imports(path, top_level_only=False):
             if name.split(".")[0] == "jaxcrystal":
                 assert room_of(name) in allowed | {"__version__"}, f"{room} must not import {name}"
+
+
+def test_the_package_itself_imports_the_interface_alone():
+    """What `import jaxcrystal` runs is on the way to every module: it must be light, and need no room."""
+    found = imports(PACKAGE / "__init__.py", top_level_only=True)
+    assert {name for name in found if name.startswith("jaxcrystal")} == {
+        "jaxcrystal.errors.UserError",
+        *(f"jaxcrystal.interface.functions.{name}" for name in ("evaluate", "prepare", "read", "relax", "train")),
+    }
+    found = imports(PACKAGE / "interface" / "functions.py", top_level_only=True)
+    assert {name.split(".")[0] for name in found} <= {
+        "__future__",
+        "collections",
+        "contextlib",
+        "os",
+        "pathlib",
+        "typing",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_do_not_reach_up_to_the_interface(path):
+    """`jaxcrystal.evaluate(...)` is for what stands above the rooms: the command line, the demo."""
+    if room_of(module_of(path)) in ROOMS:
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jaxcrystal"
+        }
+        assert used <= {"__version__"}
 
 
 def test_no_two_files_import_each_other():

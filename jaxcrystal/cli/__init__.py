@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
 from jaxcrystal import __version__
-from jaxcrystal.cli import compare, convert, demo, doctor, evaluate, export, hull, prepare, sample, train
+from jaxcrystal.cli import compare, convert, demo, doctor, evaluate, export, hull, prepare, report, sample, train
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, evaluate, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit codes: 0 done, 1 bad input (one line says what), 2 usage, 130 interrupted."""
+    """Runs one command.
+
+    Exit codes: 0 done, 1 bad input (one line says what), 2 usage, 130 interrupted, 141 nobody reads the output.
+    """
+    # A terminal or a pipe may have no letter for Å or α, or for the bytes of a file's name: \xc5 is better than an end.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it may fail, and not as Python ends
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # `| head` has read enough. As Python ends it flushes again: to nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 141  # as a shell reports a command that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args = _parser().parse_args(arguments)
     # XLA's own chatter is no message of ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,10 +52,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxcrystal {args.verb}: {error}", file=sys.stderr)
         return 1
+    except UnicodeEncodeError as error:
+        # Python keeps the bytes of a name that are no text as lone surrogates; many libraries take no such name.
+        if args.debug or not any("\ud800" <= letter <= "\udfff" for letter in error.object):
+            raise
+        name = os.fsencode(error.object)
+        print(f"jaxcrystal {args.verb}: the name {name!r} is not UTF-8; rename the file or folder", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         again = "go on" if args.resumes else "start over"
         print(f"jaxcrystal {args.verb}: interrupted; run the same command again to {again}", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or standard error is a pipe whose other end is closed."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+class _Help(argparse.HelpFormatter):
+    """Names the default of an option where that says something and its help does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default is None or isinstance(action.default, bool | list) or "default" in text
+        return text if silent or not action.option_strings or action.nargs == 0 else f"{text} (default: %(default)s)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {detail}".strip(),
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run, resumes=resumes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "compare",
         run,
@@ -23,7 +23,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Compares, and prints the table."""
     from jaxcrystal.report.compare import as_text, compare
 
     print(as_text(compare(args.runs, args.out)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "convert",
         run,
@@ -46,7 +46,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Converts, and prints what the model is and how to go on with it."""
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.saved import convert

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "demo",
         run,
@@ -20,7 +20,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Runs the demo."""
     from jaxcrystal.demo import demo
 
     demo(args.out)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb("doctor", run, "check this installation: versions, devices, tokens, potentials")
     command.add_argument("--potential", default="chgnet", metavar="P", help="`chgnet` or a matgl directory")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it."""
+    """Checks, and prints what it found; 1 if something is wrong."""
     from jaxcrystal.doctor import doctor
 
     return 0 if doctor(args.potential) else 1

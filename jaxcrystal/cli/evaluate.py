@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxcrystal.cli import options
 
-if TYPE_CHECKING:
-    from jaxcrystal.workers import Workers
-
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "evaluate",
         run,
         "say which crystals would exist",
-        "SAMPLES is what `sample` wrote, any CSV or parquet with a `cif` column, a folder of CIFs, extxyz, or JSON of "
-        "pymatgen's structures or entries. Writes structures.parquet (a row an attempt), metrics.json (sums over it), "
-        "and report.html to --out.",
+        "SAMPLES is what `sample` wrote, or any table, CIF, POSCAR, JSON or extxyz file, or folder of crystals "
+        "(docs/reading.md). Writes structures.parquet (a row an attempt), metrics.json (sums over it), and report.html "
+        "to --out.",
         resumes=True,
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
@@ -45,9 +41,14 @@ def add(verb: Callable) -> None:
         "--protocol",
         default="cdvae",
         metavar="P",
-        help="cdvae (default), crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
+        help="cdvae, crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
     )
-    command.add_argument("--cutoffs", default="mp_20", metavar="SET", help="the data set whose coverage is asked for")
+    command.add_argument(
+        "--cutoffs",
+        default="mp_20",
+        metavar="SET",
+        help="the data set whose cut-offs coverage takes: mp_20, perov_5 or carbon_24",
+    )
     command.add_argument("--potential", metavar="P", help="`chgnet` or a matgl directory: adds relaxation")
     command.add_argument(
         "--hull",
@@ -63,22 +64,17 @@ def add(verb: Callable) -> None:
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine")
+    where.add_argument(
+        "--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine; 0: none but this"
+    )
     where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
-    from jaxcrystal import workers
+    """Evaluates, and prints the rates."""
+    import jaxcrystal
 
-    with workers.dask(args.dask) if args.dask else workers.local(args.workers) as pool:
-        _evaluate_with(args, pool)
-
-
-def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
-    from jaxcrystal.evaluation.evaluation import evaluate
-
-    evaluate(
+    found = jaxcrystal.evaluate(
         args.samples,
         args.out,
         train=args.train,
@@ -94,5 +90,7 @@ def _evaluate_with(args: argparse.Namespace, workers: Workers) -> None:
         fmax=args.fmax,
         max_steps=args.max_steps,
         limit=args.limit,
-        workers=workers,
+        workers=args.dask or args.workers,
     )
+    print(found)
+    print(f"written to {found.out}: structures.parquet, metrics.json, report.html")

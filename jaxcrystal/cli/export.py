@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "export",
         run,
@@ -31,7 +31,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Exports, and prints how much was written."""
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.export import export

@@ -10,7 +10,7 @@ from jaxcrystal.cli import options
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "hull",
         run,
@@ -34,7 +34,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Builds the hull, and prints what is in it."""
     from jaxcrystal.hull.sources import build
     from jaxcrystal.workers import local
 

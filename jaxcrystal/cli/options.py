@@ -1,4 +1,4 @@
-"""What several verbs ask in the same words."""
+"""Options that several verbs share, and what is typed as their values."""
 
 from __future__ import annotations
 

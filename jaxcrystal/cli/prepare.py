@@ -10,7 +10,7 @@ from jaxcrystal.cli import options
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "prepare",
         run,
@@ -29,8 +29,9 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares, and prints the account; 1 if an input gives no crystal."""
-    from jaxcrystal.reader.preparing import prepare
+    import jaxcrystal
 
-    report = prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=args.max_atoms or None, workers=args.workers)
+    most = args.max_atoms or None
+    report = jaxcrystal.prepare(args.inputs, args.out, niggli=args.niggli, max_atoms=most, workers=args.workers)
     print(report)
     return 0 if all(part.kept for part in report.parts) else 1

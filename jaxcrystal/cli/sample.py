@@ -11,7 +11,7 @@ from jaxcrystal.errors import UserError
 
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "sample",
         run,
@@ -68,7 +68,7 @@ def add(verb: Callable) -> None:
     command.add_argument("--min-p", type=float, metavar="P", help="keep tokens P times as likely as the likeliest")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
     command.add_argument(
-        "--symprec", type=float, default=0.1, metavar="X", help="Å, for the symmetrized CIF beside the one in P1 (0.1)"
+        "--symprec", type=float, default=0.1, metavar="X", help="Å, for the symmetrized CIF beside the one in P1"
     )
     command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
@@ -90,7 +90,7 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs it."""
+    """Samples, and prints how the attempts ended."""
     import jax
 
     from jaxcrystal import hosts

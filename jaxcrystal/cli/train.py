@@ -6,12 +6,16 @@ import argparse
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxcrystal.cli import options
 
+if TYPE_CHECKING:
+    from jaxcrystal.training.loop import TrainReport
+
 
 def add(verb: Callable) -> None:
-    """Its options."""
+    """Adds the verb with its options."""
     command = verb(
         "train",
         run,
@@ -31,28 +35,24 @@ def add(verb: Callable) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it."""
+    """Trains, and prints the last losses; 130 if Ctrl-C stopped it."""
+    import jaxcrystal
     from jaxcrystal import hosts
     from jaxcrystal.config import Recipe, load
 
     recipe = load(Recipe, args.config, args.set)
     hosts.start(args.coordinator, args.processes, args.process_id)
-    from jaxcrystal.training.loop import train
+    report = jaxcrystal.train(recipe)
+    if hosts.is_first():
+        print(_ending(report))
+    return 130 if report.stopped is signal.SIGINT else 0
 
-    report = train(recipe)
+
+def _ending(report: TrainReport) -> str:
     if report.stopped is not None:
-        result = f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
-        if hosts.is_first():
-            print(result)
-        return 130 if report.stopped is signal.SIGINT else 0
-    if not hosts.is_first():
-        return 0
-    if report.loss is None:
-        result = "all done before"
-    else:
-        result = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
-    print(
-        f"{report.steps} steps, {result}; "
-        f"sample from it with `jaxcrystal sample --model {report.out} --num 100 --out samples.parquet`"
-    )
-    return 0
+        return f"saved after step {report.steps}, on {report.stopped.name}; run the same command again to go on"
+    losses = "all done before"
+    if report.loss is not None:
+        losses = f"loss {report.loss:.4f}, validation loss {report.validation_loss:.4f}"
+    command = f"jaxcrystal sample --model {report.out} --num 100 --out samples.parquet"
+    return f"{report.steps} steps, {losses}; sample from it with `{command}`"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from jaxcrystal.errors import UserError
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from pymatgen.core import Structure
 
 #: Symbols by atomic number: ELEMENTS[3] == "Li". Index 0 is no element.
@@ -37,6 +39,7 @@ ELEMENTS: tuple[str, ...] = tuple(
 ATOMIC_NUMBER: dict[str, int] = {symbol: z for z, symbol in enumerate(ELEMENTS) if z}
 
 COORD_BITS = 32  #: fractional coordinates are multiples of 2**-32
+SHOWN_ATOMS = 20  #: in a notebook
 CELL_BITS = 24  #: lengths (Å) and angles (degrees) are multiples of 2**-24, below 256
 
 
@@ -116,6 +119,11 @@ class Crystal:
         """OPTIMADE's `chemical_formula_reduced`: elements in alphabetical order, for example FeLiO4P."""
         return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in reduced_composition(self.symbols))
 
+    @property
+    def formula_html(self) -> str:
+        """The formula with its numbers as subscripts."""
+        return re.sub(r"(\d+)", r"<sub>\1</sub>", self.formula)
+
     @cached_property
     def volume(self) -> float:
         """Cell volume in Å³."""
@@ -156,6 +164,25 @@ class Crystal:
 
         lattice = Lattice.from_parameters(*self.lengths, *self.angles)
         return Structure(lattice, self.symbols, self.frac_coords)
+
+    def to_atoms(self) -> Atoms:
+        """The same crystal as ASE's Atoms."""
+        from ase import Atoms
+
+        cell = [*self.lengths, *self.angles]
+        return Atoms(self.symbols, scaled_positions=self.frac_coords, cell=cell, pbc=True)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: formula, cell, and the first atoms."""
+        shown = min(len(self), SHOWN_ATOMS)
+        atoms = "".join(
+            f"<tr><td>{symbol}</td>" + "".join(f"<td>{x:.4f}</td>" for x in coords) + "</tr>"
+            for symbol, coords in zip(self.symbols[:shown], self.frac_coords, strict=False)
+        )
+        more = f"<p>… and {len(self) - shown} more atoms</p>" if shown < len(self) else ""
+        cell = f"{' '.join(f'{x:.3f}' for x in self.lengths)} Å, {' '.join(f'{x:.2f}' for x in self.angles)}°"
+        title = f"<b>{self.formula_html}</b>, {len(self)} atoms in {self.volume:.2f} Å³: {cell}"
+        return f"<p>{title}</p><table><tr><th></th><th>x</th><th>y</th><th>z</th></tr>{atoms}</table>{more}"
 
     def to_cif(self) -> str:
         """CIF in P1 with every atom; each number is the shortest decimal that leads back to the same crystal."""

@@ -110,8 +110,8 @@ def store(crystals: CrystalSet, path: Path, provenance: Mapping[str, Any]) -> No
         *(crystals.labels[name] for name in LABELS.names),
     ]
     schema = SCHEMA.with_metadata({PROVENANCE: json.dumps(provenance)})
-    with written_whole(path) as unfinished:
-        pq.write_table(pa.table(columns, schema=schema), unfinished)
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(pa.table(columns, schema=schema), file)
 
 
 def load(path: str | Path) -> CrystalSet:
@@ -124,7 +124,8 @@ def load(path: str | Path) -> CrystalSet:
     if name == PROTOTYPES:
         return _prototypes(side)
     try:
-        table = pq.ParquetFile(path).read()  # one file: read_table would merge whatever a folder holds
+        with Path(path).open("rb") as file:
+            table = pq.ParquetFile(file).read()  # one file: read_table would merge whatever a folder holds
     except OSError as error:
         raise UserError(f"cannot read the data set {path}: {error.strerror or error}") from None
     except pa.ArrowInvalid:

@@ -1,63 +1,44 @@
 """The way of a set of crystals through the evaluator: read, judge, compare, relax, place against the hull, write.
 
-Three files are written: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; `report.html`,
-for the eye; with a reference also `reference.parquet`, one row a reference crystal. Relaxations and fingerprints are
-kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
+What is written is `results.py`'s: `structures.parquet`, one row an attempt; `metrics.json`, sums over that table; and
+what the crystals were compared with. The page is made of these files (`jaxcrystal.report`). Relaxations and
+fingerprints are kept in `relaxations/` and `fingerprints/`, so that a run that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
 from jaxcrystal.evaluation.metrics import FEW, metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements, paired
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
-from jaxcrystal.evaluation.table import Provenance, describe, write_table
+from jaxcrystal.evaluation.table import Provenance, describe
 from jaxcrystal.reader.inputs import Input, count, name_as_text, require_crystals
 from jaxcrystal.reader.reading import crystal_from_cif, read
 from jaxcrystal.reader.rows import Rows
-from jaxcrystal.report import report
-from jaxcrystal.workers import Workers, local
+from jaxcrystal.workers import Workers
 
 if TYPE_CHECKING:
     from jaxcrystal.hull.hull import Hull
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: What is in the names of those numbers of metrics.json that are no rates.
 _NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
 
 
-def _with_processes(function: Callable[P, R]) -> Callable[P, R]:
-    """Gives the function as many processes on this machine as its `workers` say, where that is a number."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not isinstance(count := kwargs.get("workers"), int):
-            return function(*args, **kwargs)
-        with local(count) as pool:
-            return function(*args, **kwargs | {"workers": pool})
-
-    return call
-
-
-@_with_processes
 def evaluate(
     samples_path: str | Path,
     out_dir: str | Path,
@@ -74,7 +55,7 @@ def evaluate(
     hull_labels: str = "relaxed",
     fmax: float = 0.1,
     max_steps: int = 500,
-    workers: Workers | int | None = None,
+    workers: Workers | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates the first `limit` crystals of `samples_path` into `out_dir`; returns what `metrics.json` holds.
@@ -89,9 +70,8 @@ def evaluate(
     - `hull`: competing phases; adds the distance to their hull. One file that `jaxcrystal hull build` wrote; or, with
       `references` (elemental reference entries), one table of formation energies on their scale; or sets of crystals,
       which the potential itself labels, `relaxed` or by a `single-point` (`hull_labels`).
-    - `workers`: where the work on single crystals is done: by a number of processes on this machine, which are started
-      for this evaluation; by those of `workers.local` or `workers.dask`, which may serve several; or, if None, in this
-      process, which then dies of whatever crystal kills it.
+    - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
+      which then dies of whatever crystal kills it.
 
     What was read of each input, and what could not be used, is in `inputs` of the result.
 
@@ -196,14 +176,7 @@ def evaluate(
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
     metrics = metrics_from_table(table, provenance, compared)
-    write_table(table, provenance, out / "structures.parquet")
-    if compared is not None:
-        write_table(compared, provenance, out / "reference.parquet")
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    training = None if train is None else report.training_crystals(table, known)
-    report.write(out / "report.html", table, metrics, reference=compared, training=training, title=samples.path.name)
-    print(summary(metrics))
-    print(f"written to {out}: structures.parquet, metrics.json, report.html")
+    results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples)
     return metrics
 
 
@@ -324,7 +297,7 @@ def _programs() -> dict[str, str]:
 
 
 def _fingerprint(samples: Rows) -> str:
-    return f"{samples.path.name} sha256:{samples.sha256}"
+    return f"{name_as_text(samples.path)} sha256:{samples.sha256}"
 
 
 def _writable(out: Path) -> Path:

@@ -127,12 +127,14 @@ def write_table(table: pd.DataFrame, provenance: Provenance, path: Path) -> None
     """Writes `structures.parquet`: the table, and its provenance as JSON in the file's metadata."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), _METADATA: json.dumps(asdict(provenance)).encode()}
-    pq.write_table(arrow.replace_schema_metadata(metadata), path)
+    with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(arrow.replace_schema_metadata(metadata), file)
 
 
 def read_table(path: str | Path) -> tuple[pd.DataFrame, Provenance]:
     """What `write_table` wrote."""
-    arrow = pq.read_table(path)
+    with Path(path).open("rb") as file:
+        arrow = pq.read_table(file)
     stored = json.loads(arrow.schema.metadata[_METADATA])
     inputs = {role: Input(**counted) for role, counted in stored.pop("inputs", {}).items()}
     return arrow.to_pandas(), Provenance(**stored, inputs=inputs)

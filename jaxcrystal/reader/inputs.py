@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.rows import Rows
 from jaxcrystal.reader.sources import named
 
@@ -76,8 +76,8 @@ def count(found: Rows, not_needed: Collection[int] = ()) -> Input:
 
 
 def name_as_text(path: str | Path) -> str:
-    """The last part of a path. A file's name may hold bytes that are no text: each becomes U+FFFD."""
-    return Path(path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """The last part of a path, fit to be written."""
+    return printable(Path(path).name)
 
 
 def require_crystals(role: str, found: Rows) -> Input:

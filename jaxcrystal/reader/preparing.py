@@ -26,10 +26,10 @@ from typing import Any
 import jaxcrystal
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.checks import Checked, Checks, Finding, check
 from jaxcrystal.reader.reading import interpret
-from jaxcrystal.reader.rows import tally
+from jaxcrystal.reader.rows import Rows, tally
 from jaxcrystal.reader.sources import Record, Source, named, open_source, stem
 from jaxcrystal.workers import Lost, each, local
 
@@ -92,14 +92,14 @@ class PrepareReport:
 
 
 def prepare(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Rows],
     out: Path,
     *,
     niggli: bool = True,
     max_atoms: int | None = 20,
     workers: int = 2,
 ) -> PrepareReport:
-    """Writes one part an input to the folder `out` (two for `prototypes`), and the account.
+    """Writes one part an input (a path, or what was read before) to the folder `out` (two for `prototypes`).
 
     Rows are reduced to the Niggli cell if `niggli`, left out if they have more than `max_atoms` atoms, and checked in
     `workers` processes. Raises UserError if an input cannot be read, two have one name, or `out` cannot be written.
@@ -109,7 +109,11 @@ def prepare(
     # Read all before writing any: a misspelt last input must not cost the work on the others.
     sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
     origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
-    parts = [(str(origin), _part(source.path), source) for origin in origins for source in [open_source(origin)]]
+    parts = [
+        (printable(source.path if isinstance(origin, Rows) else origin), _part(source.path), source)
+        for origin in origins
+        for source in [open_source(origin)]
+    ]
     for name, count in Counter(part for _, part, _ in parts).items():
         if count > 1:
             same = ", ".join(origin for origin, part, _ in parts if part == name)
@@ -142,7 +146,7 @@ def prepare(
     for name, findings in (("left_out", left_out), ("doubts", doubts), ("notes", notes)):
         _write_table(out / f"{name}.csv", findings)
     with written_whole(out / "report.json") as unfinished:
-        unfinished.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+        unfinished.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -207,7 +211,7 @@ def _store(kept: Sequence[Checked], path: Path, provenance: dict[str, Any]) -> N
 
 
 def _write_table(path: Path, findings: Sequence[tuple[str, Finding]]) -> None:
-    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "row", "id", "reason", "message"])
         writer.writerows([origin, f.row, f.id, f.kind, f.message] for origin, f in findings)

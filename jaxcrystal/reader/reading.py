@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxcrystal.config import ATTRIBUTES
@@ -30,11 +31,14 @@ _BROKEN = {
 def read(source: Any, *, workers: Workers | None = None, limit: int | None = None) -> Rows:
     """The first `limit` (default: all) structures of a source.
 
-    `source` is a path, a pandas table, a structure, or a list of them (`sources.py` says which). Raises UserError that
-    names it and what was expected, if it does not exist, is empty, or lacks a column; and for a limit below 1.
+    `source` is a path, a pandas table, a structure, a list of them (`sources.py` says which), or what was read before.
+    Raises UserError that names it and what was expected, if it does not exist, is empty, or lacks a column; and for a
+    limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
+    if isinstance(source, Rows):
+        return replace(source, samples=source.samples[:limit])
     found = open_source(source)
     rows = each(interpret, found.records[:limit], workers, label=f"reading {found.path.name}", lost=lost)
     sha256 = _digest(rows) if found.sha256 is None else found.sha256

@@ -31,10 +31,10 @@ import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, load
-from jaxcrystal.errors import UserError
+from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.cif import blocks
 from jaxcrystal.reader.json_documents import IDS, items, names_a_crystal
-from jaxcrystal.reader.rows import Outcome
+from jaxcrystal.reader.rows import Outcome, Rows
 from jaxcrystal.reader.structures import PREPARED
 
 #: What is read, in words.
@@ -80,6 +80,8 @@ def open_source(origin: Any) -> Source:
     Raises UserError that names the place and what was expected, if it does not exist, is empty, is of no known kind,
     or is broken as a whole.
     """
+    if isinstance(origin, Rows):
+        return _read_before(origin)
     if not isinstance(origin, str | Path):
         return _in_memory(origin)
     if str(origin).partition(":")[0] == PROTOTYPES and not Path(origin).exists():
@@ -123,8 +125,8 @@ def _unpacked_name(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """A file's name without its endings, packed or not."""
-    return Path(_unpacked_name(name)).stem
+    """A file's name without its endings, packed or not, fit to be written."""
+    return printable(Path(_unpacked_name(name)).stem)
 
 
 def unpacked(path: Path) -> bytes:
@@ -200,11 +202,11 @@ def _folder(folder: Path) -> Source:
     for path in files:
         kind = _kind(path.name)
         if path.is_dir():
-            unread["folder"].append(path.name)
+            unread["folder"].append(printable(path.name))
         elif kind not in ("cif", "poscar"):
-            unread[f"{path.suffix or 'other'} file"].append(path.name)
+            unread[f"{printable(path.suffix) or 'other'} file"].append(printable(path.name))
         else:
-            name = stem(path.name) if stems[stem(path.name)] == 1 else path.name
+            name = stem(path.name) if stems[stem(path.name)] == 1 else printable(path.name)
             try:
                 text = decoded(unpacked(path))
                 digest.update(path.name.encode(errors="surrogateescape") + path.read_bytes())
@@ -349,6 +351,16 @@ def _frames(path: Path, text: str) -> list[Record]:
         records.append(Record(name, row, "extxyz", "\n".join(lines[at:end]) + "\n"))
         at = end
     return records
+
+
+def _read_before(rows: Rows) -> Source:
+    records = [
+        Record(row.id, row.row, "none", row.cif, None, row.labels, row.notes, row.outcome, row.reason)
+        if row.crystal is None
+        else Record(row.id, row.row, "object", row.crystal, None, row.labels, row.notes)
+        for row in rows.samples
+    ]
+    return Source(rows.path, rows.sha256, tuple(records), rows.has_ids, rows.unread, rows.ignored_columns)
 
 
 def _embedded(origin: str) -> Source:

@@ -258,6 +258,9 @@ def _of_pymatgen(structure: Structure) -> Found:
 def _of_atoms(atoms: Atoms) -> Found:
     if atoms.cell.rank < 3:
         raise Refused(Outcome.NOT_PERIODIC, "the crystal has no cell of three vectors")
+    for site, shared in atoms.info.get("occupancy", {}).items():  # ASE keeps shared sites beside the atoms
+        if len(shared) != 1 or abs(next(iter(shared.values())) - 1) > 1e-6:
+            raise Refused(Outcome.DISORDERED, f"site {site} is partly occupied or shared: {shared}")
     arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
     return read_dictionary({name: values.tolist() for name, values in arrays.items()})
 

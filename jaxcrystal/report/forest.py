@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from jaxcrystal.report.compare import Comparison, Difference, Line, told
+from jaxcrystal.report.comparison import Comparison, Difference, Line
 from jaxcrystal.report.quantities import SECTIONS, Measured
 
 #: Okabe and Ito's, which colour-blind readers tell apart; more runs than these begin again.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-WIDTH, NAMES, NUMBERS, GAP, TOLD = 1080, 320, 270, 84, 200  #: px: of all, names, lines, between them, differences' text
+#: px: of all, of names, numbers' lines, the space between them, and differences as text.
+WIDTH, NAMES, NUMBERS, GAP, WORDS = 1080, 320, 270, 84, 200
 STEP, PAD = 17, 11  #: px: from run to run, and around the runs of a quantity
 
 _STYLE = """
@@ -31,7 +32,7 @@ text { font: 13px system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; f
 
 
 def draw(comparison: Comparison) -> str:
-    """SVG of all numbers, and of the differences from the first run that were told."""
+    """SVG of all numbers, and of their differences from the first run."""
     left, right = NAMES, NAMES + NUMBERS + GAP
     parts: list[str] = []
     top = 26
@@ -96,13 +97,13 @@ def _number(number: Measured, run: int, at: float, left: float, low: float, high
 
 
 def _difference(line: Line, change: Difference, run: int, at: float, right: float, reach: float) -> list[str]:
-    span = WIDTH - right - TOLD
+    span = WIDTH - right - WORDS
     middle = right + span / 2
 
     def x(value: float) -> float:
         return middle + span / 2 * value / reach
 
-    written = told(line.quantity, change)
+    written = change.write(line.quantity)
     if change.value is None:
         return [_text(right, at + 4, written, "small muted")]
     bounds = [x(bound) for bound in change.interval] if change.interval is not None else None

@@ -81,8 +81,9 @@ _KNOWN = [
     Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
 ]
 
-#: Ends of names that tell a number again with another denominator.
+#: Ends of names of numbers that are there a second time, with another denominator or of other crystals.
 _SUFFIXES = {
+    "_as_sampled": ("as sampled", "of the crystals before relaxation"),
     "_of_all": ("of all", "nothing is left out"),
     "_of_constructed": ("of crystals", "of the attempts that are crystals"),
     "_if_valid": ("if valid", "a match only if both are valid"),
@@ -115,7 +116,7 @@ def measured(metrics: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _quantity(name: str) -> tuple[str, Quantity]:
-    """The number that `name` tells, perhaps with another denominator, and what is known of it."""
+    """The number that `name` repeats, perhaps with another denominator, and what is known of `name` itself."""
     known = {quantity.name: quantity for quantity in _KNOWN}
     for suffix, (short, meaning) in _SUFFIXES.items():
         base = known.get(name.removesuffix(suffix))

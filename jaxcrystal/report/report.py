@@ -1,8 +1,10 @@
 """`report.html`: one page that shows what a set of crystals is worth, and needs nothing but itself.
 
-The page is `page/report.html`, with `{{names}}` where the sections of this module, its style and its scripts go. Its
-data stand in it as JSON, which the scripts put in as text only: ids and reasons are strangers' words. The page's own
-security policy forbids every connection, and every script but the one whose hash it names.
+The page is made of the files that `jaxcrystal evaluate` leaves in a folder (`evaluation/results.py`), and of nothing
+else: `jaxcrystal report DIR` writes it again. Its frame is `page/report.html`, with `{{names}}` where the sections of
+this module, its style and its scripts go. Its data stand in it as JSON, which the scripts put in as text only: ids and
+reasons are strangers' words. The page's own security policy forbids every connection, and every script but the one
+whose hash it names.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
+from jaxcrystal.evaluation.results import Results, nearest_training, read
 from jaxcrystal.evaluation.table import SYMPREC
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import crystal_from_cif
-from jaxcrystal.reader.rows import PARSED, Rows
+from jaxcrystal.reader.rows import PARSED
 from jaxcrystal.report import packed, plots
 from jaxcrystal.report.drawing import colour, draw
 from jaxcrystal.report.quantities import SECTIONS, Measured, measured
@@ -46,31 +50,49 @@ DRAWN_ATOMS = 40
 #: their nearest training crystals, take 3 MB.
 MOST_BYTES = 7_500_000
 
+#: Columns without which there is no page; whatever else is in the tables is shown if it is there.
+_NEEDED = {
+    "structures": "id outcome reason structural_valid compositional_valid invalid_because unique group formula "
+    "chemical_system num_elements num_atoms spacegroup a b c alpha beta gamma volume density cif".split(),
+    "reference": "structural_valid num_atoms volume".split(),
+}
+
+#: Outcomes of a relaxation that ended with an energy to place beside the hull.
+_RELAXED = ("converged", "not_converged")
+
 #: Of the page's scripts, in the order in which each needs those before it.
 _SCRIPTS = ("crystal.js", "viewer.js", "page.js")
 
 _LEGEND = '<p class="legend"><i class="is-bar"></i>these crystals<i class="is-reference"></i>reference</p>'
 
 
-def write(
-    path: Path,
-    table: pd.DataFrame,
-    metrics: dict[str, Any],
-    *,
-    title: str,
-    reference: pd.DataFrame | None = None,
-    training: Mapping[str, Crystal] | None = None,
-) -> None:
-    """Writes the page of a table of attempts and its metrics.
+def write(out: Path) -> Path:
+    """Writes `report.html` to the folder of an evaluation, of what lies there alone; its path.
 
-    - `reference`: a table to compare distributions with.
-    - `training`: crystals by id, to draw beside the attempts that are nearest to them; see `nearest_training`.
+    The same files make the same page, byte for byte. Raises UserError if the folder is not one that
+    `jaxcrystal evaluate` wrote, or cannot be written.
     """
+    results = read(out)
+    for name, table in (("structures", results.table), ("reference", results.reference)):
+        if table is not None and (lacking := [column for column in _NEEDED[name] if column not in table]):
+            raise UserError(f"{out / name}.parquet has no column {', '.join(lacking)}: evaluate the crystals again")
+    path = out / "report.html"
+    try:
+        # The script's hash is that of lines that end in \n.
+        path.write_text(page(results), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def page(results: Results) -> str:
+    """The page of what an evaluation found."""
+    table, metrics, reference = results.table, results.metrics, results.reference
     numbers = list(measured(metrics))
-    data, left_out = _data(table, training or {})
+    data, left_out = _data(table, results.training or {})
     script = "".join(_file(name) for name in _SCRIPTS)
     sections = {
-        "title": escape(title),
+        "title": escape(results.samples),
         "subtitle": _subtitle(metrics),
         "style": _file("report.css"),
         "headlines": _headlines(numbers),
@@ -93,24 +115,7 @@ def write(
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: sections[match[1]], _file("report.html"))
-    # A file's name may hold bytes that are no text; the script's hash is that of lines that end in \n.
-    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-
-
-def nearest_training(table: pd.DataFrame) -> list[str | None]:
-    """Ids of the training crystals that the attempts match, or else whose fingerprint is nearest; None if unknown."""
-    found: list[str | None] = [None] * len(table)
-    for column in ("train_nearest", "known_as"):
-        if column in table:
-            found = [old if pd.isna(new) else str(new) for old, new in zip(found, table[column], strict=True)]
-    return found
-
-
-def training_crystals(table: pd.DataFrame, known: Rows) -> dict[str, Crystal]:
-    """Those crystals of the training set that `write` can draw beside an attempt of the table."""
-    wanted = set(nearest_training(table))
-    return {s.id: s.crystal for s in known.samples if s.id in wanted and s.crystal is not None}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: sections[match[1]], _file("report.html"))
 
 
 def funnel(table: pd.DataFrame) -> list[tuple[str, int]]:
@@ -119,12 +124,12 @@ def funnel(table: pd.DataFrame) -> list[tuple[str, int]]:
         ("attempts", pd.Series(True, table.index)),
         ("parsed", table["outcome"].isin(PARSED)),
         ("valid", table["structural_valid"] & table["compositional_valid"]),
-        ("unique", table["unique"]),
     ]
-    if "novel" in table:
-        steps.append(("novel", table["novel"]))
     if "relaxation" in table:
         steps.append(("relaxed", table["energy_per_atom"].notna()))
+    steps.append(("unique", table[_alike("unique", table)]))
+    if "novel" in table:
+        steps.append(("novel", table[_alike("novel", table)]))
     if "e_above_hull" in table:
         steps += [("metastable", metastable_rows(table)), ("stable", stable_rows(table))]
     passed, counts = pd.Series(True, table.index), []
@@ -134,20 +139,38 @@ def funnel(table: pd.DataFrame) -> list[tuple[str, int]]:
     return counts
 
 
-def status(row: Any) -> tuple[str, str]:
-    """One word for what became of an attempt (a row of the table), and why."""
-    if row.outcome != "ok":
-        return row.outcome, row.reason
-    if not row.structural_valid:
-        return "invalid", row.invalid_because
-    remark = row.invalid_because if not row.compositional_valid else "" if row.unique else f"same as group {row.group}"
-    if pd.notna(distance := getattr(row, "e_above_hull", None)):
-        return ("stable" if distance <= 0 else "metastable" if distance < METASTABLE else "unstable"), remark
-    if hasattr(row, "relaxation"):
-        return row.relaxation, row.relaxation_reason or remark
-    if not row.compositional_valid:
-        return "unbalanced", remark
-    return ("valid" if row.unique else "duplicate"), remark
+def _alike(name: str, table: pd.DataFrame) -> str:
+    """The column `group`, `unique` or `novel` of the relaxed crystals where there are any, else of those sampled."""
+    return f"{name}_relaxed" if f"{name}_relaxed" in table else name
+
+
+def statuses(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """For each attempt one word for what became of it, and why."""
+    placed = "e_above_hull" in table
+    never = pd.Series(False, table.index)
+    near, on = (metastable_rows(table), stable_rows(table)) if placed else (never, never)
+    group, unique = (_alike(name, table) for name in ("group", "unique"))
+    found = []
+    for row, metastable, stable in zip(table.itertuples(), near, on, strict=True):
+        unbalanced = "" if row.compositional_valid else row.invalid_because
+        repeats = not getattr(row, unique) and pd.notna(getattr(row, group))
+        remark = unbalanced or (f"same as group {getattr(row, group)}" if repeats else "")
+        relaxation = getattr(row, "relaxation", None)
+        if row.outcome != "ok":
+            found.append((row.outcome, row.reason))
+        elif not row.structural_valid:
+            found.append(("invalid", row.invalid_because))
+        elif stable or metastable:
+            found.append(("stable" if stable else "metastable", remark))
+        elif placed and relaxation in _RELAXED and pd.notna(row.e_above_hull):
+            found.append(("unstable", remark))
+        elif relaxation is not None:  # whatever else the relaxation, or the place beside the hull, came to
+            found.append((relaxation, row.relaxation_reason or remark))
+        elif unbalanced:
+            found.append(("unbalanced", remark))
+        else:
+            found.append(("duplicate" if repeats else "valid", remark))
+    return found
 
 
 def _subtitle(metrics: dict[str, Any]) -> str:
@@ -215,9 +238,11 @@ def _gallery_note(table: pd.DataFrame) -> str:
 def _gallery(table: pd.DataFrame) -> str:
     from pymatgen.core import Structure
 
-    best = table[table["structural_valid"] & table["compositional_valid"] & table["unique"]]
+    best = table[table["structural_valid"] & table["compositional_valid"] & table[_alike("unique", table)]]
     if "e_above_hull" in best:
-        best = best[best["e_above_hull"].notna()].sort_values("e_above_hull", kind="stable")
+        best = best[best["e_above_hull"].notna() & best["relaxation"].isin(_RELAXED)].sort_values(
+            "e_above_hull", kind="stable"
+        )
     figures = []
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)
@@ -313,36 +338,39 @@ def _failures(table: pd.DataFrame) -> str:
     return f'<div class="scroll"><table>{head}{"".join(lines)}</table></div>'
 
 
+#: px, by kind of column; `why` has the rest. `relaxed` is a number of the relaxed crystal, `number` of the sampled one.
 _WIDTHS = {
     "text": 84,
     "formula": 150,
     "status": 126,
-    "energy": 172,
-    "number": 88,
+    "relaxed": 172,
+    "number": 96,
     "group": 104,
-}  #: px; `why` has the rest
+}
 
 
 def _columns(table: pd.DataFrame) -> list[list[Any]]:
     """Heading, kind and, of numbers, decimals of each column of the page's table."""
     columns: list[list[Any]] = [["no.", "text"], ["formula", "formula"], ["status", "status"]]
     if "e_above_hull" in table:
-        columns.append(["above hull, eV/atom", "energy", 3])
+        columns.append(["above hull, eV/atom", "relaxed", 3])
+    if "competing_phases" in table:
+        columns.append(["competing phases", "relaxed", 0])
     measures = [["space group", "group"], ["group no.", "number", 0], ["atoms", "number", 0], ["g/cm³", "number", 2]]
     return [*columns, *measures, ["why", "why"]]
 
 
 def _rows(table: pd.DataFrame) -> list[list[Any]]:
     """The cells of `_columns`, row by row; a missing number is null."""
-
     rows = []
-    for row in table.itertuples():
-        word, why = status(row)
-        distance = [_number(row.e_above_hull, 3)] if "e_above_hull" in table else []
+    for row, (word, why) in zip(table.itertuples(), statuses(table), strict=True):
+        placed = [_number(row.e_above_hull, 3)] if "e_above_hull" in table else []
+        if "competing_phases" in table:
+            placed.append(_number(row.competing_phases, 0))
         symbol = None if pd.isna(row.spacegroup) else _symbols()[int(row.spacegroup)]
         measures = [symbol, _number(row.spacegroup, 0), _number(row.num_atoms, 0), _number(row.density, 2)]
         formula = None if pd.isna(row.formula) else row.formula
-        rows.append([row.id, formula, word, *distance, *measures, why])
+        rows.append([row.id, formula, word, *placed, *measures, why])
     return rows
 
 
@@ -383,14 +411,15 @@ def _data(table: pd.DataFrame, training: Mapping[str, Crystal]) -> tuple[dict[st
             places[neighbour] = place(training.get(neighbour))
         views.append([sampled, relaxed, places.get(neighbour, -1)])
         distances = [_number(getattr(row, f"train_{kind}_distance", None), 4) for kind in ("structure", "composition")]
-        same = pd.notna(getattr(row, "known_as", None))
+        same = any(pd.notna(getattr(row, f"known_as{which}", None)) for which in ("", "_relaxed"))
         neighbours.append(None if neighbour is None else [neighbour, same, *distances])
     data = {
         "columns": _columns(table),
         "rows": _rows(table),
         "views": views,
         "neighbours": neighbours,
-        "trained": "known_as" in table or "train_nearest" in table,
+        "trained": "known_as" in table,
+        "nearest": "train_nearest" in table,
         "elements": _palette({int(z) for crystal in crystals for z in crystal.species}),
         "structures": packed.pack(crystals),
     }

@@ -95,3 +95,20 @@ def test_structures_that_are_not_ordered_are_refused():
         Crystal.from_structure(mixed)
     with pytest.raises(UserError, match="more than the 1"):
         CrystalBatch.from_crystals([SALT], max_atoms=1)
+
+
+def test_a_notebook_shows_formula_cell_and_atoms():
+    salt = Crystal([5.69, 5.69, 5.7], [90, 90, 120], [11, 17, 17], [[0, 0, 0], [0.5, 0.25, 0.125], [0.1, 0.2, 0.3]])
+    shown = salt._repr_html_()
+    assert "<b>Cl<sub>2</sub>Na</b>, 3 atoms in " in shown and "5.690 5.690 5.700 Å, 90.00 90.00 120.00°" in shown
+    assert "<tr><td>Cl</td><td>0.5000</td><td>0.2500</td><td>0.1250</td></tr>" in shown and "more" not in shown
+    chain = Crystal([9, 9, 200], [90, 90, 90], [6] * 30, [[0, 0, i / 30] for i in range(30)])
+    assert chain._repr_html_().count("<td>C</td>") == 20 and "… and 10 more atoms" in chain._repr_html_()
+
+
+def test_as_ases_atoms():
+    crystal = Crystal([3.1, 4.7, 5.9], [71.3, 88.8, 119.5], [3, 8], [[0.1, 0.2, 0.3], [0.5, 0.5, 0.75]])
+    atoms = crystal.to_atoms()
+    np.testing.assert_allclose(atoms.cell.cellpar(), [*crystal.lengths, *crystal.angles], atol=1e-9)
+    np.testing.assert_allclose(atoms.get_scaled_positions(), crystal.frac_coords, atol=1e-12)
+    assert atoms.get_chemical_symbols() == ["Li", "O"] and atoms.pbc.all()

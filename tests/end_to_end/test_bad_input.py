@@ -25,10 +25,10 @@ from jaxcrystal.weights.saved import describe
 SALT = Crystal([3.99] * 3, [60] * 3, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]]).to_cif()
 #: A CIF, why `prepare` leaves it out, and what `evaluate` counts it as.
 ROWS = {
-    "sound": (SALT, None, "ok"),
-    "broken": (SALT[: SALT.index("_atom_site")], "broken_cif", "cif_error"),
-    "element": (SALT.replace("Na", "Nq"), "unknown_element", "unknown_element"),
-    "nan": (SALT.replace("0.5", "nan", 1), "nan_coordinate", "not_finite"),
+    "sound": (SALT, "ok"),
+    "broken": (SALT[: SALT.index("_atom_site")], "cif_error"),
+    "element": (SALT.replace("Na", "Nq"), "unknown_element"),
+    "nan": (SALT.replace("0.5", "nan", 1), "not_finite"),
 }
 #: Nobody can write there, root included: below a regular file, and where the kernel makes no folders.
 UNWRITABLE = ["{tmp_path}/file/below", "/proc/jaxcrystal/out"]
@@ -55,7 +55,7 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    return write_csv(tmp_path / "set.csv", [{"material_id": name, "cif": cif} for name, (cif, _, _) in ROWS.items()])
+    return write_csv(tmp_path / "set.csv", [{"material_id": name, "cif": cif} for name, (cif, _) in ROWS.items()])
 
 
 @pytest.fixture
@@ -75,8 +75,12 @@ def model(tmp_path) -> Path:
 
 def test_bad_rows_are_left_out_with_their_reason(typed, table, tmp_path):
     told = typed("prepare", table, "--out", tmp_path / "data")
-    bad = {name: reason for name, (_, reason, _) in ROWS.items() if reason}
-    assert told.startswith(f"set: 4 rows read, 1 kept, left out: {', '.join(f'1 {r}' for r in sorted(bad.values()))}")
+    bad = {name: outcome for name, (_, outcome) in ROWS.items() if outcome != "ok"}
+    assert told.startswith("set: 4 rows read, 1 kept ")
+    assert all(
+        f"left out: 1 {outcome}, first row {row} ({name}): " in told
+        for row, (name, outcome) in enumerate(bad.items(), 1)
+    )
     with (tmp_path / "data" / "left_out.csv").open(newline="") as file:
         left_out = list(csv.DictReader(file))
     assert {row["id"]: row["reason"] for row in left_out} == bad
@@ -85,17 +89,22 @@ def test_bad_rows_are_left_out_with_their_reason(typed, table, tmp_path):
 
 def test_bad_rows_are_attempts_all_the_same(typed, table, tmp_path):
     told = typed("evaluate", table, "--out", tmp_path / "report")
-    outcomes = {outcome: 1 for _, _, outcome in ROWS.values()}
+    outcomes = {outcome: 1 for _, outcome in ROWS.values()}
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["counts"]["attempts"] == 4 and metrics["counts"]["outcomes"] == outcomes
     assert metrics["validity"]["structural"] == 1 / 4
     assert all(f"1 {outcome}" in told for outcome in outcomes if outcome != "ok")
 
 
-def test_a_set_without_one_sound_row(typed, refused, tmp_path):
+def test_a_set_without_one_sound_row(typed, refused, tmp_path, capsys):
     """Every row is counted; what is left is a set of nothing, which training refuses and evaluation describes."""
     path = write_csv(tmp_path / "set.csv", [{"cif": "data_"}, {"cif": "data_"}])
-    assert typed("prepare", path, "--out", tmp_path / "data").startswith("set: 2 rows read, 0 kept, left out: 2 broken")
+    assert main(["prepare", str(path), "--out", str(tmp_path / "data")]) == 1
+    told = capsys.readouterr().out
+    assert (
+        told.startswith("set: 2 rows read, 0 kept ")
+        and "left out: 2 cif_error, first row 0 (0): the CIF has no" in told
+    )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"out: {tmp_path / 'run'}\ndata: {{train: {tmp_path / 'data' / 'set.parquet'}}}\n")
     assert "the data set is empty" in refused("train", recipe, *TINY)
@@ -108,10 +117,10 @@ def test_a_set_without_one_sound_row(typed, refused, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("set.csv", "material_id,structure\nmp-1,x\n", "material_id, structure"),
+        ("set.csv", "material_id,energy\nmp-1,x\n", "material_id, energy"),
         ("empty.csv", "", "is empty"),
         ("header.csv", "material_id,cif\n", "holds no"),
-        ("set.cif.gz", "x", "give|expected .parquet, .csv"),
+        ("set.cif.zip", "x", "not known|give a"),
         ("none.csv", None, "cannot read|does not exist"),
         ("cut.csv", 'cif\n"data_a\n', "cannot be read as CSV|as a table"),
         ("set.parquet", "no parquet", "cannot"),

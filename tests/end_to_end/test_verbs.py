@@ -43,7 +43,7 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
     assert len(list(source.glob("*.safetensors"))) > 1
 
     told = typed("prepare", cdvae_csv, "--out", tmp_path / "data")
-    assert told.startswith("crystals: 36 rows read, 36 kept, left out: none")
+    assert told.startswith("crystals: 36 rows read, 36 kept (")
     (part,) = read_json(tmp_path / "data" / "report.json")["parts"]
     assert part["kept"] == len(load(tmp_path / "data" / "crystals.parquet")) == 36
     assert set(part["missing"].values()) == {0}

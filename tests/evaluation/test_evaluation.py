@@ -1,8 +1,7 @@
-"""The whole way, from a file of samples to the three files that are written."""
+"""The whole way, from a file of samples to the files that are written."""
 
 import json
 import shutil
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,6 +11,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.evaluation import evaluate, summary
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.stability import StabilityOutcome, StabilityRow
@@ -44,7 +44,7 @@ def samples(tmp_path):
     return path
 
 
-def test_three_files_that_agree(samples, tmp_path, capsys):
+def test_files_that_agree(samples, tmp_path):
     out = tmp_path / "new" / "out"
     metrics = evaluate(samples, out, train=samples, reference=samples, nearest=True)
     assert metrics == json.loads((out / "metrics.json").read_text())
@@ -62,7 +62,8 @@ def test_three_files_that_agree(samples, tmp_path, capsys):
     assert nearest.iloc[1] == "1" and pd.isna(nearest.iloc[4])
     assert metrics["novelty"]["by_matching"] == 0.0
     assert {"samples", "train", "reference", "python", "pymatgen", "smact", "jaxcrystal"} <= set(metrics["versions"])
-    assert "report.html" in capsys.readouterr().out and (out / "report.html").stat().st_size > 10_000
+    read = results.read(out)  # with the training crystals that are nearest, and no others
+    assert set(read.training) == set(filter(None, results.nearest_training(table))) and read.samples == "samples.csv"
 
 
 def test_options_change_what_they_say(samples, tmp_path):
@@ -274,19 +275,6 @@ def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatc
     lines = summary(metrics)
     assert "hull: 0 of 2 rows of h.parquet are used; left out: 2 of r2SCAN" in lines
     assert "sun.rate_as_sampled" in lines and "relaxation: failed" in lines
-
-
-def test_processes_may_be_given_by_their_number(samples, tmp_path, monkeypatch):
-    opened = []
-
-    @contextmanager
-    def local(count):
-        opened.append(count)
-        yield None
-
-    monkeypatch.setattr("jaxcrystal.evaluation.evaluation.local", local)
-    assert evaluate(samples, tmp_path / "a", workers=3) == evaluate(samples, tmp_path / "b")
-    assert opened == [3]
 
 
 def test_cutoffs_change_what_is_near(samples, tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jaxcrystal import cli
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import wilson
-from jaxcrystal.report.compare import Difference, as_markdown, as_text, compare, difference
+from jaxcrystal.report.compare import as_markdown, as_text, compare
+from jaxcrystal.report.comparison import Difference, difference
 from jaxcrystal.report.quantities import Measured, Quantity
 
 RATE, LENGTH = Quantity("validity.both", "Valid"), Quantity("x", "Length", unit="Å")
@@ -169,6 +170,20 @@ def test_what_means_something_else_is_not_compared(pair, base, names):
     assert withheld(comparison) == dict.fromkeys(names | {"unheard_of.figure"}, f"other {base}")
     assert f"not compared: other {base}" in as_text(comparison)
     assert any(remark.startswith(f"Other {base}: one has ") for remark in comparison.remarks)
+
+
+def test_a_number_of_relaxed_crystals_depends_on_how_they_were_relaxed(pair):
+    """Where the same number `…_as_sampled` stands beside it; that one depends on no potential."""
+    both = metrics()
+    both["uniqueness"]["rate_as_sampled"] = 0.75
+    both["confidence_95"]["uniqueness.rate_as_sampled"] = [0.7, 0.8]
+    other = json.loads(json.dumps(both))
+    other["versions"]["relaxation"] = "until forces are below 0.05 eV/Å"
+    found = withheld(pair(other, first=both))
+    assert found["uniqueness.rate"] == "other relaxation" and "uniqueness.rate_as_sampled" not in found
+    assert "novelty.by_matching" not in found
+    (line,) = [line for line in pair(other, first=both).lines if line.quantity.name == "uniqueness.rate_as_sampled"]
+    assert line.quantity.title == "Unique, as sampled" and line.quantity.is_rate and not line.quantity.headline
 
 
 def test_other_cutoffs_are_for_rates_of_coverage_only(pair):

@@ -13,10 +13,12 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
 from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.report import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -62,10 +64,11 @@ def page(tmp_path_factory):
         known_as=None,
         train_nearest=HOSTILE,
     )
-    metrics = metrics_from_table(table, Provenance("cdvae", {HOSTILE: HOSTILE}, HOSTILE, HOSTILE))
-    training = {HOSTILE: Crystal.from_structure(SALT)}
-    report.write(folder / "report.html", table, metrics, title=HOSTILE, training=training)
-    return folder / "report.html"
+    versions = {HOSTILE: HOSTILE, "samples": f"{HOSTILE} sha256:0"}
+    provenance = Provenance("cdvae", versions, HOSTILE, HOSTILE)
+    known = [Row(HOSTILE, 0, "ok", "", Crystal.from_structure(SALT), "")]
+    results.write(folder, table, metrics_from_table(table, provenance), provenance, known=known)
+    return report.write(folder)
 
 
 def use(page, folder, script):
@@ -95,6 +98,32 @@ def use(page, folder, script):
     left, console = visit(folder, changed)
     assert not console
     return json.loads(base64.b64decode(re.search(r'<pre id="told">(.*?)#</pre>', left)[1]))
+
+
+def test_without_fingerprints_only_the_same_crystal_is_shown_beside(page, tmp_path):
+    """As `evaluate --train` leaves it: the nearest training crystal costs more, and is there only on demand."""
+    found = results.read(page.parent)
+    same = ["salt", *[None] * (len(found.table) - 1)]
+    table = found.table.drop(columns="train_nearest").assign(known_as=same)
+    known = [Row("salt", 0, "ok", "", Crystal.from_structure(SALT), "")]
+    results.write(tmp_path, table, found.metrics, Provenance("cdvae", {}), known=known)
+    seen = use(
+        report.write(tmp_path),
+        tmp_path,
+        """
+        const facts = () => all("#own .facts dt, #own .facts dd").map(x => x.textContent).join("|");
+        document.querySelector("#body tr[data-place='0']").click(); await soon();
+        found.shown = !document.getElementById("other").hidden;
+        found.title = document.querySelector("#other .title").textContent;
+        found.other = all("#other .facts dd").slice(0, 2).map(dd => dd.textContent);
+        found.facts = facts();
+        document.getElementById("next").click(); await soon();
+        found.hidden = document.getElementById("other").hidden; found.next = facts();
+        """,
+    )
+    assert seen["shown"] and seen["title"] == "The same crystal in the training set"
+    assert seen["other"] == ["salt", "the same crystal (StructureMatcher)"] and "training set" not in seen["facts"]
+    assert seen["hidden"] and "training set|no crystal of it matches" in seen["next"]
 
 
 def test_the_page_opens_without_a_word_on_the_console(page, tmp_path):

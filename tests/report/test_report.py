@@ -3,11 +3,11 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import struct
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,15 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids
 from jaxcrystal.evaluation.metrics import metrics_from_table
 from jaxcrystal.evaluation.protocols import PROTOCOLS
 from jaxcrystal.evaluation.table import Provenance, describe
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import read
+from jaxcrystal.reader.rows import Row
 from jaxcrystal.report import packed, plots, report
 from jaxcrystal.report.drawing import draw
 from jaxcrystal.report.quantities import measured
@@ -58,9 +61,13 @@ def placed(table):
     )
 
 
-def page(folder, table, **options):
-    metrics = metrics_from_table(table, Provenance("cdvae", {"jaxcrystal": "0"}, "a potential", "a hull"))
-    report.write(folder / "report.html", table, metrics, title=HOSTILE, **options)
+def page(folder, table, *, training=None, reference=None, metrics=None):
+    """The page of a folder that holds these tables, as `jaxcrystal report` makes it."""
+    provenance = Provenance("cdvae", {"jaxcrystal": "0", "samples": f"{HOSTILE} sha256:0"}, "a potential", "a hull")
+    metrics = metrics or metrics_from_table(table, provenance)
+    known = training and [Row(i, row, "ok", "", c, "") for row, (i, c) in enumerate(training.items())]
+    results.write(folder, table, metrics, provenance, reference=reference, known=known)
+    assert report.write(folder) == folder / "report.html"
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -121,7 +128,14 @@ def test_the_page_needs_nothing_but_itself(tmp_path, table):
 def test_the_funnel_counts_what_passed_every_step(table):
     assert report.funnel(table) == [("attempts", 7), ("parsed", 5), ("valid", 3), ("unique", 2)]
     steps = dict(report.funnel(placed(table).assign(novel=True)))
-    assert steps["relaxed"] == 1 and steps["metastable"] == 1 and steps["stable"] == 1
+    assert list(steps) == ["attempts", "parsed", "valid", "relaxed", "unique", "novel", "metastable", "stable"]
+    assert list(steps.values()) == [7, 5, 3, 2, 1, 1, 1, 1]
+    # Where there are relaxed crystals, it is they that are unique and novel, as in the numbers.
+    relaxed = placed(table).assign(novel=True, unique_relaxed=table.index == 4, novel_relaxed=False)
+    relaxed["group_relaxed"] = pd.array([0, None, 1, None, 0, None, None], dtype="Int64")
+    steps = dict(report.funnel(relaxed))
+    assert (steps["relaxed"], steps["unique"], steps["novel"]) == (2, 1, 0)
+    assert report.statuses(relaxed)[0][1] == "same as group 0"
 
 
 def test_each_attempt_has_a_row_with_its_fate(tmp_path, table):
@@ -157,12 +171,10 @@ def test_crystals_are_there_as_sampled_as_relaxed_and_beside_their_nearest_train
         train_structure_distance=[0.0, 0.25, np.nan, 1.0, 0.0, np.nan, np.nan],
         train_composition_distance=[0.0, 3.0, 1.0, 1.0, 0.0, np.nan, np.nan],
     )
-    samples = [SimpleNamespace(id=i, crystal=Crystal.from_structure(s)) for i, s in (("mp-1", SALT), ("mp-2", HELIUM))]
-    training = report.training_crystals(
-        known, SimpleNamespace(samples=[*samples, SimpleNamespace(id="x", crystal=None)])
-    )
-    assert set(training) == {"mp-1", "mp-2"}
-    data = data_of(page(tmp_path, placed(known), training=training))
+    training = {"mp-1": Crystal.from_structure(SALT), "mp-2": Crystal.from_structure(HELIUM)}
+    others = {"mp-9": Crystal.from_structure(CAESIUM)}
+    data = data_of(page(tmp_path, placed(known), training=training | others))
+    assert results.read(tmp_path).training == training  # and no other
     assert data["trained"]
     assert data["neighbours"][:3] == [["mp-1", True, 0.0, 0.0], ["mp-2", False, 0.25, 3.0], ["mp-3", False, None, 1.0]]
     assert data["neighbours"][4:] == [["mp-1", True, 0.0, 0.0], None, None]
@@ -195,8 +207,7 @@ def test_every_number_is_written_with_its_interval(tmp_path, table):
         "confidence_95": {"coverage.recall": [0.4, 0.6], "coverage.recall_of_all": [0.2, 0.3]},
         "versions": {},
     }
-    report.write(tmp_path / "report.html", table, metrics, title="x")
-    text = re.sub(r"<svg.*?</svg>", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = re.sub(r"<svg.*?</svg>", "", page(tmp_path, table, metrics=metrics))
     words = re.sub(
         r"\s+", " ", re.sub(r"<[^>]*>", " ", text.partition("All numbers")[2].partition("Distributions</h2>")[0])
     )
@@ -205,10 +216,51 @@ def test_every_number_is_written_with_its_interval(tmp_path, table):
     assert "0.123 g/cm³ no interval" in words and "own.figure 2.500" in words
 
 
-def test_a_file_name_that_is_no_text_does_not_stop_the_page(tmp_path, table):
-    metrics = metrics_from_table(table, Provenance("cdvae", {}))
-    report.write(tmp_path / "report.html", table, metrics, title="a\udcff.csv")
-    assert "<h1>a?.csv</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_the_page_is_made_of_the_folder_alone(tmp_path, table):
+    (tmp_path / "a").mkdir()
+    first = page(tmp_path / "a", placed(table), reference=table)
+    os.rename(tmp_path / "a", tmp_path / "b")
+    before = (tmp_path / "b" / "report.html").read_bytes()
+    (tmp_path / "b" / "report.html").unlink()
+    report.write(tmp_path / "b")
+    assert (tmp_path / "b" / "report.html").read_bytes() == before == first.encode()
+
+
+def test_what_an_earlier_evaluation_left_is_not_shown(tmp_path, table):
+    known = table.assign(known_as="mp-1")
+    page(tmp_path, known, reference=table, training={"mp-1": Crystal.from_structure(SALT)})
+    assert 'class="reference"' not in page(tmp_path, table)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html", "structures.parquet"]
+
+
+def test_the_folder_of_an_older_evaluation_has_a_page(tmp_path, table):
+    """It keeps no training crystals: the page says of which the attempts are nearest to, and does not draw them."""
+    page(tmp_path, table.assign(known_as="mp-1"), training={"mp-1": Crystal.from_structure(SALT)})
+    (tmp_path / "training.parquet").unlink()
+    data = data_of(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert data["neighbours"][0][0] == "mp-1" and data["views"][0][2] == -1
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(tmp_path, table):
+    with pytest.raises(UserError, match=r"cannot read .*nowhere.metrics\.json: No such file"):
+        report.write(tmp_path / "nowhere")
+    page(tmp_path, table)
+    structures = tmp_path / "structures.parquet"
+    content = structures.read_bytes()
+    for damage in (b"", b"no parquet", content[: len(content) // 2]):
+        structures.write_bytes(damage)
+        with pytest.raises(UserError, match=r"structures\.parquet is no table of `jaxcrystal evaluate`"):
+            report.write(tmp_path)
+    table.to_parquet(structures)  # of pandas' own
+    with pytest.raises(UserError, match=r"structures\.parquet is no table of `jaxcrystal evaluate`"):
+        report.write(tmp_path)
+    structures.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*structures\.parquet: No such file"):
+        report.write(tmp_path)
+    with pytest.raises(UserError, match=r"structures\.parquet has no column density, cif: evaluate the crystals again"):
+        lacking = table.drop(columns=["density", "cif"])
+        results.write(tmp_path, lacking, metrics_from_table(table, Provenance("cdvae", {})), Provenance("cdvae", {}))
+        report.write(tmp_path)
 
 
 def test_a_set_without_a_single_crystal_still_has_a_page(tmp_path, table):
@@ -257,9 +309,21 @@ def test_a_drawing_repeats_atoms_on_the_borders():
     assert picture.count("url(#p-55)") == 8 and picture.count("url(#p-17)") == 1
 
 
-def test_status_prefers_the_first_failure():
-    row = SimpleNamespace(outcome="truncated", reason="the sampler reported truncated")
-    assert report.status(row) == ("truncated", "the sampler reported truncated")
+def test_status_prefers_the_first_failure(table):
+    failed = placed(table).assign(outcome="truncated", reason="the sampler reported truncated")
+    assert set(report.statuses(failed)) == {("truncated", "the sampler reported truncated")}
+
+
+def test_a_place_beside_the_hull_that_cannot_be_is_no_success(tmp_path, table):
+    """An outcome of which this page knows nothing is shown by its name, whatever its distance, and is not drawn."""
+    odd = placed(table).assign(competing_phases=pd.array([3, None, 0, None, 1, None, None], dtype="Int64"))
+    odd.loc[2, ["relaxation", "relaxation_reason"]] = ["far_above", "half an eV above the hull"]
+    text = page(tmp_path, odd)
+    data = data_of(text)
+    assert data["rows"][2][2] == "far_above" and data["rows"][2][-1] == "half an eV above the hull"
+    assert data["columns"][4][0] == "competing phases"
+    assert [row[4] for row in data["rows"]] == [3, None, 0, None, 1, None, None]
+    assert "far above" in text.partition("What failed, and why")[2].partition('<section id="attempts">')[0]
 
 
 def test_a_potential_without_a_hull_and_a_failed_relaxation_still_draw(tmp_path, table):

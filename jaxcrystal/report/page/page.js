@@ -5,7 +5,7 @@ const {columns, rows, views, neighbours, elements} = data;
 const by = id => document.getElementById(id);
 const [ID, FORMULA, STATUS] = [0, 1, 2]; // of a row's cells
 const known = new Set(Object.values(elements).map(([symbol]) => symbol));
-const isNumber = kind => kind === "number" || kind === "energy";
+const isNumber = kind => kind === "number" || kind === "relaxed";
 const good = new Set(["stable", "valid", "metastable", "duplicate"]);
 
 /** A chemical formula with its numbers as subscripts. */
@@ -192,16 +192,18 @@ function showRow(i) {
   by("relaxed").ariaPressed = showsEnd;
   own.part("title").textContent = end < 0 ? "As sampled" : "";
   const facts = columns.slice(STATUS + 1, -1).map(([name, kind, digits], k) => {
-    const other = kind === "energy" ? !showsEnd && "relaxed" : name !== "atoms" && showsEnd && "as sampled";
+    const other = kind === "relaxed" ? !showsEnd && "relaxed" : name !== "atoms" && showsEnd && "as sampled";
     return [other ? `${name} (${other})` : name, kind, digits, row[STATUS + 1 + k]];
   });
+  if (data.trained && !data.nearest && !neighbour && row[FORMULA]) facts.push(["training set", "text", 0, "no crystal of it matches"]);
   fill(own, showsEnd ? end : sampled, `${row[FORMULA]}-${row[ID]}${showsEnd ? "-relaxed" : ""}`, facts,
     row[FORMULA] ? "This crystal is not in the page: it holds as many as keep it quick. structures.parquet has it." : "There is no crystal to draw.");
-  other.pane.hidden = !data.trained;
-  if (data.trained) {
+  // Without fingerprints of the training set only a crystal that is the same is known.
+  other.pane.hidden = !(data.nearest || neighbour);
+  if (!other.pane.hidden) {
     const [id, same, structure, composition] = neighbour || [];
     const distance = x => x === null || x === undefined ? "–" : x.toFixed(3);
-    other.part("title").textContent = "Nearest training crystal";
+    other.part("title").textContent = data.nearest ? "Nearest training crystal" : "The same crystal in the training set";
     fill(other, near, `training-${id}`, [
       ["id", "text", 0, id ?? null],
       ["likeness", "text", 0, id === undefined ? null : same ? "the same crystal (StructureMatcher)" : "most like it by fingerprint; no match"],

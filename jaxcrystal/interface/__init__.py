@@ -1,0 +1,1 @@
+"""The Python interface: functions for scripts and notebooks, and what they return."""

@@ -1,0 +1,292 @@
+"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `evaluate`, `relax`. The command line calls them.
+
+Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JSON, extxyz, a folder), or from memory:
+
+- one crystal or any iterable of them: pymatgen Structures, ASE Atoms, `Crystal`s, texts of CIFs, None for a failure;
+- a mapping from ids to them, or a pandas Series;
+- a pandas DataFrame with a column `structure` of such objects or `cif` of texts, and of whatever else is known;
+- `Crystals`, which `read` returned.
+
+All go through the one reader. Wherever a function takes `workers`:
+
+- 0: the work is done in this process, which dies of whatever crystal kills it;
+- a number: in so many processes on this machine, of which a crystal that kills or hangs one costs only itself;
+- an address such as `tcp://10.0.0.1:8786`: by the workers of dask's scheduler there.
+
+Nothing heavy is imported before a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import pandas as pd
+    from ase import Atoms
+    from pymatgen.core import IStructure
+
+    from jaxcrystal.config import Recipe
+    from jaxcrystal.crystals.crystal import Crystal
+    from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.interface.tables import Crystals, Relaxations
+    from jaxcrystal.reader.preparing import PrepareReport
+    from jaxcrystal.reader.rows import Rows
+    from jaxcrystal.training.loop import TrainReport
+    from jaxcrystal.workers import Workers
+
+    Place: TypeAlias = str | PathLike[str]
+    One: TypeAlias = IStructure | Atoms | Crystal | str | None
+    Source: TypeAlias = (
+        Place | Crystals | pd.DataFrame | pd.Series | Mapping[str, One] | Iterable[One] | IStructure | Atoms | Crystal
+    )
+
+
+def read(source: Source, *, limit: int | None = None, workers: int | str = 0) -> Crystals:
+    """The first `limit` (default: all) crystals of a source, a row each, whatever became of it.
+
+    Raises UserError if the source does not exist, is empty, or holds no crystals.
+    """
+    from jaxcrystal.interface.tables import Crystals
+
+    with _pool(workers) as pool:
+        return Crystals(_rows(source, "crystals", pool, limit))
+
+
+def prepare(
+    inputs: Place | Sequence[Place] | Source | Mapping[str, Source],
+    out: Place,
+    *,
+    niggli: bool = True,
+    max_atoms: int | None = 20,
+    workers: int = 0,
+) -> PrepareReport:
+    """Checks crystals, reduces them to the Niggli cell, and stores them in the folder `out`, as `train` reads them.
+
+    - `inputs`: a path or a list of paths, each of which becomes the file `out`/<its name>.parquet (the word
+      `prototypes` stands for the crystals that come with the package); or crystals from memory: a mapping from names of
+      files to sources, or one source that is no mapping, whose file is crystals.parquet.
+    - `niggli`: whether cells are reduced.
+    - `max_atoms`: larger cells are left out; None: none is.
+
+    What is left out, and why, is in the report, and in `out`. Raises UserError if an input cannot be read, two have one
+    name, or `out` cannot be written.
+    """
+    from dataclasses import replace
+
+    from jaxcrystal.reader import preparing
+
+    places: list[Any]
+    if _is_place(inputs):
+        places = [inputs]
+    elif isinstance(inputs, Sequence) and all(map(_is_place, inputs)):
+        places = list(inputs)
+    else:
+        named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
+        places = [replace(_rows(source, name, None), path=Path(name)) for name, source in named.items()]
+    return preparing.prepare(places, Path(out), niggli=niggli, max_atoms=max_atoms, workers=max(workers, 1))
+
+
+def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> TrainReport:
+    """Fine-tunes a LLaMA with adapters, or trains a small one; goes on where a run of the same recipe was stopped.
+
+    - `recipe`: a YAML file, a Recipe, or its keys as a mapping (`configs/` and `jaxcrystal.config` list them).
+    - `overrides`: keys to set otherwise, such as {"optimizer.learning_rate": 1e-3}, or as `--set` takes them:
+      ["optimizer.learning_rate=1e-3"].
+
+    On many hosts call `jaxcrystal.hosts.start()` first. Raises UserError for what in the recipe cannot be run.
+    """
+    import json
+
+    from jaxcrystal.config import Recipe, load, to_dict
+    from jaxcrystal.training import loop
+
+    def words(keys: Mapping[str, Any]) -> list[str]:
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in keys.items()]  # JSON is YAML
+
+    changes = words(overrides) if isinstance(overrides, Mapping) else list(overrides)
+    if isinstance(recipe, Recipe):
+        if not changes:
+            return loop.train(recipe)
+        recipe = to_dict(recipe)
+    if isinstance(recipe, Mapping):
+        return loop.train(load(Recipe, None, [*words(recipe), *changes]))
+    return loop.train(load(Recipe, Path(recipe), changes))
+
+
+def evaluate(
+    samples: Source,
+    out: Place | None = None,
+    *,
+    train: Source | None = None,
+    nearest: bool = False,
+    truth: Source | None = None,
+    reference: Source | None = None,
+    protocol: str = "cdvae",
+    cutoffs: str = "mp_20",
+    potential: Place | None = None,
+    hull: Place | Crystals | pd.DataFrame | Sequence[Place | Crystals | pd.DataFrame] = (),
+    references: Place | None = None,
+    hull_labels: Literal["relaxed", "single-point"] = "relaxed",
+    fmax: float = 0.1,
+    max_steps: int = 500,
+    limit: int | None = None,
+    workers: int | str = 0,
+) -> Evaluation:
+    """Says which crystals would exist: a row an attempt, rates with 95 % intervals, and a page that shows them.
+
+    - `out`: the folder to write to; the same call with the same folder goes on where it was stopped. None: a temporary
+      one, which lasts as long as the Evaluation does (`Evaluation.save` keeps it).
+    - `train`: crystals that count as known; adds novelty.
+    - `nearest`: of each attempt the training crystal most like it; minutes for tens of thousands of them, once.
+    - `truth`: the true crystals that `samples` predict, by ids, or in order if neither has ids; adds match rate, RMSE.
+    - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
+    - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
+    - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
+      `max_steps` steps.
+    - `hull`: competing phases; adds the distance to their hull. What `jaxcrystal hull build` wrote; crystals, which the
+      potential labels (`hull_labels`); or, with `references` (elemental reference entries), a table of formula and
+      formation_energy_per_atom in eV/atom.
+    - `limit`: only the first so many attempts.
+
+    Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
+    """
+    from tempfile import TemporaryDirectory
+
+    from jaxcrystal.evaluation import evaluation
+    from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.report import report
+
+    kept = None
+    if out is None:
+        kept = TemporaryDirectory(prefix="jaxcrystal-")
+        out = kept.name
+    folder = Path(out)
+    with _pool(workers) as pool, TemporaryDirectory() as scratch:
+
+        def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
+            return source if source is None or _is_place(source) else _rows(source, name, pool)
+
+        phases = list(hull) if isinstance(hull, (list, tuple)) else [hull]
+        evaluation.evaluate(
+            given(samples, "samples"),
+            folder,
+            train=given(train, "train"),
+            nearest=nearest,
+            truth=given(truth, "truth"),
+            reference=given(reference, "reference"),
+            protocol=protocol,
+            cutoffs=cutoffs,
+            potential=None if potential is None else str(potential),
+            hull=[_file(source, Path(scratch), f"hull{i}") for i, source in enumerate(phases)],
+            references=None if references is None else Path(references),
+            hull_labels=hull_labels,
+            fmax=fmax,
+            max_steps=max_steps,
+            limit=limit,
+            workers=pool,
+        )
+    report.write(folder)
+    return Evaluation.read(folder, kept)
+
+
+def relax(
+    structures: Source,
+    potential: Place = "chgnet",
+    *,
+    fmax: float = 0.1,
+    max_steps: int = 500,
+    timeout: float = 600.0,
+    store: Place | None = None,
+    limit: int | None = None,
+    workers: int | str = 0,
+) -> Relaxations:
+    """Relaxes atoms and cells of the first `limit` crystals; a row each, with the structure and energy that it came to.
+
+    - `potential`: `chgnet` or a directory in matgl's format. It must find known formation energies first.
+    - `fmax`: until no force exceeds it, eV/Å; or for `max_steps` steps, or `timeout` seconds a crystal.
+    - `store`: a folder that keeps each relaxation; what is known there is not done again.
+
+    Raises UserError if the source or the potential cannot be read, or `store` cannot be written.
+    """
+    from jaxcrystal.interface.tables import Relaxations, Relaxed
+    from jaxcrystal.relaxation.batch import RelaxationSettings
+    from jaxcrystal.relaxation.potentials import load_potential
+    from jaxcrystal.relaxation.relaxations import relax_all
+
+    settings = RelaxationSettings(fmax, max_steps, timeout)
+    with _pool(workers) as pool:
+        samples = _rows(structures, "structures", pool, limit).samples
+        judge = load_potential(str(potential))
+        found = iter(
+            relax_all(
+                [sample.crystal.to_structure() for sample in samples if sample.crystal is not None],
+                judge,
+                settings,
+                workers=pool,
+                cache_dir=None if store is None else Path(store),
+            )
+        )
+        rows = [Relaxed.of(sample, None if sample.crystal is None else next(found)) for sample in samples]
+    return Relaxations(rows, judge.name)
+
+
+def _rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:
+    """What the reader reads of a source, under that name; a set that was read before keeps its own in an evaluation."""
+    from dataclasses import replace
+
+    from jaxcrystal.interface.tables import Crystals
+    from jaxcrystal.reader.reading import read
+
+    if isinstance(source, Crystals):
+        return read(source.source, limit=limit)
+    rows = read(_readable(source), workers=pool, limit=limit)
+    return rows if _is_place(source) else replace(rows, path=Path(name))
+
+
+def _readable(source: Any) -> Any:
+    """As the reader takes it: crystals by id as a table, which has a place for ids."""
+    import pandas as pd
+
+    from jaxcrystal.reader.structures import is_structure
+
+    if isinstance(source, pd.Series):
+        source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())
+    if isinstance(source, Mapping) and not is_structure(source):
+        return pd.DataFrame({"material_id": list(source), "structure": pd.Series(list(source.values()), dtype=object)})
+    if isinstance(source, str) and not _is_place(source):
+        return [source]
+    return Path(source) if _is_place(source) else source
+
+
+def _is_place(source: object) -> TypeGuard[str | PathLike[str]]:
+    """Whether it names a file or folder; a text with a line feed is a CIF."""
+    return isinstance(source, PathLike) or (isinstance(source, str) and "\n" not in source)
+
+
+def _file(source: Any, folder: Path, name: str) -> Path:
+    """A file of a hull's phases, in `folder` if they were none."""
+    import pandas as pd
+
+    if _is_place(source):
+        return Path(source)
+    path = folder / f"{name}.parquet"
+    (source if isinstance(source, pd.DataFrame) else read(source).to_pandas()).to_parquet(path)
+    return path
+
+
+@contextmanager
+def _pool(workers: int | str) -> Iterator[Workers | None]:
+    """What `workers` stands for in all functions here."""
+    from jaxcrystal.workers import dask, local
+
+    if workers == 0:
+        yield None
+        return
+    with dask(workers) if isinstance(workers, str) else local(workers) as pool:
+        yield pool

@@ -1,0 +1,279 @@
+"""What the functions return: crystals that were read and crystals that were relaxed, a row each; shown by notebooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from html import escape
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+import pandas as pd
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.reader.rows import Row, Rows
+from jaxcrystal.relaxation.batch import Relaxation
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+SHOWN = 10  #: rows that a notebook shows
+DRAWN_ATOMS = 40  #: a cell of more is not drawn
+
+_STYLE = (
+    "<style>.jaxcrystal td, .jaxcrystal th {text-align: left; vertical-align: middle; white-space: nowrap} "
+    ".jaxcrystal .picture svg {width: 84px; height: 84px} .jaxcrystal .why {white-space: normal; max-width: 28em} "
+    ".jaxcrystal .edge {stroke: #8b909b; stroke-width: 1.1} .jaxcrystal .bond {stroke-width: 4}</style>"
+)
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Where one crystal went. What could not be known is None."""
+
+    id: str
+    outcome: str  #: of the relaxation (`relaxation.batch.RelaxationStatus`), or why there was no crystal to relax
+    reason: str  #: in words, where the outcome is not `converged`
+    start: Crystal | None
+    structure: Structure | None = None  #: the last one
+    energy: float | None = None  #: eV per cell
+    energy_per_atom: float | None = None  #: eV/atom
+    steps: int = 0
+    fmax: float | None = None  #: largest force at the end, of atoms and of the cell's three, in eV/Å
+    rmsd: float | None = None  #: of the atoms from start to end, Å
+    volume_change: float | None = None  #: end over start, minus 1
+
+    @classmethod
+    def of(cls, sample: Row, found: Relaxation | None) -> Relaxed:
+        """From what was read, and what became of it; None if there was no crystal."""
+        if found is None:
+            return cls(sample.id, sample.outcome, sample.reason, None)
+        energy = found.energy
+        return cls(
+            sample.id,
+            str(found.status),
+            found.reason,
+            sample.crystal,
+            found.structure,
+            energy,
+            None if energy is None or found.structure is None else energy / len(found.structure),
+            found.steps,
+            found.fmax,
+            found.rmsd,
+            found.volume_change,
+        )
+
+
+Kind = TypeVar("Kind", Row, Relaxed)
+
+
+class _Table(Generic[Kind]):
+    """Rows in their order, by number, slice or id."""
+
+    @property
+    def rows(self) -> tuple[Kind, ...]:
+        raise NotImplementedError
+
+    def _of(self, rows: tuple[Kind, ...]) -> Self:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Kind: ...
+    @overload
+    def __getitem__(self, which: slice) -> Self: ...
+    def __getitem__(self, which: int | str | slice) -> Kind | Self:
+        """A row by its number, or by its id (the first of that id; KeyError if there is none); a slice of the table."""
+        if isinstance(which, slice):
+            return self._of(self.rows[which])
+        if isinstance(which, str):
+            found = next((row for row in self.rows if row.id == which), None)
+            if found is None:
+                raise KeyError(which)
+            return found
+        return self.rows[which]
+
+    @property
+    def ids(self) -> list[str]:
+        return [row.id for row in self.rows]
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [row.outcome for row in self.rows]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows ended with each outcome, the most frequent first."""
+        return dict(Counter(self.outcomes).most_common())
+
+    def structures(self) -> list[Structure | None]:
+        """pymatgen's, row by row; None where there is none."""
+        raise NotImplementedError
+
+    def atoms(self) -> list[Atoms | None]:
+        """ASE's, row by row; None where there is none."""
+        return [None if structure is None else _atoms(structure) for structure in self.structures()]
+
+    def __repr__(self) -> str:
+        return f"<{self._summary()}>"
+
+    def _summary(self) -> str:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
+        return f"{type(self).__name__}: {len(self)} rows: {counts}"
+
+
+class Crystals(_Table[Row]):
+    """Crystals as they were read: `Row`s, each with `id`, `crystal` (None if there is none), `outcome` and `reason`,
+    `labels` (what else the source says) and `notes` (what was changed, or is not used).
+    """
+
+    def __init__(self, source: Rows) -> None:
+        self.source = source  #: with its name, its hash, and what it holds beside
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.source.samples
+
+    def _of(self, rows: tuple[Row, ...]) -> Crystals:
+        digest = sha256(f"{self.source.sha256} {[row.row for row in rows]}".encode()).hexdigest()
+        return Crystals(replace(self.source, samples=rows, sha256=digest))  # a part is not the whole
+
+    def _summary(self) -> str:
+        unread = f"; not read: {named(self.source.unread)}" if self.source.unread else ""
+        return f"{super()._summary()}{unread}"
+
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        return [row.crystal for row in self.rows]
+
+    @property
+    def notes(self) -> list[tuple[str, ...]]:
+        return [row.notes for row in self.rows]
+
+    def structures(self) -> list[Structure | None]:
+        return [None if row.crystal is None else row.crystal.to_structure() for row in self.rows]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a crystal: `material_id`, outcome, formula, cell (Å, degrees, Å³), labels, and the CIF.
+
+        `jaxcrystal.read` reads it again.
+        """
+        rows = []
+        for row in self.rows:
+            known: dict[str, Any] = {
+                "material_id": row.id,
+                "outcome": row.outcome,
+                "reason": row.reason,
+                "notes": "; ".join(row.notes),
+            }
+            crystal = row.crystal
+            if crystal is not None:
+                known |= {"formula": crystal.formula, "num_atoms": len(crystal), "volume": crystal.volume}
+                known |= dict(zip("abc", map(float, crystal.lengths), strict=True))
+                known |= dict(zip(("alpha", "beta", "gamma"), map(float, crystal.angles), strict=True))
+            rows.append({**row.labels, **known, "cif": row.cif or (crystal.to_cif() if crystal is not None else "")})
+        first = ["material_id", "outcome", "reason", "notes", "formula", "num_atoms"]
+        first += ["a", "b", "c", "alpha", "beta", "gamma", "volume"]
+        others = dict.fromkeys(name for row in rows for name in row if name not in (*first, "cif"))
+        return pd.DataFrame(rows, columns=[*first, *others, "cif"]).astype({"num_atoms": "Int64"})
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for row in self.rows[:SHOWN]:
+            crystal, why = row.crystal, "; ".join(filter(None, (row.reason, *row.notes)))
+            shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
+            structure = None if crystal is None else crystal.to_structure()
+            cells.append([_picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
+        heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
+        return _table(self._summary(), heads, cells, len(self))
+
+
+class Relaxations(_Table[Relaxed]):
+    """Crystals as they were relaxed: `Relaxed`s, each with `id`, `outcome`, `reason`, `structure`, `energy` …"""
+
+    def __init__(self, rows: Sequence[Relaxed], potential: str) -> None:
+        self._rows = tuple(rows)
+        self.potential = potential  #: name of the potential
+
+    @property
+    def rows(self) -> tuple[Relaxed, ...]:
+        return self._rows
+
+    def _of(self, rows: tuple[Relaxed, ...]) -> Relaxations:
+        return Relaxations(rows, self.potential)
+
+    @property
+    def energies(self) -> list[float | None]:
+        """eV per cell, on the potential's scale."""
+        return [row.energy for row in self.rows]
+
+    def structures(self) -> list[Structure | None]:
+        return [row.structure for row in self.rows]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a crystal, with the relaxed one's CIF: `jaxcrystal.read` reads it again. Units as in `Relaxed`."""
+        rows = []
+        for row in self.rows:
+            known = asdict(replace(row, start=None, structure=None))
+            known["material_id"] = known.pop("id")
+            end = None if row.structure is None else Crystal.from_structure(row.structure)
+            known |= {"formula": end and end.formula, "cif": "" if end is None else end.to_cif()}
+            rows.append(known)
+        measures = ["energy", "energy_per_atom", "fmax", "rmsd", "volume_change"]
+        columns = ["material_id", "outcome", "reason", "formula", "steps", *measures, "cif"]
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(measures, "float64"))
+
+    def _repr_html_(self) -> str:
+        def number(value: float | None, form: str = ".3f") -> str:
+            return "" if value is None else f"{value:{form}}".replace("-", "−")
+
+        cells = []
+        for row in self.rows[:SHOWN]:
+            formula = "" if row.start is None else row.start.formula_html
+            measures = [number(row.energy_per_atom), number(row.rmsd), number(row.volume_change, "+.1%")]
+            ends = [str(row.steps), escape(row.outcome), escape(row.reason)]
+            cells.append([_picture(row.structure), escape(row.id), formula, *measures, *ends])
+        heads = ["", "id", "formula", "eV/atom", "moved, Å", "volume", "steps", "outcome", "why"]
+        return _table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
+
+
+def _atoms(structure: Structure) -> Atoms:
+    from ase import Atoms
+
+    symbols = [site.specie.symbol for site in structure]
+    return Atoms(symbols, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True)
+
+
+def _picture(structure: Structure | None) -> str:
+    if structure is None or len(structure) > DRAWN_ATOMS or not np.isfinite(structure.lattice.matrix).all():
+        return ""
+    from jaxcrystal.report.drawing import draw
+
+    # Outputs of a notebook share a page: a name of its own keeps each picture's colours its own.
+    return draw(structure, prefix="c" + sha256(repr(structure).encode()).hexdigest()[:12])
+
+
+def _cell(crystal: Crystal) -> str:
+    return (
+        "&ensp;".join(f"{x:.2f}" for x in crystal.lengths) + "<br>" + "&ensp;".join(f"{x:.1f}" for x in crystal.angles)
+    )
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> str:
+    """Cells are HTML; the first of a row is a picture, the last its reasons."""
+    styles = ["picture", *[""] * (len(heads) - 2), "why"]
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{s}">{cell}</td>' for s, cell in zip(styles, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    more = f"<p>… and {count - len(rows):,} more</p>" if count > len(rows) else ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    return f'{_STYLE}<div class="jaxcrystal"><p>{escape(title)}</p><table><tr>{head}</tr>{body}</table>{more}</div>'
