@@ -42,7 +42,8 @@ from pymatgen.core import Composition
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.metrics import METASTABLE, STABLE
 from jaxcrystal.hull.formation import ElementReferences, Uncovered
-from jaxcrystal.hull.hull import Hull, Phase
+from jaxcrystal.hull.hull import Hull
+from jaxcrystal.hull.phases import Phase
 from jaxcrystal.hull.sources import LABELS, label_settings
 from jaxcrystal.reader.reading import read
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationSettings

@@ -273,7 +273,7 @@ def compile_all(engine: Engine, prompt_tokens: int) -> None:
     with jax.set_mesh(engine._mesh):
         slots, desk, first = engine._start(1, blocks)
         prompt = np.zeros((blocks, BLOCK), np.int32)
-        slots, first = engine._hear(variables, slots, first, prompt, np.int32(prompt_tokens), np.int32(0))
+        slots, first = engine._read_prompt(variables, slots, first, prompt, np.int32(prompt_tokens), np.int32(0))
         key = jax.random.key(np.uint32(0))
         jax.block_until_ready(engine._run(variables, slots, desk, first, key, engine._no_orders(), np.int32(0)))
 

@@ -1,7 +1,9 @@
 """Every setting of the package, as frozen dataclasses: defaults <- YAML file <- command line.
 
 A recipe is a YAML file whose keys are the fields below; `load(Recipe, path, ["optimizer.learning_rate=1e-3"])`
-reads it. A key that does not exist is an error that names the nearest one that does.
+reads it. A key that does not exist is an error that names the nearest one that does. Each number states beside its type
+the bounds within which it makes sense (`Bounds`); beyond them is an error, whether it comes from a file, from the
+command line or from Python.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
@@ -24,67 +29,126 @@ T = TypeVar("T")
 Weights = Literal["float", "int8", "nf4"]
 NF4_BLOCK = 64  #: inputs that share one scale in nf4
 
-#: The labels a prompt can state, in the order in which tables hold them (names as CDVAE publishes them).
-ATTRIBUTES = (
-    "pretty_formula",
-    "elements",
-    "spacegroup.number",
-    "formation_energy_per_atom",
-    "band_gap",
-    "e_above_hull",
-)
+#: A label that a prompt can state; ATTRIBUTES is the order in which tables hold them (names as CDVAE publishes them).
+Attribute = Literal[
+    "pretty_formula", "elements", "spacegroup.number", "formation_energy_per_atom", "band_gap", "e_above_hull"
+]
+ATTRIBUTES: tuple[Attribute, ...] = typing.get_args(Attribute)
 
+#: A kernel that may be adapted, by the name that PEFT's `target_modules` uses.
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = typing.get_args(Target)
 
-def _at_least_one(config: Any, prefix: str, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{prefix}{name} is {getattr(config, name)}; it must be at least 1")
+#: What a value of each type is called where another was found.
+CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
-class TextFormat:
-    """How a crystal is written as text (arXiv 2402.04379, figure 2)."""
+class Bounds:
+    """The values that a number may have: from `low` to `high`, both included, or `also`; nan never."""
 
-    coord_decimals: int = 2  #: decimals of the fractional coordinates, 1 to 6
-    length_decimals: int = 1  #: decimals of a, b, c in Å, 1 to 4
-    angle_decimals: int = 0  #: decimals of α, β, γ in degrees, 0 to 2
-    paper_compat: bool = False  #: the original's quirks: angles truncated, a coordinate may read 1.00
+    low: float
+    high: float
+    also: int | None = None
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with `value`, if anything."""
+        if value == self.also or self.low <= value <= self.high:
+            return None
+        return f"it must {'' if self.also is None else f'be {self.also} or '}lie between {self.low} and {self.high}"
+
+
+Count = Annotated[int, Bounds(1, 2**31 - 1)]
+Share = Annotated[float, Bounds(0, 1)]
+MeshSize = Annotated[int, Bounds(1, 2**20, also=-1)]
+
+
+class SettingError(UserError):
+    """A value that a setting cannot have; `key` is the setting's dotted name, as far as it is known."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
+        self.key, self.problem = key, problem
+
+
+class Settings:
+    """Base of all settings: each value has its field's type and lies within its bounds, however the object is made."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("coord_decimals", 1, 6), ("length_decimals", 1, 4), ("angle_decimals", 0, 2)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"text.{name} is {getattr(self, name)}; it must lie between {low} and {high}")
+        for name, hint in type_hints(type(self)).items():
+            value = getattr(self, name)
+            if problem := _problem(hint, value):
+                raise SettingError(name, f"is {value!r}; {problem}")
+
+
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The type of each field, with the bounds of numbers."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _problem(hint: Any, value: Any) -> str | None:
+    """Why a field of type `hint` cannot be `value`, if it cannot."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kind, bounds = args
+        return _problem(kind, value) or bounds.problem(value)
+    if origin in (typing.Union, types.UnionType):
+        (hint,) = [a for a in args if a is not types.NoneType]
+        return None if value is None else _problem(hint, value)
+    if origin is Literal:
+        return None if value in args else f"it must be one of {', '.join(map(repr, args))}"
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return "it must be a list"
+        twice = [item for i, item in enumerate(value) if item in value[:i]]
+        found = (f"{item!r}: {problem}" for item in value if (problem := _problem(args[0], item)))
+        return f"{twice[0]!r} is there twice" if twice else next(found, None)
+    if dataclasses.is_dataclass(hint):
+        return None if isinstance(value, hint) else f"it must hold keys of {hint.__name__}"
+    fits = isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
+    return None if fits else f"it must be {CALLED[hint]}"
 
 
 @dataclass(frozen=True)
-class Augment:
+class TextFormat(Settings):
+    """How a crystal is written as text (arXiv 2402.04379, figure 2)."""
+
+    coord_decimals: Annotated[int, Bounds(1, 6)] = 2  #: decimals of the fractional coordinates
+    length_decimals: Annotated[int, Bounds(1, 4)] = 1  #: decimals of a, b, c in Å
+    angle_decimals: Annotated[int, Bounds(0, 2)] = 0  #: decimals of α, β, γ in degrees
+    paper_compat: bool = False  #: the original's quirks: angles truncated, a coordinate may read 1.00
+
+
+@dataclass(frozen=True)
+class Augment(Settings):
     """What is drawn afresh for a crystal each time it is read."""
 
     translate: bool = True  #: shift all atoms by one vector of [0, 1)³
     permute: bool = False  #: shuffle the order of the atoms
-    infill: float = 0.34  #: probability of the infilling task instead of generation
-    attributes: tuple[str, ...] = ATTRIBUTES  #: labels that a generation prompt may state
-    attribute_probability: float = 0.5  #: each known label is stated with this probability, independently
+    infill: Share = 0.34  #: probability of the infilling task instead of generation
+    attributes: tuple[Attribute, ...] = ATTRIBUTES  #: labels that a generation prompt may state
+    attribute_probability: Share = 0.5  #: each known label is stated with this probability, independently
     loss_on: Literal["all", "response"] = "all"  #: tokens that the loss counts: with the prompt, or without
-
-    def __post_init__(self) -> None:
-        for name in ("infill", "attribute_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; a probability lies between 0 and 1")
-        for name in self.attributes:
-            if name not in ATTRIBUTES:
-                raise UserError(f"augment.attributes names {name!r}; known are {', '.join(ATTRIBUTES)}")
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(Settings):
     """Rescaled rotary frequencies, as a Hugging Face config states them (`rope_type` linear or llama3)."""
 
     rope_type: Literal["linear", "llama3"] = "linear"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    factor: Annotated[float, Bounds(1, 1e6)] = 1.0
+    low_freq_factor: Annotated[float, Bounds(1e-3, 1e6)] = 1.0
+    high_freq_factor: Annotated[float, Bounds(1e-3, 1e6)] = 4.0
+    original_max_position_embeddings: Count = 8192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise SettingError(
+                "high_freq_factor",
+                f"is {self.high_freq_factor}; it must be above low_freq_factor, {self.low_freq_factor}",
+            )
 
 
 #: Fields of LlamaConfig that say how a model is computed: the same model may be computed in another way at any time.
@@ -92,22 +156,22 @@ EXECUTION = ("scan_layers", "attention", "remat")
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(Settings):
     """The shape of a LLaMA; field names are those of a Hugging Face `config.json`."""
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 128
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    vocab_size: Count = 32000
+    hidden_size: Count = 4096
+    intermediate_size: Count = 11008
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count = 32
+    head_dim: Count = 128
+    max_position_embeddings: Count = 4096
+    rms_norm_eps: Annotated[float, Bounds(1e-12, 0.1)] = 1e-5
+    rope_theta: Annotated[float, Bounds(1, 1e12)] = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    vocab_multiple: int = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
+    vocab_multiple: Count = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
     scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
@@ -115,23 +179,24 @@ class LlamaConfig:
     remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
 
     def __post_init__(self) -> None:
-        counts = [f.name for f in dataclasses.fields(self) if f.type == "int"]
-        _at_least_one(self, "model.", *counts)
+        super().__post_init__()
         if self.num_attention_heads % self.num_key_value_heads:
-            raise UserError(
-                f"model.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
-                f"num_key_value_heads, {self.num_key_value_heads}"
+            raise SettingError(
+                "num_attention_heads",
+                f"is {self.num_attention_heads}; it must be a multiple of num_key_value_heads, "
+                f"{self.num_key_value_heads}",
             )
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+            raise SettingError("head_dim", f"is {self.head_dim}; rotary positions turn pairs, so it must be even")
         if self.weights == "nf4":
             heads = ("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
             sizes = [heads, *((name, getattr(self, name)) for name in ("hidden_size", "intermediate_size"))]
             for name, size in sizes:
                 if size % NF4_BLOCK:
-                    raise UserError(
-                        f"model.weights is 'nf4', which scales {NF4_BLOCK} inputs at once, but model.{name} is {size}, "
-                        f"no multiple of that; take 'int8' or another size"
+                    raise SettingError(
+                        "weights",
+                        f"is 'nf4', which scales {NF4_BLOCK} inputs at once, but {name} is {size}, no multiple of "
+                        "that; take 'int8' or another size",
                     )
 
     @property
@@ -141,54 +206,62 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Settings):
     """Low-rank adapters (arXiv 2106.09685): W x + (alpha / rank) · B A dropout(x)."""
 
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; -1 (once) takes what is left."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    train: str = "prototypes:train"  #: a file written by `jaxcrystal prepare`, or a side of the embedded set
-    validation: str = "prototypes:validation"
-    tokens_per_row: int = 1024  #: a row packs as many crystals as fit
-    rows_per_batch: int = 8  #: of one optimizer step
-    accumulate: int = 1  #: micro-batches that a step's rows are divided into, one after the other: less memory
-    loss_block: int = 256  #: tokens of each row whose logits exist at the same time
-    validation_rows: int = 64  #: rows on which the validation loss is taken
+    rank: Annotated[int, Bounds(1, 2**16)] = 8
+    alpha: Annotated[float, Bounds(1e-3, 1e6)] = 32.0
+    dropout: Annotated[float, Bounds(0, 0.9)] = 0.05
+    targets: tuple[Target, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self) -> None:
-        names = ("tokens_per_row", "rows_per_batch", "accumulate", "loss_block", "validation_rows")
-        _at_least_one(self, "data.", *names)
+        super().__post_init__()
+        if not self.targets:
+            raise SettingError("targets", f"is empty; kernels that can be adapted are {', '.join(TARGETS)}")
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class MeshConfig(Settings):
+    """Devices along each mesh axis; -1 (once) takes what is left."""
+
+    data: MeshSize = 1
+    fsdp: MeshSize = -1
+    tensor: MeshSize = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.data == -1 and -1 in (self.fsdp, self.tensor)) or self.fsdp == self.tensor == -1:
+            raise SettingError(
+                "data", f"is {self.data}, fsdp {self.fsdp}, tensor {self.tensor}; one may be -1, not two"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    train: str = "prototypes:train"  #: a file written by `jaxcrystal prepare`, or a side of the embedded set
+    validation: str = "prototypes:validation"
+    tokens_per_row: Count = 1024  #: a row packs as many crystals as fit
+    rows_per_batch: Count = 8  #: of one optimizer step
+    accumulate: Count = 1  #: micro-batches that a step's rows are divided into, one after the other: less memory
+    loss_block: Count = 256  #: tokens of each row whose logits exist at the same time
+    validation_rows: Count = 64  #: rows on which the validation loss is taken
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Settings):
     """AdamW, linear warm-up, cosine to `final_fraction` of the peak, clipping by global norm."""
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    final_fraction: float = 0.0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip_norm: float = 1.0
+    learning_rate: Annotated[float, Bounds(1e-9, 10)] = 1e-4
+    warmup_steps: Annotated[int, Bounds(0, 2**31 - 1)] = 100
+    final_fraction: Share = 0.0
+    weight_decay: Annotated[float, Bounds(0, 10)] = 0.0
+    beta1: Annotated[float, Bounds(0, 0.99999)] = 0.9
+    beta2: Annotated[float, Bounds(0, 0.99999)] = 0.999
+    clip_norm: Annotated[float, Bounds(1e-3, 1e6)] = 1.0  #: below, Adam's epsilon would outweigh the gradients
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Everything that one training run depends on: `jaxcrystal train CONFIG`."""
 
     out: str = "runs/run"  #: the run's directory: checkpoints, metrics, and the model that `sample` reads
@@ -201,33 +274,23 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    epochs: float | None = 10.0  #: passes over the training set; None counts `steps` instead
-    steps: int | None = None  #: optimizer steps; overrides `epochs`
-    seed: int = 0
-    log_every: int = 10
-    validate_every: int = 200
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-
-    def __post_init__(self) -> None:
-        _at_least_one(self, "", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+    epochs: Annotated[float, Bounds(1e-6, 1e6)] | None = 10.0  #: passes over the training set; None: `steps` counts
+    steps: Count | None = None  #: optimizer steps; overrides `epochs`
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
+    log_every: Count = 10
+    validate_every: Count = 200
+    checkpoint_every: Count = 200
+    keep_checkpoints: Count = 2
 
 
-def load(cls: type[T], path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> T:
+def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """`cls` from a YAML file and `key.sub=value` overrides (values in YAML's notation).
 
-    Raises UserError that names the file and key for a missing file, bad YAML, an unknown key or a wrong type.
+    Raises UserError that names the file or override, and the key: for a missing file, bad YAML, a key that is unknown
+    or there twice, a wrong type, a number out of its bounds.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(Path(path).read_text()) or {}
-        except OSError as error:
-            raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(data, dict):
-            raise UserError(f"{path} must hold `key: value` lines, found {type(data).__name__}")
+    data = {} if path is None else _read(Path(path))
+    origins: dict[str, str] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -242,18 +305,43 @@ def load(cls: type[T], path: str | Path | None = None, overrides: typing.Sequenc
             node[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {override}: {value!r} is not valid YAML; quote it") from None
-    return from_dict(cls, data, str(path or "configuration"))
+        origins[key] = f"--set {override}"
+    try:
+        return _build(cls, data)
+    except SettingError as error:
+        set_here = [origin for key, origin in origins.items() if f"{error.key}.".startswith(f"{key}.")]
+        raise UserError(f"{set_here[-1] if set_here else path or 'configuration'}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but a key that is there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(), _Loader) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold `key: value` lines, found {type(data).__name__}")
+    return data
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "configuration") -> T:
-    """Builds the dataclass `cls` from plain data; `where` is what an error calls its origin."""
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
-            raise UserError(f"{where}: unknown key {key!r} in {cls.__name__}; {remedy}")
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    """Builds the settings `cls` from plain data; `where` is what an error calls its origin."""
+    try:
+        return _build(cls, data)
+    except SettingError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -267,30 +355,33 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _build(cls: type[T], data: dict[str, Any], prefix: str = "") -> T:
+    hints = type_hints(cls)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise SettingError(f"{prefix}{key}", f"is no key of {cls.__name__}; {remedy}")
+    values = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except SettingError as error:
+        raise SettingError(f"{prefix}{error.key}", error.problem) from None
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """Plain data as a field of type `hint` holds it; a value that does not fit stays, for the settings to refuse."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _convert(args[0], value, key)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = [a for a in args if a is not type(None)]
-        return _convert(hint, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} is {value!r}; it must be a list")
-        return tuple(_convert(args[0], item, where) for item in value)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{where} is {value!r}; it must hold keys of {hint.__name__}")
-        return from_dict(hint, value, where)
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as a string
-        except (TypeError, ValueError):
-            raise UserError(f"{where} is {value!r}; it must be a number") from None
-    if type(value) is not hint:
-        raise UserError(f"{where} is {value!r}; it must be of type {hint.__name__}")
+        (hint,) = [a for a in args if a is not types.NoneType]
+        return None if value is None else _convert(hint, value, key)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], item, key) for item in value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, f"{key}.")
+    if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)  # YAML reads 1e-4 as text
     return value

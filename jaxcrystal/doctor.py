@@ -104,6 +104,8 @@ def _potential(name: str) -> str:
 
     potential = load_potential(name)
     note = f", {potential.note}" if potential.note else ""
+    if potential.check.unchecked:
+        note += f", not checked for {', '.join(potential.check.unchecked)}"
     return (
         f"{potential.name} passes its self-check (worst error {potential.check.worst:.3f} eV/atom{note}), "
         f"{len(potential.elements)} elements, energies on the scale {potential.reference}"

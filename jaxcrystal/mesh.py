@@ -25,32 +25,30 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:  # noqa: B008
-    """The mesh that `config` asks for, on the first of `devices` (default: all that JAX sees).
+    """The mesh of the sizes in `config`, on the first of `devices` (default: all that JAX sees).
 
     Raises UserError, naming the sizes, where the devices cannot form it.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
-    asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {asked}: sizes are positive, and one of them may be -1 (what is left)")
+    wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if -1 in sizes:
         rest, remainder = divmod(len(devices), math.prod(size for size in sizes if size != -1))
         if remainder or not rest:
-            raise UserError(f"mesh {asked}: {len(devices)} devices cannot be divided so; change mesh.* in the recipe")
+            raise UserError(f"mesh {wanted}: {len(devices)} devices cannot be divided so; change mesh.* in the recipe")
         sizes[sizes.index(-1)] = rest
     needed = math.prod(sizes)
     if needed > len(devices):
-        raise UserError(f"mesh {asked} needs {needed} devices, there are {len(devices)}; change mesh.* in the recipe")
+        raise UserError(f"mesh {wanted} needs {needed} devices, there are {len(devices)}; change mesh.* in the recipe")
     if needed < len(devices) and len({device.process_index for device in devices}) > 1:
         raise UserError(
-            f"mesh {asked} needs {needed} devices, all hosts together have {len(devices)}: a run on many hosts uses "
+            f"mesh {wanted} needs {needed} devices, all hosts together have {len(devices)}: a run on many hosts uses "
             "all of them; change mesh.* in the recipe"
         )
-    return _placed(sizes, devices[:needed], asked)
+    return _placed(sizes, devices[:needed], wanted)
 
 
-def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], asked: str) -> Mesh:
+def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], wanted: str) -> Mesh:
     """Neighbours on the mesh are neighbours on the torus, as far as its shape lets them."""
     types = (AxisType.Auto,) * len(AXES)
     try:
@@ -60,7 +58,7 @@ def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], asked: str) -> 
             return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
     except (AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"mesh {asked}: {len(devices)} devices of kind {devices[0].device_kind} do not form it ({error}); change "
+            f"mesh {wanted}: {len(devices)} devices of kind {devices[0].device_kind} do not form it ({error}); change "
             "mesh.* in the recipe to sizes whose product is that of axes of the torus"
         ) from None
 

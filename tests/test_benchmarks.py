@@ -263,7 +263,7 @@ def test_reproduction(shared, tmp_path):
 def test_relax(tmp_path):
     import relax
 
-    # Asserts that both sides say the same of every crystal; of M3GNet tests/evaluate/test_potentials.py does.
+    # Asserts that both sides say the same of every crystal; of M3GNet tests/relaxation/test_potentials.py does.
     relax.main(["--quick", "--potential", "chgnet", "--out", str(tmp_path)])
     (found,) = only_result(tmp_path)["potentials"].values()
     assert found["ratio"] > 0 and found["close"] == 1 and found["statuses"] == {"converged": 3}

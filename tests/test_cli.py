@@ -288,6 +288,34 @@ def test_how_it_ends(monkeypatch, capsys):
         ends(UserError("no such file"), "--debug")
 
 
+@pytest.mark.parametrize(
+    ("typed", "function", "again"),
+    [
+        ("prepare prototypes --out x", "reader.preparing.prepare", "start over"),
+        ("convert x --out y", "weights.saved.convert", "start over"),
+        ("export --model x --format hf --out y", "weights.export.export", "start over"),
+        ("train {recipe}", "training.loop.train", "go on"),
+        ("sample --model x --num 1 --out y", "sampling.sampling.sample", "go on"),
+        ("evaluate x --out y", "evaluation.evaluation.evaluate", "go on"),
+        ("compare x y --out z", "report.compare.compare", "start over"),
+        ("hull build x --out y", "hull.sources.build", "start over"),
+        ("hull build x --out y --potential chgnet", "hull.sources.build", "go on"),
+        ("doctor", "doctor.doctor", "start over"),
+        ("demo", "demo.demo", "go on"),
+    ],
+)
+def test_what_ctrl_c_says_is_true_of_the_verb(typed, function, again, monkeypatch, tmp_path, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"jaxcrystal.{function}", interrupted)
+    (tmp_path / "recipe.yaml").touch()
+    assert cli.main(typed.format(recipe=tmp_path / "recipe.yaml").split()) == 130
+    verb = typed.split()[0]
+    said = capsys.readouterr().err
+    assert said == f"jaxcrystal {verb}: interrupted; run the same command again to {again}\n"
+
+
 def test_help_is_quick_because_it_imports_nothing_heavy():
     script = f"""
 import sys

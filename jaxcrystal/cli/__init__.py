@@ -60,7 +60,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"jaxcrystal {args.verb}: the name {name!r} is not UTF-8; rename the file or folder", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"jaxcrystal {args.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        again = "go on" if args.resumes else "start over"
+        print(f"jaxcrystal {args.verb}: interrupted; run the same command again to {again}", file=sys.stderr)
         return 130
 
 
@@ -90,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxcrystal {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable, summary: str, detail: str = "") -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable, summary: str, detail: str = "", *, resumes: bool = False
+    ) -> argparse.ArgumentParser:
+        """`resumes`: the same command, typed again, goes on where the interrupted one stood."""
         command = verbs.add_parser(
             name,
             help=summary,
@@ -98,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, resumes=resumes)
         return command
 
     for module in VERBS:

@@ -15,7 +15,10 @@ def add(verb: Callable) -> None:
         "turn LLaMA weights, or PEFT's adapters, into a model directory",
         "SOURCE is a directory of Hugging Face (config.json; safetensors or .bin, in one file or more), of Meta "
         "(params.json, consolidated.*.pth) or of PEFT (adapter_config.json); the first two with tokenizer.model. A "
-        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all.",
+        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all. "
+        "SOURCE may have up to 256 rows more than its tokenizer has pieces, as vocabularies that were resized to a "
+        "multiple do: the first is [PAD]'s, the rest stays behind. With more, or fewer, the tokenizer is refused as "
+        "another model's.",
     )
     command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")

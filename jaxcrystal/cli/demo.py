@@ -14,6 +14,7 @@ def add(verb: Callable) -> None:
         run,
         "train, sample, evaluate and report, small and offline, in minutes",
         "Ends with DIR/report/report.html. A demo that was stopped goes on when it is started again.",
+        resumes=True,
     )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to")
 

@@ -18,6 +18,7 @@ def add(verb: Callable) -> None:
         "SAMPLES is what `sample` wrote, or any table, CIF, POSCAR, JSON or extxyz file, or folder of crystals "
         "(docs/reading.md). Writes structures.parquet (a row an attempt), metrics.json (sums over it), and report.html "
         "to --out.",
+        resumes=True,
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")

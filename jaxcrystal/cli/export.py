@@ -20,7 +20,10 @@ def add(verb: Callable) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
     command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")
     command.add_argument(
-        "--base-name", metavar="NAME", help="peft: what to load below the adapters (default: the base's path)"
+        "--base-name",
+        metavar="NAME",
+        help="peft, required: what PEFT loads below the adapters, by its name at Hugging Face or as a folder; what "
+        "`convert` made the base from, or `export --format hf` of it",
     )
     command.add_argument(
         "--no-pad-token", dest="pad_token", action="store_false", help="hf: leave [PAD] and its row behind"

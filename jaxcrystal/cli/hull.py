@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal.hull.sources import build
     from jaxcrystal.workers import local
 
+    args.resumes = args.potential is not None  # the labels of a potential are kept one by one
     with local(args.workers) as workers:
         hull = build(
             args.inputs,
@@ -51,5 +52,6 @@ def run(args: argparse.Namespace) -> None:
         )
     phases = sum(map(len, hull.phases.values()))
     print(f"{args.out}: {phases} phases of {len(hull.phases)} chemical systems, from {hull.name}")
+    print(f"  energies {hull.scale}")
     for reason, count in sorted((hull.left_out or {}).items()):
         print(f"  left out: {count:>6} {reason}")

@@ -19,6 +19,7 @@ def add(verb: Callable) -> None:
         "Every attempt becomes a row of --out, with its text, status, log-probability and CIF; a run that was stopped "
         "goes on when it is started again. Crystal I of seed S is the same however many are drawn at once. A grammar "
         "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
+        resumes=True,
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
@@ -26,26 +27,26 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
-    wishes = command.add_argument_group("conditions, stated in the prompt")
-    wishes.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
-    wishes.add_argument(
+    conditions = command.add_argument_group("conditions, stated in the prompt")
+    conditions.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
+    conditions.add_argument(
         "--elements",
         type=options.symbols,
         metavar="A,B",
         help="for example Li,O; the grammar keeps to all of these, no others",
     )
-    wishes.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
-    wishes.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
-    wishes.add_argument("--band-gap", type=float, metavar="X", help="eV")
-    wishes.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
-    wishes.add_argument(
+    conditions.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
+    conditions.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
+    conditions.add_argument("--band-gap", type=float, metavar="X", help="eV")
+    conditions.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    conditions.add_argument(
         "--conditions",
         type=Path,
         metavar="FILE",
         help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
         "pretty_formula, elements (Li O), spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull",
     )
-    wishes.add_argument(
+    conditions.add_argument(
         "--guidance",
         type=float,
         metavar="W",

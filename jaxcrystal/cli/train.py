@@ -21,6 +21,7 @@ def add(verb: Callable) -> None:
         run,
         "fine-tune a LLaMA with adapters, or train a small one from random weights",
         "CONFIG is a YAML recipe (see configs/). A run that was stopped goes on when it is started again.",
+        resumes=True,
     )
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe")
     command.add_argument(

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
-from jaxcrystal.evaluation.metrics import metrics_from_table
+from jaxcrystal.evaluation.metrics import FEW, metrics_from_table
 from jaxcrystal.evaluation.prediction import displacements, paired
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe
@@ -153,10 +153,13 @@ def evaluate(
         relaxed = [None if pd.isna(cif) else crystal_from_cif(cif) for cif in table["relaxed_cif"]]
         table = _with_likeness(table, relaxed, known, "_relaxed")
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
+        if judge.check.unchecked:
+            versions["potential not checked"] = f"for {', '.join(judge.check.unchecked)}"
         versions["relaxation"] = f"until forces are below {fmax:g} eV/Å, at most {max_steps} steps"
     if phases is not None:
         versions["hull"] = f"{phases.name} sha256:{phases.sha256}"
         inputs |= _hull_inputs(phases, hull, references)
+        versions["hull scale"] = phases.scale
     compared = None
     if nearest or others is not None:
         own = stored_fingerprints([sample.crystal for sample in samples.samples], out / "fingerprints", workers=workers)
@@ -194,6 +197,12 @@ def summary(metrics: dict[str, Any]) -> str:
     lines += [f"  {n:>6} {name}" + (f" ({reasons[name]})" if reasons.get(name) else "") for name, n in failed.items()]
     relaxations = counts.get("relaxations", {})
     lines += [f"  {n:>6} relaxation: {name}" for name, n in relaxations.items() if name != "converged"]
+    if "placed" in counts:
+        none, few = counts["no_phase_of_system"], counts["few_phases_of_system"]
+        lines.append(
+            f"  {none:>6} of {counts['placed']} placed where the hull knows no phase of their elements together"
+        )
+        lines.append(f"  {few:>6} where it knows fewer than {FEW}")
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
         if (counted.left_out and role != "samples") or counted.unread:
@@ -265,7 +274,10 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
 
     Without a hull (`placed` false) its columns are absent.
     """
-    found = pd.DataFrame([asdict(row) for row in rows], index=table.index[table["structural_valid"]])
+    from jaxcrystal.evaluation.stability import StabilityRow
+
+    columns = [column.name for column in fields(StabilityRow)]  # there may be no row to read them off
+    found = pd.DataFrame([asdict(row) for row in rows], table.index[table["structural_valid"]], columns)
     names = {"outcome": "relaxation", "reason": "relaxation_reason", "cif": "relaxed_cif", "fmax": "largest_force"}
     found = found.rename(columns=names).reindex(table.index)
     # Why an attempt was not relaxed: there is no crystal, or its atoms overlap.
@@ -273,10 +285,10 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
     found["relaxation"] = found["relaxation"].map(str, na_action="ignore").fillna(unsent)
     found["relaxation_reason"] = found["relaxation_reason"].fillna("")
     found["converged"] = found["converged"].eq(True)
-    of_hull = ["formation_energy_per_atom", "e_above_hull"]
+    of_hull, numbers = ["formation_energy_per_atom", "e_above_hull"], ["competing_phases", "phases_of_system"]
     measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
-    found = found.astype(dict.fromkeys(measures, "float64") | {"steps": "Int64"})
-    return table.join(found if placed else found.drop(columns=of_hull))
+    found = found.astype(dict.fromkeys(measures, "float64") | dict.fromkeys(["steps", *numbers], "Int64"))
+    return table.join(found if placed else found.drop(columns=[*of_hull, *numbers]))
 
 
 def _programs() -> dict[str, str]:

@@ -24,6 +24,9 @@ from jaxcrystal.reader.rows import PARSED
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it
 
+#: Known phases of a chemical system, fewer than which say little about what else would exist in it.
+FEW = 3
+
 
 def metrics_from_table(
     table: pd.DataFrame, provenance: Provenance, reference: pd.DataFrame | None = None
@@ -71,6 +74,14 @@ def metrics_from_table(
         names["stability.hull"] = provenance.hull
         metastable, stable = metastable_rows(table), stable_rows(table)
         counts |= {"metastable": int(metastable.sum()), "stable": int(stable.sum())}
+        if "phases_of_system" in table:  # not in a table of an earlier version
+            of_system = table["phases_of_system"]
+            counts |= {
+                "placed": int(of_system.notna().sum()),
+                "no_phase_of_system": int(of_system.eq(0).sum()),
+                "few_phases_of_system": int(of_system.between(1, FEW - 1).sum()),
+                "metastable_and_no_phase_of_system": int((metastable & of_system.eq(0)).sum()),
+            }
         masks |= {"stability.metastable_rate": metastable, "stability.stable_rate": stable}
         for suffix in novel:
             new = unique[suffix] & novel[suffix]

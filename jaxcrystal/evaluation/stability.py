@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcrystal.hull.formation import Uncovered
-from jaxcrystal.hull.hull import Hull
+from jaxcrystal.hull.hull import FAR_BELOW, Hull
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationSettings, RelaxationStatus
 from jaxcrystal.relaxation.relaxations import relax_all
 from jaxcrystal.workers import Workers
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from jaxcrystal.relaxation.potentials import Potential
 
-#: eV/atom. No compound lies that far below a hull: the potential has a hole there.
-UNPHYSICAL = -1.0
-
 
 class StabilityOutcome(StrEnum):
     """How the assessment of a crystal ended: as its relaxation did, or later."""
@@ -30,11 +27,12 @@ class StabilityOutcome(StrEnum):
     NOT_CONVERGED = RelaxationStatus.NOT_CONVERGED
     DIVERGED = RelaxationStatus.DIVERGED
     UNKNOWN_ELEMENT = RelaxationStatus.UNKNOWN_ELEMENT
+    ISOLATED = RelaxationStatus.ISOLATED
     FAILED = RelaxationStatus.FAILED
     TIMEOUT = RelaxationStatus.TIMEOUT
     CRASHED = RelaxationStatus.CRASHED
-    UNCOVERED = "uncovered"  # relaxed, but the hull knows an element not
-    UNPHYSICAL = "unphysical"  # more than 1 eV/atom below the hull: a hole of the potential
+    UNCOVERED = "uncovered"  # relaxed, but the hull does not know an element
+    FAR_BELOW_HULL = "far_below_hull"  # by more than `FAR_BELOW`: neither stable nor metastable
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,9 @@ class StabilityRow:
     reason: str = ""  #: in words, where the outcome is not `converged`
     energy_per_atom: float | None = None  #: eV/atom, on the potential's scale
     formation_energy_per_atom: float | None = None  #: eV/atom
-    e_above_hull: float | None = None  #: eV/atom; negative below the hull
+    e_above_hull: float | None = None  #: eV/atom; negative below the hull, but never below -`FAR_BELOW`
+    competing_phases: int | None = None  #: known compounds of the crystal's elements, or of some of them
+    phases_of_system: int | None = None  #: those of exactly its elements
     cif: str | None = None  #: the relaxed crystal, P1
     converged: bool = False  #: whether the relaxation reached its force threshold
     steps: int = 0
@@ -85,15 +85,16 @@ def _place(relaxation: Relaxation, potential: Potential, hull: Hull | None) -> S
     structure, energy = relaxation.structure, relaxation.energy
     if structure is None or energy is None:
         return StabilityRow(outcome, reason, steps=relaxation.steps)
-    formation = distance = None
+    formation = distance = competing = of_system = None
     if hull is not None:
         try:
             formation = hull.references.formation_energy_per_atom(structure, energy, potential.reference)
             distance = hull.e_above_hull(structure.composition, formation)
+            competing, of_system = hull.competitors(structure.composition)
         except Uncovered as error:
             outcome, reason = StabilityOutcome.UNCOVERED, str(error)
-        if distance is not None and distance < UNPHYSICAL:
-            outcome, reason = StabilityOutcome.UNPHYSICAL, f"{distance:.2f} eV/atom from the hull"
+        if distance is not None and distance < -FAR_BELOW:
+            outcome, reason = StabilityOutcome.FAR_BELOW_HULL, f"{-distance:.3f} eV/atom below the hull"
             distance = None
     return StabilityRow(
         outcome,
@@ -101,6 +102,8 @@ def _place(relaxation: Relaxation, potential: Potential, hull: Hull | None) -> S
         energy_per_atom=energy / len(structure),
         formation_energy_per_atom=formation,
         e_above_hull=distance,
+        competing_phases=competing,
+        phases_of_system=of_system,
         cif=str(CifWriter(structure)),
         converged=relaxation.converged,
         steps=relaxation.steps,

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.relaxation.selfcheck import KNOWN, TOLERANCE, EnergyReference
+from jaxcrystal.hull.scale import require_known_elements
+from jaxcrystal.relaxation.selfcheck import EnergyReference
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
+    from pymatgen.core import Composition, Element, Structure
 
 
 #: Of the Materials Project's calculations with PBE, whose energies its corrections mix.
@@ -80,17 +81,9 @@ class ElementReferences:
         return cls(energies, potential_sha256)
 
     def require_mp_scale(self, name: str) -> None:
-        """Raises UserError if silicon or copper, where they are known, have not the Materials Project's PBE energy.
-
-        Another functional's differ by eV/atom.
-        """
-        for symbol in sorted(KNOWN.keys() & self.energies.keys()):
-            expected = KNOWN[symbol][2]
-            if abs(self.energies[symbol] - expected) > TOLERANCE:
-                raise UserError(
-                    f"{name} is of another functional than the Materials Project's PBE: {symbol} has "
-                    f"{self.energies[symbol]:.3f} eV/atom, there {expected:.3f}"
-                )
+        """Raises UserError if they are said to be the Materials Project's and are not (`scale.py`)."""
+        if self.potential_sha256 is None:
+            require_known_elements(self.energies, name)
 
     def formation_energy_per_atom(self, structure: Structure, energy: float, reference: EnergyReference) -> float:
         """Formation energy in eV/atom of a crystal whose energy (eV per cell) stands on the scale `reference`.
@@ -126,38 +119,51 @@ def corrected_energy(entry: Any) -> float:
     if functional is None:
         raise UserError("of an unknown functional: it has neither run_type nor MP2020 corrections")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adjustments = _scheme().get_adjustments(entry)
+        return float(entry.uncorrected_energy + _correction(entry))
     except CompatibilityError:
         raise UserError("calculated with another Hubbard U than the Materials Project's") from None
-    return float(entry.uncorrected_energy + sum(adjustment.value for adjustment in adjustments))
 
 
 def mp2020_correction(structure: Structure) -> float:
     """The MP2020 correction in eV per cell, as for a calculation with the Materials Project's settings.
 
     Whether such a calculation has a Hubbard U is read from those settings: V, Cr, Mn, Fe, Co, Ni, Mo and W have one
-    in oxides and fluorides. Peroxides and superoxides are told by the structure, anions by guessed oxidation states.
+    in oxides and fluorides. Peroxides and superoxides are recognised by the structure, anions by guessed oxidation
+    states. The order of the atoms does not matter.
     """
     from pymatgen.entries.computed_entries import ComputedStructureEntry
 
-    scheme = _scheme()
-    # Sorted as pymatgen sorts, for it checks U against its own choice, and noble gases have no order to rely on.
-    anion = sorted(structure.composition.elements, key=lambda element: element.X)[-1].symbol
-    hubbards = {
-        element.symbol: scheme.u_settings.get(anion, {}).get(element.symbol, 0) for element in structure.composition
-    }
-    hubbards = {symbol: u for symbol, u in hubbards.items() if u}
-    entry = ComputedStructureEntry(
-        structure,
-        0.0,
-        parameters={"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards},
-    )
+    settings = _scheme().u_settings.get(_elements(structure.composition)[-1].symbol, {})
+    hubbards = {e.symbol: settings[e.symbol] for e in structure.composition if settings.get(e.symbol)}
+    parameters = {"run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards}
+    return _correction(ComputedStructureEntry(structure, 0.0, parameters=parameters))
+
+
+def _correction(entry: Any) -> float:
+    """Sum of the MP2020 adjustments in eV, of the entry with its elements in pymatgen's order.
+
+    The scheme takes the last of the most electronegative elements for the anion, and the first of equally probable
+    oxidation states, both in the order in which the composition names its elements.
+    """
+    from pymatgen.core import Composition
+    from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
+
+    atoms = entry.composition.element_composition
+    ordered = Composition({element: atoms[element] for element in _elements(atoms)})
+    known = {"parameters": entry.parameters, "data": dict(entry.data)}
+    if structure := getattr(entry, "structure", None):
+        entry = ComputedStructureEntry(structure, 0.0, composition=ordered, **known)
+    else:
+        entry = ComputedEntry(ordered, 0.0, **known)
     with warnings.catch_warnings():
         # pymatgen warns where no oxidation states can be guessed; the rule it then follows is the scheme's own.
         warnings.simplefilter("ignore")
-        return sum(adjustment.value for adjustment in scheme.get_adjustments(entry))
+        return sum(adjustment.value for adjustment in _scheme().get_adjustments(entry))
+
+
+def _elements(composition: Composition) -> list[Element]:
+    """By electronegativity, equals by symbol, noble gases last: as pymatgen orders the atoms of its calculations."""
+    return sorted(composition.element_composition.elements)
 
 
 @cache

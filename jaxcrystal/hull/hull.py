@@ -16,7 +16,6 @@ import datetime
 import hashlib
 import itertools
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcrystal import __version__
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences, Uncovered, corrected_energy
+from jaxcrystal.hull.phases import COLUMNS, Phase, fractions_of, parsed, table_phases
+from jaxcrystal.hull.scale import compared_with_known
 from jaxcrystal.relaxation.batch import RelaxationSettings
 from jaxcrystal.relaxation.relaxations import relax_all
 from jaxcrystal.relaxation.selfcheck import EnergyReference
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
     from jaxcrystal.relaxation.potentials import Potential
 
-COLUMNS = ("formula", "formation_energy_per_atom")
-
 #: The scale of a hull that no potential of ours labelled.
 MP_SCALE = "mp2020"
 _METADATA = b"jaxcrystal hull"
@@ -51,18 +48,9 @@ _METADATA = b"jaxcrystal hull"
 #: eV/atom, what the linear programme leaves of 0.
 SOLVED = 1e-8
 
-#: A formula without brackets.
-_PARTS = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d+)?)?")
-_PLAIN = re.compile(f"(?:{_PARTS.pattern})+")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One known crystal of the hull."""
-
-    formula: str
-    fractions: Mapping[str, float]  #: atomic fraction by element symbol
-    energy: float  #: formation energy in eV/atom
+#: eV/atom below a hull, from which on a distance says more about the hull (a phase that it lacks) or the potential (a
+#: crystal that it never learnt) than about the crystal: it is then neither stable nor metastable.
+FAR_BELOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,6 +65,7 @@ class Hull:
     left_out: Mapping[str, int] | None = None  #: crystals that were given but gave no phase, by reason
     systems: frozenset[frozenset[str]] | None = None  #: what it was built for, subsets included; None: no such limit
     sources: tuple[str, ...] = ()  #: what it was made from, with hashes
+    scale: str = ""  #: in words: how its energies compare with known ones
 
     @classmethod
     def from_phases(
@@ -90,7 +79,11 @@ class Hull:
         systems: Iterable[frozenset[str]] | None = None,
         sources: Sequence[str] = (),
     ) -> Hull:
-        """Every element that a phase names is a phase of energy 0, once, whether or not it is among them."""
+        """Every element that a phase names is a phase of energy 0, once, whether or not it is among them.
+
+        Raises UserError if no potential labelled it and its energies, or its references, are not on the Materials
+        Project's scale (`scale.py`).
+        """
         phases = list(phases)
         elements = sorted({symbol for phase in phases for symbol in phase.fractions})
         phases = [phase for phase in phases if len(phase.fractions) > 1 or phase.energy != 0]
@@ -99,6 +92,10 @@ class Hull:
         by_system: dict[frozenset[str], list[Phase]] = defaultdict(list)
         for phase in phases:
             by_system[frozenset(phase.fractions)].append(phase)
+        scale = f"labelled by the potential of sha256 {potential_sha256}"
+        if potential_sha256 is None:
+            references.require_mp_scale(name)
+            scale = compared_with_known(by_system, name)
         return cls(
             name,
             hashlib.sha256(json.dumps(made_of).encode()).hexdigest(),
@@ -108,6 +105,7 @@ class Hull:
             left_out,
             None if systems is None else frozenset(systems),
             tuple(sources),
+            scale,
         )
 
     @classmethod
@@ -162,10 +160,9 @@ class Hull:
             raise UserError(f"{name} holds total energies, with the elements' own: leave --references out")
         else:
             references = ElementReferences(totals)
-            references.require_mp_scale(name)
         phases = []
         for formula, (energy, composition) in lowest.items():
-            fractions = _fractions(composition)
+            fractions = fractions_of(composition)
             if fractions.keys() <= totals.keys():
                 energy -= sum(x * totals[symbol] for symbol, x in fractions.items())
                 phases.append(Phase(formula, fractions, energy))
@@ -196,10 +193,10 @@ class Hull:
         systems = None
         left_out: Counter[str] = Counter()
         if candidates is not None:
-            systems = {frozenset(_fractions(candidate.composition)) for candidate in candidates}
+            systems = {frozenset(fractions_of(candidate.composition)) for candidate in candidates}
             inside = {frozenset(part) for system in systems for part in _subsystems(system)}
             known = list(crystals)
-            crystals = [c for c in known if frozenset(_fractions(c.composition)) in inside]
+            crystals = [c for c in known if frozenset(fractions_of(c.composition)) in inside]
             left_out["other_system"] = len(known) - len(crystals)
         relaxed = relax_all(
             crystals, potential, settings, workers=workers, cache_dir=cache_dir, progress=progress, label="hull"
@@ -215,7 +212,7 @@ class Hull:
                 left_out["no_element_reference"] += 1
             else:
                 composition = structure.composition
-                phases.append(Phase(composition.reduced_formula, _fractions(composition), formation))
+                phases.append(Phase(composition.reduced_formula, fractions_of(composition), formation))
         name = f"{len(phases)} crystals, {potential.name}"
         return cls.from_phases(
             name, phases, references, potential_sha256=potential.sha256, left_out=+left_out, systems=systems
@@ -237,17 +234,20 @@ class Hull:
                 "corrections) and the scale of a potential that labelled it"
             )
         columns = (table[name].to_pylist() for name in COLUMNS)
-        phases = [Phase(f, _parsed(f, str(path)), energy) for f, energy in zip(*columns, strict=True)]
+        phases = [Phase(f, parsed(f, str(path)), energy) for f, energy in zip(*columns, strict=True)]
         systems = told["systems"] and [frozenset(system) for system in told["systems"]]
-        hull = cls.from_phases(
-            told["name"],
-            phases,
-            ElementReferences(told["references"], told["references_potential_sha256"]),
-            potential_sha256=told["potential_sha256"],
-            left_out=told["left_out"],
-            systems=systems,
-            sources=told["sources"],
-        )
+        try:
+            hull = cls.from_phases(
+                told["name"],
+                phases,
+                ElementReferences(told["references"], told["references_potential_sha256"]),
+                potential_sha256=told["potential_sha256"],
+                left_out=told["left_out"],
+                systems=systems,
+                sources=told["sources"],
+            )
+        except UserError as error:  # it was built before energies were compared with known ones
+            raise UserError(f"{path} is not to be used: {error}") from None
         if hull.sha256 != told["sha256"]:
             raise UserError(f"{path} was changed after it was built: build it again")
         return hull
@@ -266,6 +266,7 @@ class Hull:
             "potential_sha256": self.potential_sha256,
             "references": dict(self.references.energies),
             "references_potential_sha256": self.references.potential_sha256,
+            "compared with known energies": self.scale,
             "systems": self.systems and sorted(sorted(system) for system in self.systems),
             "sources": self.sources,
             "left_out": self.left_out,
@@ -284,7 +285,8 @@ class Hull:
                 f"the hull {self.name} was labelled by another potential than {potential.name}; label it with this one"
             )
         if self.potential_sha256 is None and potential.reference is EnergyReference.OWN:
-            shown = ", ".join(f"{r.crystal} {r.found:.2f} (there {r.expected:.2f})" for r in potential.check.total)
+            farthest = sorted(potential.check.total, key=lambda row: -row.error)[:3]
+            shown = ", ".join(f"{row.crystal} {row.found:.2f} (there {row.expected:.2f})" for row in farthest)
             raise UserError(
                 f"{potential.name} does not stand on the energy scale of the Materials Project (eV/atom: {shown}), so "
                 f"it cannot be compared with the hull {self.name}; use a hull that this potential labels itself"
@@ -300,12 +302,8 @@ class Hull:
         """
         from scipy.optimize import linprog
 
-        symbols = sorted(_fractions(composition))
-        if missing := [s for s in symbols if frozenset([s]) not in self.phases]:
-            raise Uncovered(f"the hull {self.name} holds no crystal of {', '.join(missing)}")
-        if self.systems is not None and not any(system.issuperset(symbols) for system in self.systems):
-            raise Uncovered(f"the hull {self.name} was not built for the chemical system {'-'.join(symbols)}")
-        competing = [phase for system in _subsystems(symbols) for phase in self.phases.get(frozenset(system), ())]
+        symbols = sorted(fractions_of(composition))
+        competing = self._covering(symbols)
         fractions = np.array([[phase.fractions.get(symbol, 0.0) for phase in competing] for symbol in symbols])
         target = [composition.get_atomic_fraction(symbol) for symbol in symbols]
         mixture = linprog([phase.energy for phase in competing], A_eq=fractions, b_eq=target, method="highs")
@@ -313,6 +311,25 @@ class Hull:
         assert mixture.success, mixture.message
         distance = float(formation_energy_per_atom - mixture.fun)
         return 0.0 if abs(distance) < SOLVED else distance  # a phase of the hull is on it
+
+    def competitors(self, composition: Composition) -> tuple[int, int]:
+        """How many compounds compete with a crystal: of its elements or some of them; and of exactly its elements.
+
+        A compound is a formula of two or more elements, whatever number of its crystals is known. An element's own
+        phase counts as the one of exactly its elements. Raises Uncovered as `e_above_hull` does.
+        """
+        symbols = sorted(fractions_of(composition))
+        competing = self._covering(symbols)
+        compounds = {_key(phase) for phase in competing if len(phase.fractions) > 1}
+        return len(compounds), len({_key(phase) for phase in competing if len(phase.fractions) == len(symbols)})
+
+    def _covering(self, symbols: Sequence[str]) -> list[Phase]:
+        """All phases of these elements or some of them."""
+        if missing := [s for s in symbols if frozenset([s]) not in self.phases]:
+            raise Uncovered(f"the hull {self.name} holds no crystal of {', '.join(missing)}")
+        if self.systems is not None and not any(system.issuperset(symbols) for system in self.systems):
+            raise Uncovered(f"the hull {self.name} was not built for the chemical system {'-'.join(symbols)}")
+        return [phase for system in _subsystems(symbols) for phase in self.phases.get(frozenset(system), ())]
 
 
 def is_hull_file(path: str | Path) -> bool:
@@ -328,49 +345,11 @@ def source(path: Path) -> str:
     return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
-def table_phases(path: Path) -> list[Phase]:
-    """The rows of a table of formation energies; raises as `Hull.from_table` says."""
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no table of formation energies: {' '.join(str(error).split())}") from error
-    for column in COLUMNS:
-        if column not in table:
-            raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(table.columns)}")
-    energies = pd.to_numeric(table[COLUMNS[1]], errors="coerce").to_numpy(np.float64)
-    phases = []
-    for row, (formula, energy) in enumerate(zip(table[COLUMNS[0]], energies, strict=True)):
-        if not np.isfinite(energy):
-            raise UserError(f"{path}, row {row} ({formula}): {table[COLUMNS[1]][row]!r} is no energy in eV/atom")
-        phases.append(Phase(str(formula), _parsed(formula, f"{path}, row {row}"), float(energy)))
-    return phases
-
-
 def _subsystems(symbols: Iterable[str]) -> Iterable[tuple[str, ...]]:
     symbols = sorted(symbols)
     return itertools.chain.from_iterable(itertools.combinations(symbols, n) for n in range(1, len(symbols) + 1))
 
 
-def _fractions(composition: Composition) -> dict[str, float]:
-    composition = composition.element_composition  # Fe2+ and Fe3+ are one element
-    return {element.symbol: composition.get_atomic_fraction(element) for element in composition.elements}
-
-
-def _parsed(formula: object, where: str) -> dict[str, float]:
-    """Atomic fractions of a formula."""
-    from pymatgen.core import Composition
-
-    plain = _PARTS.findall(formula) if isinstance(formula, str) and _PLAIN.fullmatch(formula) else []
-    if plain and all(symbol in ATOMIC_NUMBER for symbol, _ in plain):  # 20 times as fast as what follows
-        amounts: Counter[str] = Counter()
-        for symbol, amount in plain:
-            amounts[symbol] += float(amount or 1)
-        if all(amounts.values()):
-            return {symbol: amount / sum(amounts.values()) for symbol, amount in amounts.items()}
-    try:
-        composition = Composition(formula, strict=True)
-        if not composition:
-            raise ValueError("it is empty")
-    except ValueError as error:
-        raise UserError(f"{where}: {formula!r} is no chemical formula ({error})") from error
-    return _fractions(composition)
+def _key(phase: Phase) -> tuple[tuple[str, float], ...]:
+    """The same for every crystal of a composition."""
+    return tuple(sorted((symbol, round(fraction, 6)) for symbol, fraction in phase.fractions.items()))

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
-from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
+from jaxcrystal.hull.hull import Hull, is_hull_file, source
+from jaxcrystal.hull.phases import table_phases
 from jaxcrystal.reader.inputs import require_crystals
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.sources import is_json, json_items

@@ -22,7 +22,7 @@ from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.cache import Cache
-from jaxcrystal.model.lora import Linear, check_targets
+from jaxcrystal.model.lora import Linear
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
 
 #: What each layer keeps from forward to backward beside its input, by `config.remat`; "none" keeps everything.
@@ -41,8 +41,6 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        if self.lora is not None:
-            check_targets(self.lora)
         self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size, self.rules)
         layer = Layer
         if config.remat != "none":

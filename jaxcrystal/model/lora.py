@@ -31,19 +31,6 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import kernels
 
-#: The kernels that may be adapted, by the names that PEFT's `target_modules` uses.
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def check_targets(config: LoraConfig) -> None:
-    """Raises UserError where an adapter has no kernel to adapt, or no rank."""
-    unknown = [name for name in config.targets if name not in TARGETS]
-    if unknown or not config.targets:
-        found = ", ".join(map(repr, unknown)) or "nothing"
-        raise UserError(f"lora.targets names {found}; kernels that can be adapted are {', '.join(TARGETS)}")
-    if config.rank < 1:
-        raise UserError(f"lora.rank is {config.rank}; it must be at least 1")
-
 
 class Linear(nn.Module):
     """x W without bias, plus the adapter where `lora` names this module."""

@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.relaxation.fire import Descent
+from jaxcrystal.relaxation.fragments import isolated
 from jaxcrystal.relaxation.neighbours import Candidates
 from jaxcrystal.relaxation.potentials import Potential
 from jaxcrystal.relaxation.systems import SinglePoints, Systems
@@ -42,6 +43,7 @@ class RelaxationStatus(StrEnum):
     NOT_CONVERGED = "not_converged"  # the steps ran out; the energy is an upper bound
     DIVERGED = "diverged"  # a number was not finite, or the volume exploded
     UNKNOWN_ELEMENT = "unknown_element"  # the potential does not know an element
+    ISOLATED = "isolated"  # an atom or a molecule without neighbours, at the start or at the end: no crystal
     FAILED = "failed"  # the potential raised an error; the reason names it
     TIMEOUT = "timeout"  # it took longer than a crystal may
     CRASHED = "crashed"  # the process died, or the machine had no memory for it: another time it may go well
@@ -111,7 +113,10 @@ class Batch:
             if unknown := self.potential.unknown([element.symbol for element in structure.composition.elements]):
                 reason = f"{self.potential.name} does not know {', '.join(unknown)}"
                 return Relaxation(RelaxationStatus.UNKNOWN_ELEMENT, reason)
-            self._descent = Descent.join([self._descent, Descent.of(Systems.of([structure]))])
+            systems = Systems.of([structure])
+            if alone := isolated(systems):
+                return Relaxation(RelaxationStatus.ISOLATED, f"{alone} without neighbours")
+            self._descent = Descent.join([self._descent, Descent.of(systems)])
         except Exception as error:  # pymatgen's, for a site that holds no single element
             return Relaxation(RelaxationStatus.FAILED, _words(error))
         self._members.append(_Member(index, structure))
@@ -173,7 +178,7 @@ class Batch:
         """`largest`: force in eV/Å; `factor`: of the volume since the start."""
         member, steps, settings = self._members[i], int(self._descent.steps[i]), self.settings
         if member.failure is not None:
-            return replace(member.failure, steps=steps)
+            return self._isolated(i, systems, steps) or replace(member.failure, steps=steps)
         if not np.isfinite([energy, largest]).all():
             reason = f"energy or forces are not finite after {steps} steps"
             return Relaxation(RelaxationStatus.DIVERGED, reason, steps=steps)
@@ -184,6 +189,8 @@ class Batch:
             if member.seconds > settings.timeout:
                 return Relaxation(RelaxationStatus.TIMEOUT, f"over {settings.timeout:g} s", steps=steps)
             return None
+        if (apart := self._isolated(i, systems, steps)) is not None:
+            return apart
         end = _structure(member.start, systems.cells[i], systems.positions[systems.system == i])
         converged = largest <= settings.fmax
         return Relaxation(
@@ -196,6 +203,12 @@ class Batch:
             rmsd=displacement(member.start, end),
             volume_change=factor - 1,
         )
+
+    def _isolated(self, i: int, systems: Systems, steps: int) -> Relaxation | None:
+        """The end of a crystal that has come apart."""
+        alone = isolated(systems.select(np.arange(len(systems)) == i))
+        reason = f"{alone} without neighbours after {steps} steps"
+        return Relaxation(RelaxationStatus.ISOLATED, reason, steps=steps) if alone else None
 
 
 def relax_together(

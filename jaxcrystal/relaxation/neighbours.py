@@ -56,12 +56,21 @@ def candidates(systems: Systems, cutoff: float, known: Sequence[Candidates | Non
     squeeze = np.linalg.svd(np.linalg.inv(cells) @ systems.cells, compute_uv=False)[:, -1]
     holds = squeeze * (cutoff + SKIN) - 2 * farthest >= cutoff
     return [
-        c if c and hold else _search(systems.positions[span], frac_coords[span], cell, cutoff + SKIN)
+        c if c and hold else pairs_within(systems.positions[span], frac_coords[span], cell, cutoff + SKIN)
         for c, hold, span, cell in zip(known, holds, spans, systems.cells, strict=True)
     ]
 
 
-def _search(positions: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray, radius: float) -> Candidates:
+def pairs_within(
+    positions: Float[np.ndarray, "atoms 3"],
+    frac_coords: Float[np.ndarray, "atoms 3"],
+    cell: Float[np.ndarray, "3 3"],
+    radius: float,
+) -> Candidates:
+    """Pairs of atoms of one crystal that are no farther apart than `radius` Å, each once.
+
+    Raises ValueError if the crystal is so dense that its atoms lie on top of each other.
+    """
     from pymatgen.optimization.neighbors import find_points_in_spheres
 
     expected = len(positions) / abs(np.linalg.det(cell)) * 4 / 3 * math.pi * radius**3

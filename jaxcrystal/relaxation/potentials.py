@@ -10,7 +10,7 @@ numbers as later ones. In matgl ≥ 3.0 the message of an edge i → j is summed
         m_ij                       m_ij
       i ─────▶ j += m_ij     i += m_ij ◀───── j
 
-Both ways are put to the self-check, and the one that agrees with nature is kept.
+Both ways are put to the self-check, and the one that agrees with the known energies is kept.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from jaxcrystal.relaxation.chgnet import chgnet_single_points
 from jaxcrystal.relaxation.m3gnet import M3GNet
 from jaxcrystal.relaxation.matgl import matgl_single_points
 from jaxcrystal.relaxation.neighbours import Candidates, candidates, edges
-from jaxcrystal.relaxation.selfcheck import TOLERANCE, EnergyReference, SelfCheck, check, known_elements
+from jaxcrystal.relaxation.selfcheck import FEWEST, TOLERANCE, EnergyReference, SelfCheck, check
 from jaxcrystal.relaxation.systems import Edges, SinglePoints, Systems
 
 if TYPE_CHECKING:
@@ -60,14 +61,10 @@ class Potential:
     package: str = ""  #: whose code it runs, with its version
 
     @classmethod
-    def checked(cls, *, cutoff: float, answer: Callable[[Systems, Edges], SinglePoints], **what: Any) -> Potential:
-        """One that has been put to the self-check, whatever that found."""
-
-        def energies(structures: Sequence[Structure]) -> list[float]:
-            systems = Systems.of(structures)
-            return answer(systems, edges(systems, candidates(systems, cutoff), cutoff)).energies.tolist()
-
-        return cls(check=check(energies), cutoff=cutoff, answer=answer, **what)
+    def checked(cls, **what: Any) -> Potential:
+        """One that has been put to the self-check, whatever that found; takes the fields beside `check`."""
+        potential = cls(check=SelfCheck((), (), EnergyReference.OWN), **what)
+        return replace(potential, check=check(potential.energies, potential.elements))
 
     @property
     def reference(self) -> EnergyReference:
@@ -131,10 +128,12 @@ def load_potential(name_or_dir: str | Path = "chgnet", device: str | None = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = _chgnet(device) if str(name_or_dir) == "chgnet" else _matgl(Path(name_or_dir), device)
     best = min(found, key=lambda potential: potential.check.worst)
+    if len(best.check.rows) < FEWEST:
+        raise UserError(f"{best.source} cannot be checked, and is not used: {best.check}")
     if not best.check.passed:
         raise UserError(
-            f"{best.source} fails its self-check by more than {TOLERANCE} eV/atom ({best.check}). "
-            "Its weights do not fit the installed code: take weights published for this version of the package"
+            f"{best.source} fails its self-check by more than {TOLERANCE} eV/atom ({best.check}). Its weights are "
+            "damaged or do not fit the installed code: take weights published for this version of the package"
         )
     return best
 
@@ -173,15 +172,15 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
     with _evaluate_extra():
         from matgl.apps.pes import Potential as MatglPotential
 
+    for name in ("model.pt", "state.pt"):
+        _refuse_code(files[name])
     try:
         model = MatglPotential.load(files).to(device).eval()  # a dictionary of files: matgl then downloads nothing
     except Exception as error:  # torch, json and matgl each raise their own for a file that is not what it should be
         reason = " ".join(str(error).split())[:300]
+        if "weights_only" in reason:  # torch's advice to read it without that safeguard
+            reason = "model.pt or state.pt is damaged, or no file of torch's"
         raise UserError(f"{directory} cannot be read as a matgl potential: {reason}") from error
-    if lacking := known_elements() - set(model.model.element_types):
-        raise UserError(
-            f"{directory} knows no {', '.join(sorted(lacking))}, of which the self-check is made; it cannot be believed"
-        )
     potential = partial(
         Potential.checked,
         name=directory.resolve().name,
@@ -198,6 +197,28 @@ def _matgl(directory: Path, device: str) -> Iterator[Potential]:
         yield potential(note=note, answer=M3GNet(model, at_source=False))
     else:
         yield potential(note="", answer=partial(matgl_single_points, model))
+
+
+def _refuse_code(path: Path) -> None:
+    """Raises UserError if to read the file would run what it names, and not only take numbers from it.
+
+    torch refuses a pickle that does, and advises how to read it all the same. matgl makes an object of any class that
+    a dictionary names, with the arguments that it gives.
+    """
+    import torch
+
+    try:
+        found, runs = torch.load(path, map_location="cpu", weights_only=True), ""
+    except Exception as error:  # of a file that is damaged, matgl's reading says more
+        found, runs = None, "".join(re.findall(r"GLOBAL (\S+)", str(error))[:1])
+    for part in found.values() if isinstance(found, dict) else ():
+        if isinstance(part, dict) and "@class" in part and not str(part.get("@module")).startswith("matgl.models"):
+            runs = f"{part.get('@module')}.{part['@class']}"
+    if runs:
+        raise UserError(
+            f"{path} is not read: it is more than a file of weights, and would run {runs}. Such files do harm; take "
+            "the weights from who published them, or have who made them save them again by matgl's `save`"
+        )
 
 
 def _sha256(paths: list[Path]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BATCHES = 3
 
 #: Changes whenever the same crystal relaxes otherwise, and so parts what was stored before and after.
-VERSION = 1
+VERSION = 2
 
 
 def relax_all(

@@ -168,7 +168,7 @@ class Engine:
         self._pages = PAGES_PER_SLOT * self.slots
         slots_sharding, whole = self._shardings()
         self._start = jax.jit(self._open, static_argnums=(0, 1), out_shardings=(slots_sharding, whole, whole))
-        self._hear = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots_sharding, whole))
+        self._read_prompt = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots_sharding, whole))
         self._run = jax.jit(self._decode, donate_argnums=1, out_shardings=(slots_sharding, whole))
 
     def draw(self, prompt: Sequence[int], seed: int, indices: Sequence[int]) -> Iterator[Draw]:
@@ -230,18 +230,18 @@ class Engine:
         with jax.set_mesh(self._mesh):
             slots, desk, first = self._start(places, blocks)
 
-        def hear(prompt: tuple[int, ...], place: int) -> None:
+        def read_prompt(prompt: tuple[int, ...], place: int) -> None:
             nonlocal slots, first
             tokens = np.zeros((blocks, BLOCK), np.int32)
             tokens.flat[: len(prompt)] = prompt
             with jax.set_mesh(self._mesh):
-                slots, first = self._hear(
+                slots, first = self._read_prompt(
                     self._model.variables, slots, first, tokens, np.int32(len(prompt)), np.int32(place)
                 )
 
         for place, prompt in enumerate(self._always, start=places):
-            hear(prompt, place)
-        heard: dict[tuple[int, ...], int] = {}  # prompt -> place
+            read_prompt(prompt, place)
+        place_of: dict[tuple[int, ...], int] = {}  # prompt -> place
         waiting: deque[int] = deque(range(places))  # places that nobody follows any more, longest first
         finished: list[Draw] = []
         read = allowed = 0  # crystals handed out or in `finished`; crystals whose prompt has a place
@@ -250,16 +250,16 @@ class Engine:
             while allowed < min(len(tasks), read + self._pages):
                 number, index = tasks[allowed]
                 prompt = prompts[number]
-                if prompt not in heard:
+                if prompt not in place_of:
                     if not waiting:
                         break
                     place = waiting.popleft()
-                    heard = {other: at for other, at in heard.items() if at != place} | {prompt: place}
-                    hear(prompt, place)
-                elif heard[prompt] in waiting:
-                    waiting.remove(heard[prompt])
+                    place_of = {other: at for other, at in place_of.items() if at != place} | {prompt: place}
+                    read_prompt(prompt, place)
+                elif place_of[prompt] in waiting:
+                    waiting.remove(place_of[prompt])
                 page = allowed % self._pages
-                orders.index[page], orders.place[page], orders.constraints[page] = index, heard[prompt], number
+                orders.index[page], orders.place[page], orders.constraints[page] = index, place_of[prompt], number
                 allowed += 1
             with jax.set_mesh(self._mesh):
                 slots, desk = self._run(
@@ -279,8 +279,8 @@ class Engine:
                     )
                 )
                 read += 1
-            followed = {heard[prompts[task.prompt]] for task in tasks[read:allowed]}
-            waiting.extend(place for place in heard.values() if place not in followed and place not in waiting)
+            followed = {place_of[prompts[task.prompt]] for task in tasks[read:allowed]}
+            waiting.extend(place for place in place_of.values() if place not in followed and place not in waiting)
         yield from finished
 
     def _no_orders(self) -> Orders:

@@ -1,6 +1,6 @@
 """Checkpoints of a run: weights that `sample` can read, and beside them what training needs to go on.
 
-    OUT/checkpoints/STEP/weights     {"params": ...} or {"lora": ...}: the same item that `model.saved` reads
+    OUT/checkpoints/STEP/weights     {"params": ...} or {"lora": ...}: the same item that `weights.saved` reads
     OUT/checkpoints/STEP/training    optimizer and step
     OUT/checkpoints/STEP/place       as JSON: where in the data the next step begins, the run's identity, fingerprints
                                      of what was saved and of the frozen weights below it
@@ -64,7 +64,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a kill or a full disk left of a checkpoint
         )
         self._identity = identity
-        # What fails in the background is raised here and told in one line; these would tell it array by array.
+        # What fails in the background is raised here as one line; these would print one for each array.
         for chatter in ("absl", "asyncio"):
             logging.getLogger(chatter).setLevel(logging.CRITICAL)
         self._path = (out / CHECKPOINTS).resolve()
@@ -119,9 +119,9 @@ class Checkpoints:
                 )
             return state, place, [self._set_aside(step, reason) for step, reason in damaged.items()]
         if damaged:
-            told = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self._path} is whole ({told}); remove {self._path.parent} to start over"
+                f"no checkpoint in {self._path} is whole ({reasons}); remove {self._path.parent} to start over"
             )
         return start, Place(), []
 
@@ -197,7 +197,7 @@ class Checkpoints:
             with self._writing():
                 self._manager.wait_until_finished()
         except UserError:
-            if error is None:  # otherwise this came after what is already being told
+            if error is None:  # otherwise this came after the error that is being raised
                 raise
         finally:
             self._manager.close()

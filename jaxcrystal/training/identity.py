@@ -12,10 +12,11 @@ import numpy as np
 from jaxcrystal.config import EXECUTION, Recipe, from_dict, to_dict
 from jaxcrystal.training.packing import Feed
 
-#: Keys that may differ between a run and its continuation. They change what is told and kept, or where and in which
-#: order the same sums are taken.
+#: Keys that may differ between a run and its continuation: what is logged and kept; where, and in which order, the same
+#: sums are taken; and how long the run is (docs/training.md says which learning rates follow).
 FREE = {"out", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"}
 FREE |= {"mesh", "loss_block", *EXECUTION}
+FREE |= {"steps", "epochs"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run tells of itself, one JSON object a line, in the order in which it happened."""
+"""`metrics.jsonl`: the events of a run, one JSON object a line, in the order in which they happened."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Journal:
                 unfinished.write_text("".join(kept))
                 unfinished.replace(path)
 
-    def tell(self, event: str, step: int, **values: Any) -> None:
+    def write(self, event: str, step: int, **values: Any) -> None:
         """One line, handed to the system when this returns. Raises UserError if the disk does not take it."""
         if self._silent:
             return

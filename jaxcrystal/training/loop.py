@@ -4,7 +4,8 @@
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
-A second start of the same recipe goes on where the last checkpoint was taken.
+A second start of the same recipe goes on where the last checkpoint was taken; so does one with other `steps`, which is
+how a finished run is made longer (docs/training.md).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class TrainReport:
     steps: int
     loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
     validation_loss: float | None  #: after the last step; None likewise
-    stopped: signal.Signals | None = None  #: what asked the run to stop before its end; it is saved and can go on
+    stopped: signal.Signals | None = None  #: what stopped the run before its end; it is saved and can go on
 
 
 def train(recipe: Recipe) -> TrainReport:
@@ -76,7 +77,7 @@ def train(recipe: Recipe) -> TrainReport:
         )
     steps = math.ceil((recipe.epochs or 0) * len(feed.epoch(0))) if recipe.steps is None else recipe.steps
     if steps < 1:
-        raise UserError("the recipe asks for no steps; set `steps` or `epochs`")
+        raise UserError("the recipe has no steps; set `steps` or `epochs`")
     trainer = Trainer(
         Llama(config, recipe.lora),
         writer,
@@ -92,6 +93,8 @@ def train(recipe: Recipe) -> TrainReport:
             saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
     with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
+        if state.step > steps:
+            raise UserError(f"{out} has done {state.step} steps, the recipe has {steps}; raise `steps` or `epochs`")
         with hosts.together():
             if hosts.is_first():
                 _write_recipe(out, recipe)
@@ -120,7 +123,7 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
 
 
 def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
-    """The shape of a base, computed in the way that a recipe's `model` asks for."""
+    """The shape of a base, computed in the way that a recipe's `model` sets."""
     return replace(base, **{name: getattr(model, name) for name in ("dtype", *EXECUTION)})
 
 
@@ -146,7 +149,7 @@ def _write_recipe(out: Path, recipe: Recipe) -> None:
 
 
 class _Run:
-    """The loop itself: steps, what is told of them, what is saved."""
+    """The loop itself: steps, what is logged of them, what is saved."""
 
     def __init__(
         self, recipe: Recipe, trainer: Trainer, feed: Feed, validation: Feed, checkpoints: Checkpoints, steps: int
@@ -156,13 +159,13 @@ class _Run:
         self.rows = batch_sharding(trainer.mesh)
 
     def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
-        """From `state`, whose next batch is at `start`, to the last step, or until it is asked to stop."""
+        """From `state`, whose next batch is at `start`, to the last step, or until a signal stops it."""
         step = done = int(state.step)
         out = Path(self.recipe.out)
         self.journal = Journal(out / "metrics.jsonl", done, silent=not hosts.is_first())
         for remark in remarks if hosts.is_first() else ():
             tqdm.write(remark)
-            self.journal.tell("damaged", done, remark=remark)
+            self.journal.write("damaged", done, remark=remark)
         train_step, eval_step = self._compile(state)
         loss, validation_loss, window, best = None, None, [], self.checkpoints.best_loss()
         since = time.perf_counter()
@@ -187,17 +190,17 @@ class _Run:
                     best = min(best, validation_loss)
                     since = time.perf_counter()
                 shown = {"loss": loss, "validation": validation_loss}
-                told = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
-                bar.set_postfix(told, refresh=False)
+                values = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+                bar.set_postfix(values, refresh=False)
                 bar.update()
                 if stop:
-                    self.journal.tell("stopped", step, signal=interrupt.signal.name)
+                    self.journal.write("stopped", step, signal=interrupt.signal.name)
                     break
         stopped = interrupt.signal if step < self.steps else None
         return TrainReport(out, step, loss, validation_loss, stopped)
 
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Both steps; tells the journal how long the first took, and what speed will be measured against."""
+        """Both steps; logs how long compiling the first took, and what speed will be measured against."""
         started = time.perf_counter()
         train_step = self.trainer.compile_train(state, self.feed.placed(self.feed.nothing().index, self.rows))
         seconds = time.perf_counter() - started
@@ -207,7 +210,7 @@ class _Run:
         self.peak = peak * self.trainer.mesh.size
         variables = self.trainer.variables(state)
         self.multiplied = speed.Multiplied.of(self.trainer.model.config, variables, self.trainer.collection)
-        self.journal.tell(
+        self.journal.write(
             "start",
             int(state.step),
             steps=self.steps,
@@ -236,38 +239,38 @@ class _Run:
             epoch, batch = epoch + 1, 0
 
     def _log(self, step: int, place: Place, window: list[tuple[Table, StepMetrics]], since: float) -> float:
-        """Tells of the steps since the last log; returns the last loss.
+        """Logs the steps since the last log; returns the last loss.
 
         Raises UserError if a loss or gradient is no number, before such weights can be saved.
         """
-        told = jax.device_get([metrics for _, metrics in window])
+        measured = jax.device_get([metrics for _, metrics in window])
         seconds = time.perf_counter() - since
-        for number, ((crystals, _), metrics) in enumerate(zip(window, told, strict=True), step - len(told) + 1):
+        for number, ((crystals, _), metrics) in enumerate(zip(window, measured, strict=True), step - len(measured) + 1):
             if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
                 values = {"loss": float(metrics.loss), "norm of the gradient": float(metrics.grad_norm)}
                 self._give_up(f"at step {number}", number, values, crystals)
-        loss = float(told[-1].loss)
-        written, crystals = sum(int(m.written) for m in told), sum(int(m.crystals) for m in told)
+        loss = float(measured[-1].loss)
+        written, crystals = sum(int(m.written) for m in measured), sum(int(m.crystals) for m in measured)
         flops = written * self.multiplied.flops_per_token(context=written / crystals)
-        self.journal.tell(
+        self.journal.write(
             "train",
             step,
             epoch=place.epoch,
             loss=loss,
-            losses=[float(m.loss) for m in told],
-            grad_norm=float(told[-1].grad_norm),
-            step_seconds=seconds / len(told),
+            losses=[float(m.loss) for m in measured],
+            grad_norm=float(measured[-1].grad_norm),
+            step_seconds=seconds / len(measured),
             tokens_per_second=written / seconds,
             crystals_per_second=crystals / seconds,
             mfu=flops / seconds / self.peak,
-            padding=1 - written / (len(told) * self.feed.rows_per_batch * self.feed.row_length),
+            padding=1 - written / (len(measured) * self.feed.rows_per_batch * self.feed.row_length),
         )
         return loss
 
     def _give_up(self, when: str, step: int, values: dict[str, float], crystals: Table) -> None:
         """Ends a run whose numbers are none, naming the crystals of the batch of `step`."""
         names = self.feed.names(crystals)
-        self.journal.tell("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
+        self.journal.write("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
         what = " and ".join(f"the {name} is {value}" for name, value in values.items())
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise UserError(
@@ -282,10 +285,12 @@ class _Run:
         """
         batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
         key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        told = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
-        tokens = sum(int(m.tokens) for m in told)
-        loss = sum(float(m.loss) * int(m.tokens) for m in told) / tokens
+        measured = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
+        tokens = sum(int(m.tokens) for m in measured)
+        loss = sum(float(m.loss) * int(m.tokens) for m in measured) / tokens
         if not math.isfinite(loss):
             self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
-        self.journal.tell("validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in told))
+        self.journal.write(
+            "validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in measured)
+        )
         return loss

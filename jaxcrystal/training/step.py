@@ -41,7 +41,7 @@ class TrainState:
 
 @struct.dataclass
 class StepMetrics:
-    """What one step tells."""
+    """What is measured of one step."""
 
     loss: Float32[Array, ""]  #: mean over counted tokens, nats
     tokens: Int[Array, ""]  #: tokens that the loss counted
@@ -54,16 +54,21 @@ class StepMetrics:
         return self.replace(loss=self.loss / jnp.maximum(self.tokens, 1))
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101), linear warm-up then cosine over `steps`, gradients clipped by global norm."""
-    schedule = optax.warmup_cosine_decay_schedule(
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Of each of `steps` steps, by its number: linear warm-up, then cosine to `final_fraction` of the peak."""
+    return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
         warmup_steps=min(config.warmup_steps, max(steps - 1, 1)),
         decay_steps=max(steps, 2),
         end_value=config.learning_rate * config.final_fraction,
     )
-    adamw = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) at `learning_rate`, gradients clipped by global norm."""
+    rate = learning_rate(config, steps)
+    adamw = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 

@@ -27,7 +27,7 @@ from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.weights.config_map import read_hf, read_meta, read_peft
 from jaxcrystal.weights.meta_shards import MetaShards
 from jaxcrystal.weights.tensor_files import Index, TensorFiles, Tensors
-from jaxcrystal.weights.vocabulary import LongerVocabulary
+from jaxcrystal.weights.vocabulary import Vocabulary
 
 #: parameter, the tensor's name (all end with .weight) at Hugging Face, and at Meta
 TABLE = (
@@ -44,6 +44,9 @@ TABLE = (
     ("norm/scale", "model.norm", "norm"),
     ("lm_head/kernel", "lm_head", "output"),
 )  # fmt: skip
+
+#: The parameters that have a row (or column) for each piece of the vocabulary.
+EMBEDDINGS = ("embed_tokens/embedding", "lm_head/kernel")
 
 #: How PEFT calls the adapters of a kernel: as Hugging Face calls the kernel, between these.
 PEFT_PREFIX, PEFT_SUFFIX = "base_model.model.", {"a": ".lora_A", "b": ".lora_B"}
@@ -70,14 +73,14 @@ class Source:
 def source(path: str, layers: int, dialect: Dialect = "hf") -> Source:
     """The row of the table that holds the parameter at `path` (names joined by `/`)."""
     module, _, last = path.rpartition("/")
-    adapter = PEFT_SUFFIX.get(last) if dialect == "peft" else None
+    adapter = PEFT_SUFFIX.get(last, "") if dialect == "peft" else ""
     wanted = f"{module}/kernel" if adapter else path
     for parameter, hf, meta in TABLE:
         if parameter == wanted:
-            template = f"{PEFT_PREFIX}{hf}{adapter}" if adapter else meta if dialect == "meta" else hf
+            template = {"hf": hf, "meta": meta, "peft": f"{PEFT_PREFIX}{hf}{adapter}"}[dialect]
             stacked = "{}" in template
             names = [f"{template}.weight".format(i) for i in range(layers if stacked else 1)]
-            return Source(tuple(names), stacked, transposed=adapter is not None or last == "kernel")
+            return Source(tuple(names), stacked, transposed=adapter != "" or last == "kernel")
     raise KeyError(path)
 
 
@@ -120,15 +123,13 @@ class Checkpoint:
             row = source(path, self.config.num_hidden_layers, self.dialect)
             yield path, _load(self.tensors, row, leaf, dtype)
 
-    def with_vocabulary(self, pad: bool, multiple: int) -> Checkpoint:
-        """With [PAD] behind the vocabulary (`pad`), and rows of zeros up to a multiple, which get no logit."""
-        size = self.config.vocab_size + pad
-        config = replace(self.config, vocab_size=size, vocab_multiple=multiple)
-        paths = ["embed_tokens/embedding"] + ([] if config.tie_word_embeddings else ["lm_head/kernel"])
+    def with_vocabulary(self, pieces: int, multiple: int) -> Checkpoint:
+        """With a row for each of `pieces` (`Vocabulary`), and rows of zeros up to a multiple, which get no logit."""
+        config = replace(self.config, vocab_size=pieces, vocab_multiple=multiple)
+        paths = EMBEDDINGS[: 1 if config.tie_word_embeddings else 2]
         names = tuple(source(path, 1, self.dialect).tensors[0] for path in paths)
-        return replace(
-            self, config=config, tensors=LongerVocabulary(self.tensors, names, config.padded_vocab_size, pad)
-        )
+        tensors = Vocabulary(self.tensors, names, pieces, config.padded_vocab_size)
+        return replace(self, config=config, tensors=tensors)
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
@@ -165,9 +166,17 @@ def _open_meta(directory: Path) -> Checkpoint:
 
 
 def open_adapters(directory: str | Path, config: LlamaConfig) -> Checkpoint:
-    """PEFT's adapters for a model of this config. Raises UserError as `open_checkpoint` does."""
+    """PEFT's adapters for a model of this config, embedding and head beside them or not (`resized_embeddings`).
+
+    Raises UserError as `open_checkpoint` does.
+    """
     directory = Path(directory)
     files = TensorFiles(directory, ("adapter_model.safetensors", "adapter_model.bin"))
+    if named := next((name for name in files.shapes if re.search(r"\.lora_[AB]\.\w+\.weight$", name)), None):
+        raise UserError(
+            f"{directory}: {named} bears the name that it has within a living model; save the adapters with PEFT's "
+            "`model.save_pretrained(DIR)`, which leaves the adapter's name out, and convert DIR"
+        )
     found = {match[1] for name in files.shapes if (match := re.search(r"\.(\w+)\.lora_A\.", name))}
     checkpoint = Checkpoint(config, files, "peft", read_peft(directory, found))
     _check(checkpoint, f"{directory} does not hold the adapters that its adapter_config.json describes, for this base")
@@ -200,6 +209,11 @@ def _check(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {})
     """Raises one UserError for all tensors that are missing, unexpected, of another shape, or no floating point."""
     found, dtypes = checkpoint.tensors.shapes, checkpoint.tensors.dtypes
     expected = _expected(checkpoint.config, checkpoint.lora, checkpoint.dialect)
+    ignored = [IGNORED]
+    if checkpoint.config.tie_word_embeddings:
+        ignored.append(IGNORED_WHEN_TIED)
+    if checkpoint.lora is not None:
+        ignored += (re.escape(source(path, 1, "peft").tensors[0]) for path in EMBEDDINGS)
     problems = []
     for name, shape in expected.items():
         if name not in found:
@@ -209,9 +223,8 @@ def _check(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {})
             problems.append(f"{name}: expected {list(shape)}, found {list(found[name])}")
         elif dtypes[name] not in FLOATS:
             problems.append(f"{name}: expected floating-point numbers, found {dtypes[name]}; is it quantized?")
-    ignored = f"{IGNORED}|{IGNORED_WHEN_TIED}" if checkpoint.config.tie_word_embeddings else IGNORED
     for name in found.keys() - expected.keys():
-        if not re.fullmatch(ignored, name):
+        if not re.fullmatch("|".join(ignored), name):
             problems.append(f"{name}: not expected, found {list(found[name])}")
     if problems:
         listed = "\n  ".join(sorted(problems))

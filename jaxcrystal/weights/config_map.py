@@ -6,12 +6,12 @@ Only `read_*` look into files; `hf_config` and `peft_config` return what is to b
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxcrystal.config import LlamaConfig, LoraConfig, from_dict
+from jaxcrystal.config import TARGETS, LlamaConfig, LoraConfig, SettingError, from_dict
 from jaxcrystal.errors import UserError
-from jaxcrystal.model.lora import TARGETS
 from jaxcrystal.weights.tensor_files import read_json
 
 #: RoPE's kinds, and the keys that each needs beside rope_theta.
@@ -33,6 +33,12 @@ PEFT_KEYS = (
     {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "peft_type", "bias", "init_lora_weights"}
     | {"task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
     | {"layers_pattern", "megatron_core", "qalora_group_size", "eva_config", "ensure_weight_tying"}
+)
+
+#: What to do with a PEFT model that is more than adapters of one rank on a base.
+MERGE = (
+    "merge it in PEFT (`AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)`), put "
+    "tokenizer.model into NEW and convert NEW without --base"
 )
 
 #: Ways to draw PEFT's adapters that leave the base as it is. The others train on a base that they have changed.
@@ -158,34 +164,30 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
     path = directory / "adapter_config.json"
     theirs = read_json(path)
 
-    def refuse(key: str, what: str = "which is not supported") -> UserError:
+    def refuse(key: str, what: str = f"which adapters of ours do not have; {MERGE}") -> UserError:
         return UserError(f"{path}: {key} is {theirs.get(key)!r}, {what}")
 
     if theirs.get("peft_type") != "LORA":
         raise refuse("peft_type", "only 'LORA' can be converted")
     if theirs.get("bias", "none") != "none":
-        raise refuse("bias", "only 'none' is supported")
+        raise refuse("bias")
     if theirs.get("init_lora_weights") not in PEFT_INITIAL:
-        raise refuse("init_lora_weights", "which changes the base; convert the adapters to plain ones in PEFT")
+        raise refuse("init_lora_weights", f"which trains on a base that it has changed; {MERGE}")
     if unknown := [key for key, value in theirs.items() if key not in PEFT_KEYS and value]:
         raise refuse(unknown[0])
-    numbers = {key: theirs.get(key) for key in ("r", "lora_alpha", "lora_dropout")}
-    for key, value in numbers.items():
-        kind, low, what = (int, 1, "a whole number of at least 1") if key == "r" else ((int, float), 0, "a number")
-        if not isinstance(value, kind) or isinstance(value, bool) or value < low:
-            raise refuse(key, f"{what} was expected")
     stated = theirs.get("target_modules")
     if isinstance(stated, list):
         found = {str(name).rpartition(".")[2] for name in stated}
     if not found or not found <= set(TARGETS):
-        raise refuse("target_modules", f"kernels that can be adapted are {', '.join(TARGETS)}")
-    scale = math.sqrt(numbers["r"]) if theirs.get("use_rslora") else 1.0  # arXiv 2312.03732: alpha / √r
-    return LoraConfig(
-        rank=int(numbers["r"]),
-        alpha=float(numbers["lora_alpha"] * scale),
-        dropout=float(numbers["lora_dropout"]),
-        targets=tuple(name for name in TARGETS if name in found),
-    )
+        raise refuse("target_modules", f"kernels that can be adapted are {', '.join(TARGETS)}; {MERGE}")
+    targets = tuple(name for name in TARGETS if name in found)
+    try:
+        lora = LoraConfig(theirs.get("r"), theirs.get("lora_alpha"), theirs.get("lora_dropout"), targets)
+    except SettingError as error:
+        theirs_for = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+        raise UserError(f"{path}: {theirs_for[error.key]} {error.problem}") from None
+    scale = math.sqrt(lora.rank) if theirs.get("use_rslora") else 1.0  # arXiv 2312.03732: alpha / √r
+    return replace(lora, alpha=float(lora.alpha * scale), dropout=float(lora.dropout))
 
 
 def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Files are written one at a time, and the host holds the tensors of one.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,12 +29,11 @@ from jaxcrystal.config import LoraConfig
 from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.lora import merge
-from jaxcrystal.weights.checkpoint_map import to_hf, to_peft
+from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
-from jaxcrystal.weights.saved import TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
+from jaxcrystal.weights.saved import MODEL_FILE, TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
-VOCABULARY = ("embed_tokens/embedding", "lm_head/kernel")
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,24 @@ def export(
     """The model in `model_dir` as the directory `out`, all at once or not at all.
 
     `shard_size` (such as 500MB) is how large one file of weights may become, unless one tensor alone is larger.
-    `base_name` is what PEFT is told to load below the adapters, by default the path of the base. Without `pad_token`,
-    a [PAD] that ends the vocabulary stays behind, row and piece.
+    `base_name` is what PEFT loads below the adapters: the name at Hugging Face, or the folder, of what `convert` made
+    the base from. Without `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
-    adapters on a base; for hf, if its weights are int8 or nf4.
+    adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
     """
     model_dir, out, size = Path(model_dir), Path(out), parse_size(shard_size)
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
+    if format == "peft" and (base_name is None or (Path(base_name) / MODEL_FILE).exists()):
+        base = os.path.normpath(model_dir / description.base)
+        what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
+        raise UserError(
+            f"{what}: give --base-name what {base} was converted from, by its name at Hugging Face (such as "
+            "meta-llama/Llama-2-7b-hf) or as a folder; where it was trained here, give it what `jaxcrystal export "
+            f"--model {base} --format hf` writes"
+        )
     if format == "hf" and description.model.weights != "float":
         raise UserError(
             f"{model_dir} stores its weights as {description.model.weights}, which transformers does not read; export "
@@ -77,7 +85,7 @@ def export(
     with written_whole(out) as partial:
         model = load_model(model_dir, mesh)
         if format == "peft":
-            return _export_peft(model, partial, out, base_name or str((model_dir / description.base).resolve()))
+            return _export_peft(model, partial, out, base_name)
         return _export_hf(model, partial, out, size, pad_token)
 
 
@@ -128,14 +136,14 @@ def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:
         module = path.rpartition("/")[0]
         if f"{module}/a" in adapters:
             value = _Adapted(value, adapters[f"{module}/a"], adapters[f"{module}/b"], model.lora)
-        elif path in VOCABULARY:
+        elif path in EMBEDDINGS:
             value = value[:rows] if path.endswith("embedding") else value[:, :rows]
         yield from to_hf({path: value}, model.config.num_hidden_layers)
 
 
 @dataclass(frozen=True)
 class _Adapted:
-    """The kernels of all layers with their adapters merged, each when it is asked for."""
+    """The kernels of all layers with their adapters merged, each merged when it is indexed."""
 
     kernel: jax.Array
     a: jax.Array

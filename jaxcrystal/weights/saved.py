@@ -25,19 +25,31 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal.config import EXECUTION, LlamaConfig, LoraConfig, MeshConfig, TextFormat, Weights, from_dict, to_dict
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.config import (
+    EXECUTION,
+    LlamaConfig,
+    LoraConfig,
+    MeshConfig,
+    Settings,
+    TextFormat,
+    Weights,
+    from_dict,
+    to_dict,
+)
+from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad, without_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
+from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
+from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Settings):
     """What `model.json` holds."""
 
     model: LlamaConfig
@@ -123,13 +135,14 @@ def read_description(directory: str | Path) -> Description:
 def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
     """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
 
-    Raises UserError for a directory that is not one, for one without a checkpoint, and for weights that do not fit.
+    Raises UserError for a directory that is not one, for one without a checkpoint, for weights or a tokenizer that do
+    not fit.
     """
     directory = Path(directory)
-    description = read_description(directory)
-    tokenizer = directory / TOKENIZER_FILE
+    description, tokenizer = read_description(directory), directory / TOKENIZER_FILE
     if not tokenizer.exists():
         raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
+    config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
     if description.base is None:
@@ -138,7 +151,7 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
         step, weights = _restore(directory, {"lora": wanted["lora"]})
         weights["params"] = _base_params(directory, description, wanted["params"])
     return SavedModel(
-        config=description.model,
+        config=config,
         lora=description.lora,
         text=description.text,
         params=weights["params"],
@@ -146,6 +159,15 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
         tokenizer_path=tokenizer,
         step=step,
     )
+
+
+def _with_pieces(model: LlamaConfig, tokenizer: Path) -> LlamaConfig:
+    """The same rows, of which those without a piece get no logit: earlier versions of `convert` gave them one."""
+    pieces = load_tokenizer(tokenizer).vocab_size
+    check_rows(str(tokenizer), pieces, model.vocab_size)
+    if pieces == model.vocab_size:
+        return model
+    return replace(model, vocab_size=pieces, vocab_multiple=model.padded_vocab_size)
 
 
 def _base_params(directory: Path, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -157,23 +179,32 @@ def _base_params(directory: Path, description: Description, wanted: dict[str, An
     return weights["params"]
 
 
-def _restore(directory: Path, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved."""
+def _restore(directory: Path, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
+    """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved.
+
+    All that was saved must be `wanted`, unless only a `part` of it is.
+    """
     checkpoints = (directory / CHECKPOINTS).resolve()
     steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
     if not steps:
         raise UserError(f"{checkpoints} holds no checkpoint; `jaxcrystal convert` and `jaxcrystal train` write them")
     path = checkpoints / str(max(steps)) / "weights"
-    handler = ocp.StandardCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        saved = flatten_dict(handler.metadata(path).tree, sep="/")
+        saved = flatten_dict(dict(handler.metadata(path).tree), sep="/")
         places = flatten_dict(wanted, sep="/")
+        if part:
+            saved = {name: leaf for name, leaf in saved.items() if name in places}
         _check_fit(path, saved, places)
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
             for name, leaf in places.items()
         }
-        return max(steps), handler.restore(path, args=ocp.args.StandardRestore(unflatten_dict(target, sep="/")))
+        tree = unflatten_dict(target, sep="/")
+        places = ocp.checkpoint_utils.construct_restore_args(tree)
+        return max(steps), handler.restore(
+            path, args=ocp.args.PyTreeRestore(tree, restore_args=places, partial_restore=part)
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read the checkpoint {path}: {reason}; remove it to use the one before") from error
@@ -237,8 +268,9 @@ def convert(
 
     `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says, each as soon
     as it is loaded. `pad_token` gives a vocabulary without padding a piece [PAD]
-    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is. Embedding
-    and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model directory `base`; their
+    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is, and further
+    ones, which pad the source's vocabulary, stay behind. Embedding and head are stored with rows up to a multiple of
+    `vocab_multiple`. Adapters need the model directory `base`; their
     vocabulary is its.
 
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
@@ -258,14 +290,10 @@ def convert(
         if not tokenizer.exists():
             raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
         checkpoint = open_checkpoint(source)
-        rows, pieces = checkpoint.config.vocab_size, load_tokenizer(tokenizer).vocab_size
-        if pieces > rows:
-            raise UserError(
-                f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's"
-            )
-        model = tokenizer.read_bytes()
+        pieces, model = load_tokenizer(tokenizer).vocab_size, tokenizer.read_bytes()
+        check_rows(str(tokenizer), pieces, checkpoint.config.vocab_size)
         padded = with_pad(model) if pad_token else model
-        checkpoint = checkpoint.with_vocabulary(pad=padded != model and pieces == rows, multiple=vocab_multiple)
+        checkpoint = checkpoint.with_vocabulary(pieces + (padded != model), vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
         describe(partial, config, None, TextFormat(), tokenizer)
         (partial / TOKENIZER_FILE).write_bytes(padded)
@@ -283,6 +311,13 @@ def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh
         raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
     checkpoint = open_adapters(source, description.model)
     tokenizer = Path(base) / TOKENIZER_FILE
+    if copies := set(saved_embeddings(checkpoint).values()):
+        wanted = flatten_dict(abstract_variables(Llama(description.model), mesh), sep="/")
+        part = {name: leaf for name, leaf in wanted.items() if name.removeprefix("params/") in copies}
+        _, weights = _restore(Path(base), unflatten_dict(part, sep="/"), part=True)
+        file = tokenizer.read_bytes()
+        pieces = load_tokenizer(tokenizer).vocab_size - (without_pad(file) != file)
+        check_embeddings(source, checkpoint, flatten_dict(weights["params"], sep="/"), pieces)
     describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
     save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
     return description.model

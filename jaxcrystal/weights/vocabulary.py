@@ -1,26 +1,41 @@
-"""A vocabulary with more rows than the checkpoint's: [PAD] as crystal-text-llm adds it, and zeros so that it divides.
+"""A row for each piece of the tokenizer, and rows that pad the vocabulary: [PAD] as crystal-text-llm adds it, zeros.
 
-rows of embedding and head   | 0 … 31999      | 32000 [PAD]        | 32001 … 32127                      |
-their values                 | the checkpoint | mean of those rows | zero; the model gives them no logit |
+rows of embedding and head     | 0 … 31999      | 32000 [PAD]        | 32001 … 32127                       |
+values, the source has 32000   | the checkpoint | mean of those rows | zero; the model gives them no logit |
+values, it has more (32064)    | the checkpoint | the checkpoint     | zero; the model gives them no logit |
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from jaxcrystal.errors import UserError
 from jaxcrystal.weights.tensor_files import Index, Tensors
 
+PADDING = 256  #: a vocabulary is padded to a multiple of no more than this, so with no more rows
 ROWS_AT_ONCE = 4096  #: rows that are in memory while the mean is taken
 
 
-class LongerVocabulary:
-    """`tensors`, of which those called `names` have `rows` rows: with `mean`, the first new one is the old ones' mean.
+def check_rows(tokenizer: str, pieces: int, rows: int) -> None:
+    """Raises UserError unless a model with `rows` rows can have been made for a tokenizer with `pieces` pieces."""
+    if pieces > rows:
+        raise UserError(f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's")
+    if rows > pieces + PADDING:
+        raise UserError(
+            f"{tokenizer} has {pieces} pieces, but the model has {rows} rows, more than padding explains (at most "
+            f"{PADDING}); put the tokenizer.model with which this model was trained there"
+        )
 
-    The mean is summed in float64, rounded to float32, then to the tensor's own dtype.
+
+class Vocabulary:
+    """`tensors`, of which those called `names` have a row for each of `pieces`, then zeros up to `rows` rows.
+
+    A source that has no row for the last piece (it must have all others) gets the mean of its own rows there, summed in
+    float64, rounded to float32, then to the tensor's own dtype.
     """
 
-    def __init__(self, tensors: Tensors, names: tuple[str, ...], rows: int, mean: bool) -> None:
-        self._tensors, self._mean = tensors, mean
+    def __init__(self, tensors: Tensors, names: tuple[str, ...], pieces: int, rows: int) -> None:
+        self._tensors, self._pieces = tensors, pieces
         self._old = {name: tensors.shapes[name] for name in names}
         self._means: dict[str, np.ndarray] = {}
         self.shapes = tensors.shapes | {name: (rows, *shape[1:]) for name, shape in self._old.items()}
@@ -29,15 +44,15 @@ class LongerVocabulary:
     def read(self, name: str, index: Index) -> np.ndarray:
         if name not in self._old:
             return self._tensors.read(name, index)
-        old = self._old[name][0]
+        old = min(self._old[name][0], self._pieces)
         start, stop, _ = index[0].indices(self.shapes[name][0])
         if stop <= old:
-            return self._tensors.read(name, index)
-        first = min(start, old - 1)  # at least one row: it tells the dtype
+            return self._tensors.read(name, (slice(start, stop), *index[1:]))
+        first = min(start, old - 1)  # at least one row: it has the dtype
         known = self._tensors.read(name, (slice(first, old), *index[1:]))[min(start, old) - first :]
         part = np.zeros((stop - start, *known.shape[1:]), known.dtype)
         part[: len(known)] = known
-        if self._mean and start <= old:
+        if start <= old < min(stop, self._pieces):
             part[old - start] = self._mean_row(name)[index[1:]]
         return part
 

@@ -170,19 +170,27 @@ def test_a_checkpoint_with_a_missing_shard_or_a_wrong_shape(refused, llama, tmp_
 @pytest.mark.parametrize(
     ("text", "override", "message"),
     [
-        ("optimiser: {}", "steps=5", "recipe.yaml: unknown key 'optimiser' in Recipe; did you mean 'optimizer'?"),
-        ("", "optimizer.learning_rat=1", "unknown key 'learning_rat' in OptimizerConfig; did you mean 'learning_rate'"),
-        ("", "steps=many", "steps is 'many'; it must be of type int"),
+        ("optimiser: {}", "steps=5", "recipe.yaml: optimiser is no key of Recipe; did you mean 'optimizer'?"),
+        (
+            "",
+            "optimizer.learning_rat=1",
+            "optimizer.learning_rat is no key of OptimizerConfig; did you mean 'learning_rate'",
+        ),
+        ("", "steps=many", "--set steps=many: steps is 'many'; it must be a whole number"),
         ("", "steps", "--set steps: write key=value"),
         ("", "lora.targets=[q_proj", "--set lora.targets=[q_proj: '[q_proj' is not valid YAML"),
         ("steps: [", "steps=5", "recipe.yaml is not valid YAML"),
-        ("", "lora.targets=[attention]", "lora.targets names 'attention'; kernels that can be adapted are"),
+        (
+            "",
+            "lora.targets=[attention]",
+            "--set lora.targets=[attention]: lora.targets is ('attention',); 'attention': it must be one of 'q_proj'",
+        ),
         ("", "data.train=none.parquet", "cannot read the data set none.parquet"),
         ("", "base=none", "none is not a model directory"),
-        ("", "steps=0", "the recipe asks for no steps"),
-        ("", "log_every=0", "log_every is 0; it must be at least 1"),
-        ("", "data.validation_rows=0", "data.validation_rows is 0; it must be at least 1"),
-        ("", "model.head_dim=0", "model.head_dim is 0; it must be at least 1"),
+        ("", "steps=0", "steps is 0; it must lie between 1 and"),
+        ("", "log_every=0", "log_every is 0; it must lie between 1 and"),
+        ("", "data.validation_rows=0", "data.validation_rows is 0; it must lie between 1 and"),
+        ("", "model.head_dim=0", "model.head_dim is 0; it must lie between 1 and"),
     ],
 )
 def test_a_recipe_that_cannot_be_run(refused, tmp_path, text, override, message):

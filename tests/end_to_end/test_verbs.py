@@ -85,7 +85,9 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
     assert len(adapters) == 6 and all(np.asarray(leaf).any() for _, leaf in adapters)
     assert model.step == 20 and model.lora.rank == 4
 
-    assert "12 tensors, " in typed("export", "--model", run, "--format", "peft", "--out", tmp_path / "peft")
+    assert "12 tensors, " in typed(
+        "export", "--model", run, "--format", "peft", "--base-name", source, "--out", tmp_path / "peft"
+    )
     tuned = peft.PeftModel.from_pretrained(reference, tmp_path / "peft")
     typed("export", "--model", run, "--format", "hf", "--out", tmp_path / "merged", "--shard-size", "3MB")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -31,7 +31,7 @@ CRYSTALS = {
     "coincident": (pair(4.2, "Cs", "Cl", (0, 0, 0)), "ok", "invalid"),  # and so not relaxed
     "large": (pair(4.2, "Cs", "Cl") * (6, 5, 5), "ok", "converged"),  # 300 atoms, more than a batch takes
     "unknown": (pair(4.2, "Cs", "Po"), "ok", "unknown_element"),
-    "lonely": (Structure(Lattice.cubic(14), ["Na"], [[0, 0, 0]]), "ok", "failed"),
+    "lonely": (Structure(Lattice.cubic(14), ["Na"], [[0, 0, 0]]), "ok", "isolated"),
     "broken": (None, "cif_error", "no_crystal"),
     "empty": ("", "missing", "no_crystal"),
 }

@@ -130,12 +130,38 @@ def test_what_the_hull_does_not_know_is_uncovered(chgnet, hull, monkeypatch):
     (row,) = assess([magnesia], chgnet, hull)
     assert row.outcome is StabilityOutcome.UNCOVERED and "Mg, O" in row.reason
     assert row.converged and row.energy_per_atom == -6.0 and row.formation_energy_per_atom is None
+    assert row.competing_phases is None and row.phases_of_system is None
 
 
-def test_a_hole_of_the_potential_is_no_discovery(chgnet, hull, monkeypatch):
-    with_relaxations(monkeypatch, ended(salt(), -30.0))
+@pytest.mark.parametrize("status", [RelaxationStatus.CONVERGED, RelaxationStatus.NOT_CONVERGED])
+@pytest.mark.parametrize(("below", "outcome"), [(0.099, None), (0.101, StabilityOutcome.FAR_BELOW_HULL), (26.0, "far")])
+def test_what_lies_far_below_the_hull_is_no_discovery(chgnet, hull, monkeypatch, below, outcome, status):
+    """PmRh and KBr4 were stable, at -0.4 eV/atom: an error of the potential, or phases that the hull lacks."""
+    on_hull = -2.1 - (1.3225 + 1.8485) / 2
+    with_relaxations(monkeypatch, ended(salt(), on_hull - below, status))
     (row,) = assess([salt()], chgnet, hull)
-    assert row.outcome is StabilityOutcome.UNPHYSICAL and row.e_above_hull is None and "eV/atom" in row.reason
+    assert row.formation_energy_per_atom == pytest.approx(-2.1 - below) and row.converged == (status == "converged")
+    if outcome is None:
+        assert row.outcome == status and row.e_above_hull == pytest.approx(-below)
+    else:
+        assert row.outcome is StabilityOutcome.FAR_BELOW_HULL and row.e_above_hull is None
+        assert row.reason == f"{below:.3f} eV/atom below the hull"
+
+
+def test_competing_phases_are_counted(chgnet, tmp_path, monkeypatch):
+    """Compounds of the crystal's elements or of some of them, and of exactly these; polymorphs count once."""
+    rows = "NaCl,-2.1\nNa4Cl4,-2.0\nNaCl3,-0.5\nKCl,-2.2\nNaKCl2,-2.15\nKBr,-2.0\nNa,0\nNa2,0.1\nCl,0\n"
+    (tmp_path / "h.csv").write_text("formula,formation_energy_per_atom\n" + rows)
+    known = Hull.from_table(tmp_path / "h.csv", ElementReferences({"Na": -1.31, "Cl": -1.84, "K": -1.11, "Br": -1.65}))
+    cell = Lattice.cubic(6)
+    spots = [[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
+    cases = {"NaCl": (2, 2), "NaKCl": (4, 1), "NaBr": (0, 0), "NaKBr": (1, 0), "NaKClBr": (5, 0), "Na": (0, 1)}
+    for formula, counts in cases.items():
+        symbols = [s.symbol for s in Composition(formula).elements]
+        crystal = Structure(cell, symbols, spots[: len(symbols)])
+        with_relaxations(monkeypatch, ended(crystal, -2.0))
+        (row,) = assess([crystal], chgnet, known)
+        assert (row.competing_phases, row.phases_of_system) == counts, formula
 
 
 def test_without_a_hull_crystals_are_relaxed_and_no_more(chgnet, monkeypatch):

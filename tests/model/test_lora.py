@@ -9,11 +9,10 @@ import peft
 import pytest
 import torch
 
-from jaxcrystal.config import LoraConfig, MeshConfig
-from jaxcrystal.errors import UserError
+from jaxcrystal.config import TARGETS, LoraConfig, MeshConfig
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.model.lora import TARGETS, Linear, merge, multiply
+from jaxcrystal.model.lora import Linear, merge, multiply
 from jaxcrystal.weights.checkpoint_map import load_hf
 
 ONE = MeshConfig(1, 1, 1)
@@ -129,18 +128,3 @@ def test_dropout_differs_between_layers_and_keys(checkpoint):
 
     np.testing.assert_array_equal(logits(1), logits(1))
     assert not np.allclose(logits(1), logits(2)) and not np.allclose(logits(1), logits(None))
-
-
-@pytest.mark.parametrize(
-    "lora, message",
-    [
-        (LoraConfig(targets=("q_proj", "query")), "'query'.*q_proj, k_proj"),
-        (LoraConfig(targets=()), "nothing"),
-        (LoraConfig(rank=0), "lora.rank is 0"),
-    ],
-)
-def test_adapters_that_cannot_be_are_refused(lora, message, checkpoint):
-    _, directory = checkpoint()
-    config, _ = load_hf(directory, make_mesh(ONE))
-    with pytest.raises(UserError, match=message):
-        initialize(Llama(config, lora), jax.random.key(0), make_mesh(ONE))

@@ -90,8 +90,8 @@ def test_angles_are_all_pairs_of_short_edges_that_leave_an_atom(cutoff):
 
 def test_a_search_is_done_again_only_where_it_must(monkeypatch):
     searched = []
-    search = neighbours._search
-    monkeypatch.setattr(neighbours, "_search", lambda *args: searched.append(1) or search(*args))
+    search = neighbours.pairs_within
+    monkeypatch.setattr(neighbours, "pairs_within", lambda *args: searched.append(1) or search(*args))
     systems = Systems.of(crystals(8)[:1] * 3)
     known = candidates(systems, CUTOFF)
     assert len(searched) == 3

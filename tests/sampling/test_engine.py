@@ -178,8 +178,8 @@ def test_a_crystal_does_not_depend_on_other_prompts(model, slots):
 def test_each_prompt_is_read_once(model, monkeypatch):
     prompts = [*several()[0][:6], prompt_of(4), prompt_of(90)]  # the last is that of number 5
     engine = engine_of(model, slots=7)
-    read, hear = [], engine._hear
-    monkeypatch.setattr(engine, "_hear", lambda *a: read.append(a[3].flat[: a[4]].tolist()) or hear(*a))
+    read, read_prompt = [], engine._read_prompt
+    monkeypatch.setattr(engine, "_read_prompt", lambda *a: read.append(a[3].flat[: a[4]].tolist()) or read_prompt(*a))
     list(engine.draw_all(prompts, 7, [Task(prompt, index) for prompt in range(8) for index in range(6)]))
     assert read == prompts[:-1]
 

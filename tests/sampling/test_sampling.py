@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.ledger import Ledger, Part, Request
 from jaxcrystal.sampling.sampling import fingerprint, sample
-from jaxcrystal.weights.saved import describe, load_model
+from jaxcrystal.weights.saved import describe, load_model, save_weights
 
 GOOD = (
     "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50",
@@ -118,6 +119,15 @@ def test_every_attempt_has_its_row(model_dir, tmp_path):
             both, prompt = (len(tokenizer.encode(text)) for text in (row["prompt"] + row["text"], row["prompt"]))
             assert row["tokens"] == both - prompt + 1
         assert row["log_probability"] < 0 and row["grammar_log_probability"] is None
+
+
+def test_without_the_grammar_only_pieces_of_the_tokenizer_are_drawn(tmp_path):
+    """A model with more rows than pieces, as version a3d077c converted them, whose rows all had a logit."""
+    describe(tmp_path / "model", replace(CONFIG, vocab_size=600), None, TextFormat(), COMPACT)
+    variables = initialize(Llama(replace(CONFIG, vocab_size=600)), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
+    save_weights(tmp_path / "model", variables)
+    report = sample(tmp_path / "model", 4, tmp_path / "s.csv", grammar=False, top_p=1.0, max_new_tokens=40)
+    assert report.attempts == 4  # 160 tokens, a quarter of which would have no piece to be decoded to
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(model_dir, whole, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfi
 from jaxcrystal.crystals.dataset import store
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
+from jaxcrystal.training import loop
 from jaxcrystal.training.checkpoint import Checkpoints
 from jaxcrystal.training.loop import train
 from jaxcrystal.weights.fingerprint import fingerprint
@@ -181,13 +183,15 @@ def test_the_best_checkpoint_stays(recipe):
     assert steps_saved(recipe.out) == [best, 12]
 
 
-#: One step at this rate, and no number is left.
-RUIN = OptimizerConfig(1e30, warmup_steps=0, clip_norm=1e30)
+@pytest.fixture
+def ruin(monkeypatch) -> None:
+    """One step at this rate, and no number is left; the bounds of a recipe's rate would not let it through."""
+    monkeypatch.setattr(loop, "make_optimizer", lambda config, steps: optax.sgd(1e30))
 
 
-def test_numbers_that_are_none_stop_the_run_before_they_are_saved(recipe):
+def test_numbers_that_are_none_stop_the_run_before_they_are_saved(recipe, ruin):
     """The step and the crystals are named, though nothing was to be told before step 100."""
-    recipe = replace(recipe, optimizer=RUIN, log_every=100, checkpoint_every=100, validate_every=100, steps=40)
+    recipe = replace(recipe, log_every=100, checkpoint_every=100, validate_every=100, steps=40)
     with pytest.raises(
         UserError, match=r"at step \d+ the loss is .*nan.* on the crystals crystal-\d+, .* and \d+ more"
     ):
@@ -197,10 +201,10 @@ def test_numbers_that_are_none_stop_the_run_before_they_are_saved(recipe):
     assert steps_saved(recipe.out) == []
 
 
-def test_weights_that_give_no_number_are_not_saved_though_their_step_had_one(recipe):
+def test_weights_that_give_no_number_are_not_saved_though_their_step_had_one(recipe, ruin):
     """A loss is that of the weights before the step; what is saved are those after."""
     with pytest.raises(UserError, match=r"after step \d+ the validation loss is nan, on the crystals crystal-"):
-        train(replace(recipe, optimizer=RUIN, checkpoint_every=1))
+        train(replace(recipe, checkpoint_every=1))
     (line,) = journal(recipe.out, "no_number")
     assert all(step < line["step"] for step in steps_saved(recipe.out))
 

@@ -16,7 +16,9 @@ from small import SMALL, losses
 
 from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, to_dict
 from jaxcrystal.errors import UserError
+from jaxcrystal.training import step
 from jaxcrystal.training.loop import train
+from jaxcrystal.training.step import learning_rate
 from jaxcrystal.weights.saved import load_model
 
 
@@ -53,6 +55,27 @@ def test_finished_runs_are_left_as_they_are(recipe):
     before = losses(recipe.out)
     assert train(recipe).steps == 12
     assert losses(recipe.out) == before
+
+
+def test_a_finished_run_goes_on_for_more_steps(recipe, monkeypatch):
+    """As docs/training.md says: bit for bit the run whose learning rate changes its schedule behind step 6."""
+    train(replace(recipe, steps=6, checkpoint_every=3))
+    before = losses(recipe.out)
+    report = train(replace(recipe, steps=10))
+    found = losses(recipe.out)
+    assert report.steps == 10 and found[:6] == before and load_model(recipe.out).step == 10
+
+    def both(config, steps):
+        short, long = learning_rate(config, 6), learning_rate(config, 10)
+        return lambda count: jax.numpy.where(count < 6, short(count), long(count))
+
+    monkeypatch.setattr(step, "learning_rate", both)
+    train(replace(recipe, steps=10, out=f"{recipe.out}-at-once"))
+    assert losses(f"{recipe.out}-at-once") == found
+    kept = (report.out / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"run has done 10 steps, the recipe has 8; raise `steps` or `epochs`"):
+        train(replace(recipe, steps=8))
+    assert (report.out / "recipe.yaml").read_text() == kept and yaml.safe_load(kept)["steps"] == 10
 
 
 #: How often the run is killed at random, how often in the writing of a checkpoint, and the seed of the moments.

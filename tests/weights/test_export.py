@@ -185,7 +185,7 @@ def test_peft_there_and_back_is_exact(rslora, checkpoint, tmp_path):
     assert np.abs(bare - expected).max() > 0.05 * np.abs(expected).max()
 
 
-def test_the_base_that_peft_is_told_of_is_ours_by_default(checkpoint, tmp_path):
+def test_the_base_that_peft_loads_is_never_ours(checkpoint, tmp_path):
     base, source = checkpoint(num_hidden_layers=1)
     convert(source, tmp_path / "base")
     torch.manual_seed(0)
@@ -202,28 +202,41 @@ def test_the_base_that_peft_is_told_of_is_ours_by_default(checkpoint, tmp_path):
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
     convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
     assert load_model(tmp_path / "ours").lora == LoraConfig(rank=4, alpha=2.5, dropout=0.0, targets=TARGETS)
-    export(tmp_path / "ours", tmp_path / "back", "peft")
+    remedy = r"give --base-name what .*base was converted from, .*export --model .*base --format hf` writes"
+    with pytest.raises(UserError, match=f"PEFT needs to know its base: {remedy}"):
+        export(tmp_path / "ours", tmp_path / "back", "peft")
+    with pytest.raises(UserError, match=f"PEFT cannot load .*base: {remedy}"):
+        export(tmp_path / "ours", tmp_path / "back", "peft", base_name=str(tmp_path / "base"))
+    export(tmp_path / "ours", tmp_path / "back", "peft", base_name=str(source))
     stated = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
-    assert stated["base_model_name_or_path"] == str((tmp_path / "base").resolve()) and stated["lora_alpha"] == 2.5
+    assert stated["base_model_name_or_path"] == str(source) and stated["lora_alpha"] == 2.5
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "back")  # which loads the base by that name
+    assert_close(our_logits(tmp_path / "ours", draw_tokens())[..., :96], logits(again.eval(), draw_tokens()))
     for name, value in tensors_of(tmp_path / "back").items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, adapters[name].float().numpy(), err_msg=name)
+
+
+MERGE = r"merge it in PEFT \(`AutoPeftModelForCausalLM.*merge_and_unload\(\).*convert NEW without --base"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(peft_type="IA3"), "peft_type is 'IA3', only 'LORA'"),
-        (dict(bias="all"), "bias is 'all', only 'none'"),
-        (dict(use_dora=True), "use_dora is True, which is not supported"),
-        (dict(modules_to_save=["lm_head"]), r"modules_to_save is \['lm_head'\], which is not supported"),
-        (dict(rank_pattern={"q_proj": 2}), "rank_pattern is .* not supported"),
-        (dict(layers_to_transform=[0]), "layers_to_transform is .* not supported"),
-        (dict(something_new=1), "something_new is 1, which is not supported"),
-        (dict(init_lora_weights="pissa"), "init_lora_weights is 'pissa', which changes the base"),
-        (dict(target_modules=["q_proj", "lm_head"]), "target_modules is .*kernels that can be adapted are q_proj"),
-        (dict(r=0), "r is 0, a whole number of at least 1 was expected"),
-        (dict(lora_alpha="many"), "lora_alpha is 'many', a number was expected"),
+        (dict(bias="all"), f"bias is 'all', .*{MERGE}"),
+        (dict(use_dora=True), f"use_dora is True, .*{MERGE}"),
+        (dict(modules_to_save=["lm_head"]), rf"modules_to_save is \['lm_head'\], .*{MERGE}"),
+        (dict(rank_pattern={"q_proj": 2}), f"rank_pattern is .*{MERGE}"),
+        (dict(layers_to_transform=[0]), f"layers_to_transform is .*{MERGE}"),
+        (dict(something_new=1), f"something_new is 1, .*{MERGE}"),
+        (dict(init_lora_weights="pissa"), f"init_lora_weights is 'pissa', which trains on a base .*{MERGE}"),
+        (
+            dict(target_modules=["q_proj", "lm_head"]),
+            f"target_modules is .*kernels that can be adapted are q_proj.*{MERGE}",
+        ),
+        (dict(r=0), "r is 0; it must lie between 1 and 65536"),
+        (dict(lora_alpha="many"), "lora_alpha is 'many'; it must be a number"),
     ],
 )
 def test_adapters_that_cannot_be_run(changes, message, tmp_path):
@@ -234,6 +247,105 @@ def test_adapters_that_cannot_be_run(changes, message, tmp_path):
     with pytest.raises(UserError, match=f"adapter_config.json: {message}") as error:
         read_peft(tmp_path, set())
     assert "\n" not in str(error.value)
+
+
+def resized(source, dtype="float32", rows=97):
+    """As crystal-text-llm trains: [PAD] is added, the vocabulary resized, adapters trained; PEFT saves both."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    base.resize_token_embeddings(rows, mean_resizing=False)
+    theirs = adapted(base)
+    with torch.no_grad():
+        for weight in (base.get_input_embeddings().weight, base.get_output_embeddings().weight):
+            weight[96:] = torch.randn_like(weight[96:])  # whatever the new rows hold
+    return theirs
+
+
+def save_changed(theirs, directory, change):
+    with torch.no_grad():
+        change(theirs)
+    theirs.save_pretrained(directory)
+    return tensors_of(directory)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("stored", "trained"), [("float32",) * 2, ("bfloat16", "float16"), ("float32", "bfloat16")])
+def test_adapters_whose_embeddings_peft_saved_again(tied, stored, trained, checkpoint, tmp_path):
+    theirs, source = checkpoint(tie_word_embeddings=tied)
+    theirs.to(torch.float16 if trained == "float16" else torch.float32).save_pretrained(source)
+    convert(source, tmp_path / "base", dtype=stored)
+    theirs = resized(source, trained, rows=99)
+    saved = save_changed(theirs, tmp_path / "peft", lambda model: None)
+    names = {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"}
+    assert names & saved.keys() and all(saved[name].shape == (99, 32) for name in names & saved.keys())
+    convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
+    model = load_model(tmp_path / "ours")
+    assert model.lora.targets == TARGETS and (model.config.vocab_size, model.config.padded_vocab_size) == (97, 128)
+    expected = logits(theirs.float(), draw_tokens())[..., :96]
+    if stored == trained:
+        assert_close(our_logits(tmp_path / "ours", draw_tokens())[..., :96], expected)
+    for name, value in model.adapters["layers"]["self_attn"]["q_proj"].items():
+        kernel = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{name.upper()}.weight"
+        np.testing.assert_array_equal(value[0].T, saved[kernel].astype(np.float32))
+
+    for which in ("input", "output"):
+
+        def changed(model, which=which):
+            weight = getattr(model.get_base_model(), f"get_{which}_embeddings")().weight
+            weight[7, 3] += weight[7].abs().max() / 20
+
+        theirs = resized(source, trained, rows=99)
+        save_changed(theirs, tmp_path / which, changed)
+        with pytest.raises(UserError, match=rf"weight differs from the base's in 1 of 96 rows: .*{MERGE}") as error:
+            convert(tmp_path / which, tmp_path / "none", base=tmp_path / "base")
+        assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+
+
+def test_embeddings_of_another_base(checkpoint, tmp_path):
+    _, source = checkpoint()
+    convert(source, tmp_path / "base")
+    _, other = checkpoint(seed=1)
+    theirs = resized(other)
+    save_changed(theirs, tmp_path / "peft", lambda model: None)
+    with pytest.raises(UserError, match=r"differs from the base's in 96 of 96 rows: .*belongs to another base"):
+        convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
+    _, smaller = checkpoint(vocab_size=90)
+    theirs = resized(smaller, rows=95)
+    save_changed(theirs, tmp_path / "small", lambda model: None)
+    with pytest.raises(UserError, match=r"embed_tokens.weight is \[95, 32\], the base's has 96 rows of 32; .*another"):
+        convert(tmp_path / "small", tmp_path / "ours", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize("changes", [dict(use_dora=True), dict(modules_to_save=["lm_head"]), dict(bias="all")])
+def test_the_remedy_works(changes, checkpoint, pieces, tmp_path):
+    """What the refusal of DoRA, trained modules and biases says, done by PEFT, gives the model that was trained."""
+    _, source = checkpoint()
+    base = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
+    theirs = adapted(base, **changes)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if weight.requires_grad and "lora_" not in name:
+                weight += 0.1 * torch.randn_like(weight)
+    theirs.save_pretrained(tmp_path / "peft")
+    convert(source, tmp_path / "base")
+    with pytest.raises(UserError, match=MERGE):
+        convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
+    again.merge_and_unload().save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "tokenizer.model").write_bytes(pieces)
+    convert(tmp_path / "new", tmp_path / "ours")
+    assert_close(our_logits(tmp_path / "ours", draw_tokens())[..., :96], logits(theirs, draw_tokens()))
+
+
+def test_adapters_saved_by_the_names_of_a_living_model(checkpoint, tmp_path):
+    _, source = checkpoint(num_hidden_layers=1)
+    convert(source, tmp_path / "base")
+    theirs = adapted(transformers.AutoModelForCausalLM.from_pretrained(source))
+    theirs.save_pretrained(tmp_path / "peft")
+    (tmp_path / "peft" / "adapter_model.safetensors").unlink()
+    tensors = {name: value for name, value in theirs.state_dict().items() if "lora_" in name}
+    torch.save(tensors, tmp_path / "peft" / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"lora_A.default.weight bears the name .*`model.save_pretrained\(DIR\)`"):
+        convert(tmp_path / "peft", tmp_path / "ours", base=tmp_path / "base")
 
 
 def test_adapters_and_bases_that_do_not_belong_together(checkpoint, tmp_path):

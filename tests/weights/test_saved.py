@@ -22,7 +22,7 @@ from jaxcrystal.weights.saved import convert, describe, load_model
 
 ONE = MeshConfig(1, 1, 1)
 TINY = LlamaConfig(
-    vocab_size=64,
+    vocab_size=96,
     hidden_size=32,
     intermediate_size=48,
     num_hidden_layers=2,
@@ -34,9 +34,9 @@ LORA = LoraConfig(rank=2, targets=("v_proj", "down_proj"))
 
 
 @pytest.fixture
-def tokenizer(tmp_path):
+def tokenizer(tmp_path, pieces):
     path = tmp_path / "pieces.model"
-    path.write_bytes(b"pieces")
+    path.write_bytes(pieces)
     return path
 
 
@@ -149,6 +149,74 @@ def test_what_already_has_padding_keeps_its_rows(checkpoint, pieces, tmp_path):
         )
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rows", [97, 128, 352])
+def test_rows_that_pad_the_sources_vocabulary_are_never_drawn(rows, tied, checkpoint, tmp_path):
+    """As a model whose vocabulary was resized to a multiple; the logits of the others are transformers'."""
+    theirs, source = checkpoint(vocab_size=rows, tie_word_embeddings=tied)
+    mesh = make_mesh(MeshConfig(1, 2, 4))
+    config = convert(source, tmp_path / "ours", mesh, vocab_multiple=8)
+    assert (config.vocab_size, config.padded_vocab_size) == (97, 104)
+    model = load_model(tmp_path / "ours", mesh)
+    assert model.config == config and load_tokenizer(model.tokenizer_path).vocab_size == 97
+    assert convert(source, tmp_path / "bare", pad_token=False, vocab_multiple=1).padded_vocab_size == 96
+    assert load_model(tmp_path / "bare").params["embed_tokens"]["embedding"].shape == (96, 32)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 30))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    with jax.set_mesh(mesh):
+        logits, _ = jax.jit(model.module.apply)(model.variables, tokens, np.broadcast_to(np.arange(30), tokens.shape))
+    assert np.abs(logits[..., :97] - expected[..., :97]).max() < 1e-4 * np.abs(expected).max()
+    assert np.isneginf(logits[..., 97:]).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (353, r"has 96 pieces, but the model has 353 rows, more than padding explains \(at most 256\); put the "),
+        (95, r"has 96 pieces, but the model has rows for 95; it is another model's"),
+    ],
+)
+def test_the_tokenizer_of_another_model_is_refused(rows, message, checkpoint, tmp_path):
+    _, source = checkpoint(vocab_size=rows)
+    with pytest.raises(UserError, match=rf"tokenizer.model {message}"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_llama2s_tokenizer_is_no_other_models(shared, checkpoint, tmp_path):
+    sizes = dict(hidden_size=8, head_dim=2, intermediate_size=8, num_hidden_layers=1)
+    for rows in (32000, 32001, 32064, 32256, 49152):
+        _, source = checkpoint(vocab_size=rows, **sizes)
+        shutil.copy(shared / "tokenizer" / "llama2" / "tokenizer.model", source)
+        if rows == 49152:
+            with pytest.raises(UserError, match="has 32000 pieces, but the model has 49152 rows"):
+                convert(source, tmp_path / f"{rows}")
+        else:
+            config = convert(source, tmp_path / f"{rows}")
+            assert (config.vocab_size, config.padded_vocab_size) == (32001, 32128)
+
+
+def test_a_model_that_was_converted_with_a_logit_for_every_row_gets_none_for_them(checkpoint, tmp_path):
+    """As version a3d077c converted: vocab_size was the rows', whatever pieces the tokenizer had."""
+    _, source = checkpoint()
+    convert(source, tmp_path / "ours", vocab_multiple=128)
+    path = tmp_path / "ours" / "model.json"
+    description = json.loads(path.read_text())
+    description["model"]["vocab_size"] = 120
+    path.write_text(json.dumps(description))
+    model = load_model(tmp_path / "ours")
+    assert (model.config.vocab_size, model.config.padded_vocab_size) == (97, 128)
+    tokens = np.ones((1, 3), int)
+    logits, _ = model.module.apply(model.variables, tokens, np.arange(3)[None])
+    assert np.isfinite(logits[..., :97]).all() and np.isneginf(logits[..., 97:]).all()
+    shutil.copy(source / "tokenizer.model", tmp_path / "ours")
+    description["model"]["vocab_size"] = 95
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"has 96 pieces, but the model has rows for 95"):
+        load_model(tmp_path / "ours")
+
+
 def test_the_host_holds_less_than_one_layer(checkpoint, tmp_path):
     """200 MB of weights; counted is what numpy allocates, which neither the devices' arrays nor mapped files are."""
     sizes = dict(hidden_size=768, intermediate_size=2048, num_attention_heads=12, num_key_value_heads=12, head_dim=64)
@@ -176,7 +244,7 @@ def test_the_latest_step_of_a_run(tmp_path, tokenizer):
     model = load_model(run)
     assert (model.config, model.lora, model.text, model.step) == (TINY, LORA, text, 10)
     assert_equal(model.variables, last)
-    assert model.module.apply(model.variables, np.ones((1, 3), int), np.arange(3)[None])[0].shape == (1, 3, 64)
+    assert model.module.apply(model.variables, np.ones((1, 3), int), np.arange(3)[None])[0].shape == (1, 3, 96)
 
 
 def test_adapters_on_a_base_move_with_it(tmp_path, tokenizer, monkeypatch):
@@ -265,13 +333,13 @@ def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenize
 
 def test_a_checkpoint_that_does_not_fit_is_told_parameter_by_parameter(tmp_path, tokenizer):
     run = tmp_path / "run"
-    describe(run, dataclasses.replace(TINY, vocab_size=62, tie_word_embeddings=True), None, TextFormat(), tokenizer)
+    describe(run, dataclasses.replace(TINY, vocab_multiple=50, tie_word_embeddings=True), None, TextFormat(), tokenizer)
     save(run, 0, initialize(Llama(TINY), jax.random.key(0), make_mesh(ONE)))
     with pytest.raises(UserError) as error:
         load_model(run)
     assert str(error.value).split("\n  ")[1:] == [
-        "params/embed_tokens/embedding: expected [62, 32], found [64, 32]",
-        "params/lm_head/kernel: expected nothing, found [32, 64]",
+        "params/embed_tokens/embedding: expected [100, 32], found [96, 32]",
+        "params/lm_head/kernel: expected nothing, found [32, 96]",
     ]
 
 
