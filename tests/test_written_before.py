@@ -113,6 +113,15 @@ def test_evaluations_are_compared(read_or_refused):
         assert "Stability" in Path("comparison/comparison.md").read_text()
 
 
+def test_an_evaluation_gets_a_new_page(typed):
+    """It keeps no training crystals, which the page then does not draw, and no counts of its inputs."""
+    before = {path: path.read_bytes() for path in Path("evaluation").iterdir() if path.is_file()}
+    assert "evaluation/report.html" in typed("report", "evaluation")
+    page = Path("evaluation/report.html").read_text(encoding="utf-8")
+    assert "<h1>generated.csv</h1>" in page and "Metastable" in page and 'class="reference"' in page
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.slow
 def test_hulls_relaxations_and_fingerprints_are_used_again(read_or_refused):
     """By the very commands that wrote them: nothing is lost, and with the same versions nothing is relaxed again."""

@@ -203,7 +203,7 @@ def test_a_recipe_is_a_file_an_object_or_keys(tmp_path, monkeypatch):
         jaxcrystal.train(recipe, ["optimizer.learning_rate=0.5", "out=y", "mesh.fsdp=2", "augment.attributes=[]"])
         assert seen == [expected, changed, changed] and expected != changed
         seen.clear()
-    with pytest.raises(UserError, match="unknown key 'stepps'"):
+    with pytest.raises(UserError, match="stepps is no key of Recipe; did you mean 'steps'"):
         jaxcrystal.train({"stepps": 3})
 
 
@@ -223,3 +223,23 @@ def test_crystals_relax_from_memory(tmp_path):
     assert jaxcrystal.relax(stretched, max_steps=1, fmax=0.001).outcomes == ["not_converged"]
     with pytest.raises(UserError, match="fmax and timeout must be positive"):
         jaxcrystal.relax(stretched, timeout=0)
+
+
+def test_every_option_of_an_evaluation_arrives(tmp_path, monkeypatch):
+    """The function that does the work has the same options, but for where its work is done and what the hull is."""
+    from jaxcrystal.evaluation import evaluation
+
+    seen = []
+    parameters = inspect.signature(evaluation.evaluate).parameters
+    monkeypatch.setattr(evaluation, "evaluate", lambda samples, out, **options: seen.append(options))
+    monkeypatch.setattr("jaxcrystal.report.report.write", lambda folder: None)
+    monkeypatch.setattr("jaxcrystal.interface.evaluation.Evaluation.read", lambda folder, kept: None)
+    assert set(list(parameters)[2:]) == set(list(inspect.signature(jaxcrystal.evaluate).parameters)[2:])
+    given = {"train": "t", "nearest": True, "truth": "u", "reference": "r", "protocol": "strict", "cutoffs": "c"}
+    given |= {"potential": "p", "hull_labels": "single-point", "fmax": 0.5, "max_steps": 3, "limit": 4}
+    jaxcrystal.evaluate("s", tmp_path)
+    for name, value in given.items():
+        jaxcrystal.evaluate("s", tmp_path, **{name: value})
+        assert {k: v for k, v in seen[-1].items() if v != seen[0][k]} == {name: value}
+    jaxcrystal.evaluate("s", tmp_path, hull=["h", Path("i")], references="e")
+    assert seen[-1]["hull"] == [Path("h"), Path("i")] and seen[-1]["references"] == Path("e")
