@@ -210,9 +210,7 @@ class _Dask(Execution):
         try:
             self._client.wait_for_workers(1, timeout=CONNECT)
         except TimeoutError:
-            raise UserError(
-                f"all dask workers at {self._address} are gone; start some, and run this again"
-            ) from None
+            raise UserError(f"all dask workers at {self._address} are gone; start some, and run this again") from None
         except (OSError, CancelledError):
             raise self._gone() from None
 

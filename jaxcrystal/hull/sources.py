@@ -26,7 +26,8 @@ from jaxcrystal.hull.hull import Hull, is_hull_file, source, table_phases
 from jaxcrystal.reader.pymatgen_json import is_json, items
 from jaxcrystal.reader.samples import read
 from jaxcrystal.relaxation.batch import RelaxationSettings
-from jaxcrystal.relaxation.potentials import Potential, load_potential
+from jaxcrystal.relaxation.potentials import PotentialCard
+from jaxcrystal.relaxation.relaxations import potential_card
 from jaxcrystal.workers import Workers
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def build(
         if samples is not None:
             wished = read(samples, workers=workers).samples
             candidates = [sample.crystal.to_structure() for sample in wished if sample.crystal is not None]
-        judge, kept = load_potential(potential), out.with_suffix(".labels")
+        judge, kept = potential_card(potential, workers), out.with_suffix(".labels")
         hull = labelled(inputs, judge, candidates, settings, workers=workers, cache_dir=kept)
     else:
         if labels != "relaxed" or samples is not None:
@@ -115,7 +116,7 @@ def build(
 
 def labelled(
     inputs: Sequence[str | Path],
-    potential: Potential,
+    potential: PotentialCard,
     candidates: Sequence[Structure] | None,
     settings: RelaxationSettings,
     *,
