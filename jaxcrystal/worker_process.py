@@ -43,6 +43,9 @@ Job = Callable[[Iterable[T]], Iterator[tuple[int, R] | None]]
 #: Least time in seconds that a process has to import and load what its job needs, before it begins on an item.
 LOADING = 600.0
 
+#: Seconds between two looks at whether a silent process is to be ended.
+LOOK = 0.5
+
 #: One process a core: threads of the numerical libraries would compete for the same cores. Read when they are imported.
 ONE_THREAD = dict.fromkeys(
     (
@@ -127,8 +130,9 @@ class Slot:
         self._lock, self._closed = threading.Lock(), False
 
     def work(self, task: Task) -> Iterator[Began | Found | None]:
-        """Yields what the process reports. Closing the iterator before its end ends the process.
+        """Yields what the process reports, and None where it reports nothing for `LOOK` seconds.
 
+        Closing the iterator before its end ends the process.
         Raises what the job raises; `Died` if the process dies or is silent for too long; UserError if it cannot start.
         """
         if self._process is not None and task.new and self._process.used:
@@ -199,22 +203,30 @@ class _Process:
 
     def work(self, task: Task) -> Iterator[Began | Found | None]:
         self.used, self.idle = True, False
-        began, loading = False, max(task.timeout, LOADING)
         try:
             self._connection.send((task.job, task.items))
         except OSError:
             raise Died(Lost.CRASHED) from None
-        while not isinstance(event := self._receive(task.timeout if began else loading), Ended):
-            began = began or isinstance(event, Began)
+        silent, limit = 0.0, max(task.timeout, LOADING)  # seconds; those in which we are stopped ourselves do not count
+        while True:
+            if not _comes(self._connection, look := min(LOOK, limit - silent)):
+                silent += look
+                if silent >= limit:
+                    raise Died(Lost.TIMEOUT)
+                yield None
+                continue
+            event, silent = self._receive(), 0.0
+            if isinstance(event, Ended):
+                break
+            if isinstance(event, Began):
+                limit = task.timeout
             yield event
         self.idle = True
         if event.error is not None:
             raise event.error
 
-    def _receive(self, timeout: float) -> Any:
+    def _receive(self) -> Any:
         try:
-            if not self._connection.poll(timeout):
-                raise Died(Lost.TIMEOUT)
             return self._connection.recv()
         except (EOFError, OSError):
             raise Died(Lost.CRASHED) from None
@@ -228,6 +240,11 @@ class _Process:
         self._connection.close()
         assert self._child.stdin is not None
         self._child.stdin.close()
+
+
+def _comes(connection: Connection, seconds: float) -> bool:
+    """Whether a message, or the end, comes within so many seconds."""
+    return connection.poll(seconds)
 
 
 def serve(connection: Connection) -> None:
