@@ -25,6 +25,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing import Pipe
@@ -83,11 +84,14 @@ class Lost(StrEnum):
 
 
 class Died(Exception):
-    """The process is gone, by itself (`crashed`) or ended by the watchdog (`timeout`); `where`: on which machine."""
+    """The process is gone, by itself (`crashed`) or ended by the watchdog (`timeout`).
 
-    def __init__(self, lost: Lost, where: str | None = None) -> None:
-        super().__init__(lost, where)
-        self.lost, self.where = lost, where
+    `where`: the address of the dask worker that ran it; `worker`: whether that died too, perhaps with unsent messages.
+    """
+
+    def __init__(self, lost: Lost, where: str | None = None, worker: bool = False) -> None:
+        super().__init__(lost, where, worker)
+        self.lost, self.where, self.worker = lost, where, worker
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Began:
-    """The job has taken the item at this position."""
+    """The job takes the item at this position. If it is the only one, not before this message was passed on."""
 
     position: int
 
@@ -218,9 +222,12 @@ class _Process:
             event, silent = self._receive(), 0.0
             if isinstance(event, Ended):
                 break
+            yield event
             if isinstance(event, Began):
                 limit = task.timeout
-            yield event
+                if len(task.items) == 1:
+                    with suppress(OSError):  # it has died meanwhile
+                        self._connection.send(None)
         self.idle = True
         if event.error is not None:
             raise event.error
@@ -289,6 +296,8 @@ def _error_of(connection: Connection, job: bytes, items: Sequence[bytes]) -> Exc
 def _taken(connection: Connection, items: Sequence[bytes]) -> Iterator[Any]:
     for position, item in enumerate(items):
         connection.send(Began(position))
+        if len(items) == 1:
+            connection.recv()
         yield _unpickled(item)
 
 

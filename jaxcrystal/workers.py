@@ -3,10 +3,11 @@
     items ──lots──▶ a process each ──▶ results, one by one
                         │
                         └─ it dies ──▶ again: what it had not begun on, as before; what it was at, in two halves …
-                                       … one item, alone in a new process, and that dies too ──▶ Lost
+                                       … one item, alone in a new process, and once more ──▶ Lost
 
-So an item is `Lost` only if it was the one thing that its process ever worked on, and not the first time. The processes
-are started on this machine (`local`), or by dask's workers on a cluster (`dask`), whose own processes run no job.
+So an item is `Lost` only if two processes died that had worked on nothing else: one may be killed for want of memory or
+by hand, and others may be at work beside. The processes are started on this machine (`local`), or by dask's workers on
+a cluster (`dask`), whose own processes run no job.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 TIMEOUT = 600.0
 #: Items that are sent to a process at once.
 CHUNK = 50
+#: Times that an item must be lost alone.
+DEATHS = 2
 #: Seconds to wait for a scheduler, and between two looks whether any worker of it is left.
 CONNECT = 30
 #: Least seconds between two messages that a dask worker sends, each with all that was found since the last.
@@ -203,7 +206,7 @@ class _Dask(Execution):
 
         error = self._futures.pop(number).exception()
         if isinstance(error, KilledWorker):
-            error = Died(Lost.CRASHED, error.last_worker.address)
+            error = Died(Lost.CRASHED, error.last_worker.address, worker=True)
         return Ended(error)
 
     def _check(self) -> None:
@@ -241,7 +244,8 @@ def _work_for_dask(number: int, task: Task, name: str) -> None:
             for event in events:
                 if event is not None:
                     unsent.append((number, event))
-                if unsent and time.monotonic() - sent >= POST:
+                due = time.monotonic() - sent >= POST or (isinstance(event, Began) and len(task.items) == 1)
+                if unsent and due:
                     outbox.put(pickle.dumps(unsent))
                     unsent, sent = [], time.monotonic()
     except Died as died:
@@ -258,17 +262,25 @@ class _Lot:
 
     indices: Sequence[int]
     alone: bool = False  #: one that was lost before; done by itself in a new process
+    deaths: int = 0  #: of processes that were new and had begun on it alone
     begun: set[int] = field(default_factory=set)  #: positions that the present process has begun on
     found: set[int] = field(default_factory=set)  #: positions that have a result
     where: str | None = None
 
-    def split(self) -> tuple[list[_Lot], list[_Lot]]:
-        """What is to be done again after a death: the items that the process was at, and those that wait still."""
-        open_ = [position for position in range(len(self.indices)) if position not in self.found]
-        at = [self.indices[position] for position in open_ if position in self.begun]
-        waiting = [self.indices[position] for position in open_ if position not in self.begun]
+    def after(self, died: Died) -> tuple[list[_Lot], list[_Lot]]:
+        """What is to be done again: the items that the process was at, in halves, and those that still wait."""
+        begun = self.begun
+        if died.where != self.where:  # the worker had not come to this task
+            begun = set()
+        elif died.worker and len(self.indices) > 1:  # its last messages may be missing
+            begun = set(range(len(self.indices)))
+        left = [position for position in range(len(self.indices)) if position not in self.found]
+        at = [self.indices[position] for position in left if position in begun]
+        waiting = [self.indices[position] for position in left if position not in begun]
         halves = [half for half in (at[: len(at) // 2], at[len(at) // 2 :]) if half]
-        return [_Lot(half, alone=len(half) == 1) for half in halves], [_Lot(waiting, self.alone)] if waiting else []
+        deaths = self.deaths + self.alone
+        again = [_Lot(half, len(half) == 1, deaths) for half in halves]
+        return again, [_Lot(waiting, self.alone, self.deaths)] if waiting else []
 
 
 def run(
@@ -306,10 +318,8 @@ def run(
                         yield lot.indices[position], pickle.loads(result)
                 case Ended(Died() as died):
                     del running[number]
-                    if died.where != lot.where:  # it died before it had come to this task
-                        lot.begun.clear()
-                    at, rest = lot.split()
-                    if at and lot.alone:
+                    at, rest = lot.after(died)
+                    if at and at[0].deaths == DEATHS:
                         yield lot.indices[0], died.lost
                         continue
                     waiting.extendleft(rest + at)
