@@ -470,7 +470,7 @@ def test_dasks_workers_are_as_our_own(cluster, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no workers"), dask(address):
         pass
     nanny = start("--nworkers", "2", "--nthreads", "1")
-    with _with_slots(address, 2) as workers:
+    with _with(address, 1, 1) as workers:
         assert collect(ITEMS, workers) == EXPECTED
         items = ["a", "kill parent", "b", "c", "d"]
         found = collect(items, workers, chunk=2)
@@ -483,16 +483,17 @@ def test_dasks_workers_are_as_our_own(cluster, tmp_path, monkeypatch):
             (tmp_path / str(i + 1)).touch()
         nanny.terminate()
         nanny.wait(LIMIT)
+        wait_for_workers(address)
         with monkeypatch.context() as patch, pytest.raises(UserError, match="are gone"):
             patch.setattr(module, "CONNECT", 1)
             collect(["a"], workers)
     of_two_threads = start("--nworkers", "1", "--nthreads", "2")
-    with pytest.raises(UserError, match="--nthreads 1"), _with_slots(address, 1):
+    with pytest.raises(UserError, match="--nthreads 1"), _with(address, 2):
         pass
     of_two_threads.terminate()
     of_two_threads.wait(LIMIT)
     start("--nworkers", "1", "--nthreads", "1")
-    with _with_slots(address, 1) as workers:
+    with _with(address, 1) as workers:
         found = run(partial(ticking, tmp_path), ["a"], workers)
         next(found)
         scheduler.kill()
@@ -500,15 +501,19 @@ def test_dasks_workers_are_as_our_own(cluster, tmp_path, monkeypatch):
             next(found)
 
 
-@contextmanager
-def _with_slots(address: str, slots: int):
-    """Once so many workers have come."""
+def wait_for_workers(address: str, *threads: int) -> None:
+    """Until the scheduler knows of workers of so many threads, and of no others."""
     import distributed
 
-    with distributed.Client(address) as client:
-        client.wait_for_workers(slots, timeout=LIMIT)
+    with distributed.Client(address, timeout=LIMIT) as client:
+        wait_for(lambda: tuple(client.nthreads().values()) == threads)
+
+
+@contextmanager
+def _with(address: str, *threads: int):
+    wait_for_workers(address, *threads)
     with dask(address) as workers:
-        assert workers.slots == slots
+        assert workers.slots == len(threads)
         yield workers
 
 
