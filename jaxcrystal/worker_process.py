@@ -137,7 +137,7 @@ class Slot:
         """Yields what the process reports, and None where it reports nothing for `LOOK` seconds.
 
         Closing the iterator before its end ends the process.
-        Raises what the job raises; `Died` if the process dies or is silent for too long; UserError if it cannot start.
+        Raises what the job raises, and `Died` if the process dies or is silent for too long.
         """
         if self._process is not None and task.new and self._process.used:
             self._end()
@@ -163,11 +163,6 @@ class Slot:
             if self._closed:
                 raise Died(Lost.CRASHED)
             self._process = _Process()
-        try:
-            self._process.prepare()
-        except UserError:
-            self._end()
-            raise
 
     def _end(self) -> None:
         with self._lock:
@@ -195,19 +190,12 @@ class _Process:
                 env=os.environ | ONE_THREAD,
             )
 
-    def prepare(self) -> None:
-        """Waits until it can take a job. Raises UserError if it dies before that."""
+    def work(self, task: Task) -> Iterator[Began | Found | None]:
         self.idle = False
         try:
-            self._connection.send(sys.path)
-            self._connection.recv()
-        except (EOFError, OSError):
-            raise UserError("a worker process died before it had a job. Is there memory for one more?") from None
-        self.idle = True
-
-    def work(self, task: Task) -> Iterator[Began | Found | None]:
-        self.used, self.idle = True, False
-        try:
+            if not self.used:
+                self._connection.send(sys.path)
+            self.used = True
             self._connection.send((task.job, task.items))
         except OSError:
             raise Died(Lost.CRASHED) from None
@@ -258,7 +246,6 @@ def serve(connection: Connection) -> None:
     """In the process: does one job after the other."""
     os.set_inheritable(connection.fileno(), False)
     _end_with_the_parent()
-    connection.send(None)
     while True:
         try:
             job, items = connection.recv()

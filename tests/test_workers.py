@@ -335,7 +335,7 @@ def test_an_error_ends_what_is_running(tmp_path):
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(worker_process, "_START", "raise SystemExit")
-    with local(1) as workers, pytest.raises(UserError, match="died before it had a job"):
+    with local(1) as workers, pytest.raises(UserError, match="3 worker processes in a row died before they began"):
         collect(["a"], workers)
 
 
