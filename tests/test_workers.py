@@ -205,6 +205,13 @@ def test_a_worker_that_dies_of_nothing_blames_nobody(time_of_death, forgetful):
     assert collect(ITEMS, Workers(lambda: nullcontext(cluster), 3)) == EXPECTED
 
 
+def test_a_death_elsewhere_is_not_of_what_was_begun_here():
+    """dask gave the task to another worker, which died before it came to it."""
+    lot = module._Lot([7], alone=True, deaths=1, begun={0}, where="worker 0")
+    assert lot.after(Died(Lost.CRASHED, "worker 1")) == ([], [module._Lot([7], alone=True, deaths=1)])
+    assert lot.after(Died(Lost.CRASHED, "worker 0")) == ([module._Lot([7], alone=True, deaths=2)], [])
+
+
 def test_results_are_in_order_with_or_without_processes(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
     items = [str(i) for i in range(11)]
@@ -234,18 +241,18 @@ def test_a_result_comes_as_soon_as_it_is_found(tmp_path):
     assert (tmp_path / "3").exists()
 
 
-def ticking(folder: Path, items):
+def ticking(items):
     for i, _ in enumerate(items):
         yield i, "first"
-        (folder / "ticks").touch()
-        while True:
+        for _ in range(100 * LIMIT):
             time.sleep(0.01)
             yield None
+        raise TimeoutError
 
 
-def test_what_nobody_waits_for_any_more_is_ended(tmp_path):
+def test_what_nobody_waits_for_any_more_is_ended():
     with local(1) as workers:
-        found = run(partial(ticking, tmp_path), ["a"], workers)
+        found = run(ticking, ["a"], workers)
         assert next(found) == (0, "first")
         found.close()
         assert collect(["a"], workers) == {0: "aa"}  # there is but one process, and it was not waited for
@@ -494,7 +501,7 @@ def test_dasks_workers_are_as_our_own(cluster, tmp_path, monkeypatch):
     of_two_threads.wait(LIMIT)
     start("--nworkers", "1", "--nthreads", "1")
     with _with(address, 1) as workers:
-        found = run(partial(ticking, tmp_path), ["a"], workers)
+        found = run(ticking, ["a"], workers)
         next(found)
         scheduler.kill()
         with pytest.raises(UserError, match=r"scheduler at .* is gone"):
