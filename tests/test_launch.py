@@ -78,7 +78,7 @@ def test_a_slurm_job_evaluates(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     table, _ = read_table(checkout / "out/structures.parquet")

@@ -92,9 +92,9 @@ def evaluate(
     out = _writable(Path(out_dir))
     judge = phases = None
     if potential is not None:
-        from jaxcrystal.relaxation.potentials import load_potential
+        from jaxcrystal.relaxation.relaxations import potential_card
 
-        judge = load_potential(potential)
+        judge = potential_card(potential, workers)
     if hull:
         from jaxcrystal.hull.sources import known_hull
 

@@ -17,7 +17,7 @@ from jaxcrystal.workers import Workers
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from jaxcrystal.relaxation.potentials import Potential
+    from jaxcrystal.relaxation.potentials import PotentialCard
 
 
 class StabilityOutcome(StrEnum):
@@ -56,7 +56,7 @@ class StabilityRow:
 
 def assess(
     structures: Sequence[Structure],
-    potential: Potential,
+    potential: PotentialCard,
     hull: Hull | None,
     *,
     fmax: float = 0.1,
@@ -78,7 +78,7 @@ def assess(
     return [_place(relaxation, potential, hull) for relaxation in relaxed]
 
 
-def _place(relaxation: Relaxation, potential: Potential, hull: Hull | None) -> StabilityRow:
+def _place(relaxation: Relaxation, potential: PotentialCard, hull: Hull | None) -> StabilityRow:
     from pymatgen.io.cif import CifWriter
 
     outcome, reason = StabilityOutcome(relaxation.status), relaxation.reason

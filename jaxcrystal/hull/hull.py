@@ -39,7 +39,7 @@ from jaxcrystal.workers import Workers
 if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
 
-    from jaxcrystal.relaxation.potentials import Potential
+    from jaxcrystal.relaxation.potentials import PotentialCard
 
 #: The scale of a hull that no potential of ours labelled.
 MP_SCALE = "mp2020"
@@ -174,7 +174,7 @@ class Hull:
     def from_crystals(
         cls,
         crystals: Sequence[Structure],
-        potential: Potential,
+        potential: PotentialCard,
         *,
         candidates: Iterable[Structure] | None = None,
         settings: RelaxationSettings = RelaxationSettings(),  # noqa: B008
@@ -278,7 +278,7 @@ class Hull:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
-    def require_same_scale(self, potential: Potential) -> None:
+    def require_same_scale(self, potential: PotentialCard) -> None:
         """Raises UserError if energies of this potential may not be compared with this hull."""
         if self.potential_sha256 is not None and self.potential_sha256 != potential.sha256:
             raise UserError(

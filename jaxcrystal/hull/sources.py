@@ -29,7 +29,8 @@ from jaxcrystal.reader.inputs import require_crystals
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.sources import is_json, json_items
 from jaxcrystal.relaxation.batch import RelaxationSettings
-from jaxcrystal.relaxation.potentials import Potential, load_potential
+from jaxcrystal.relaxation.potentials import PotentialCard
+from jaxcrystal.relaxation.relaxations import potential_card
 from jaxcrystal.workers import Workers
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def build(
         if samples is not None:
             wished = read(samples, workers=workers).samples
             candidates = [sample.crystal.to_structure() for sample in wished if sample.crystal is not None]
-        judge, kept = load_potential(potential), out.with_suffix(".labels")
+        judge, kept = potential_card(potential, workers), out.with_suffix(".labels")
         hull = labelled(inputs, judge, candidates, settings, workers=workers, cache_dir=kept)
     else:
         if labels != "relaxed" or samples is not None:
@@ -118,7 +119,7 @@ def build(
 
 def labelled(
     inputs: Sequence[str | Path],
-    potential: Potential,
+    potential: PotentialCard,
     candidates: Sequence[Structure] | None,
     settings: RelaxationSettings,
     *,

@@ -13,8 +13,7 @@ when it ends, and costs only itself if the potential cannot take it.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -212,19 +211,21 @@ class Batch:
 
 
 def relax_together(
-    structures: Sequence[Structure], potential: Potential, settings: RelaxationSettings = RelaxationSettings()
+    structures: Iterable[Structure], potential: Potential, settings: RelaxationSettings = RelaxationSettings()
 ) -> Iterator[tuple[int, Relaxation] | None]:
     """Yields (index, Relaxation) as they end, and None after each step, as a sign of life.
 
-    As many relax together as the potential takes atoms at once; where one ends the next begins.
+    As many relax together as the potential takes atoms at once; where one ends the next begins. A structure is taken
+    from `structures` only when it is the next.
     Never raises for a crystal: whatever happens to it is a status with a reason.
     """
-    batch, waiting = Batch(potential, settings), deque(enumerate(structures))
-    while waiting or batch.atoms:
-        while waiting and (not batch.atoms or batch.atoms + len(waiting[0][1]) <= batch.limit):
-            index, structure = waiting.popleft()
-            if (refused := batch.add(index, structure)) is not None:
-                yield index, refused
+    batch, waiting = Batch(potential, settings), enumerate(structures)
+    first = next(waiting, None)
+    while first is not None or batch.atoms:
+        while first is not None and (not batch.atoms or batch.atoms + len(first[1]) <= batch.limit):
+            if (refused := batch.add(*first)) is not None:
+                yield first[0], refused
+            first = next(waiting, None)
         if batch.atoms:
             yield from batch.step()
         yield None

@@ -20,7 +20,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,8 +46,8 @@ CHGNET_MISSING = {"Po", "At", "Rn", "Fr", "Ra"}
 
 
 @dataclass(frozen=True)
-class Potential:
-    """A potential: what it says of crystals, and how far that is to be believed."""
+class PotentialCard:
+    """What is known of a potential, without the means to compute: for a process that leaves that to others."""
 
     name: str
     source: str  #: what `load_potential` reads again: `chgnet` or an absolute directory
@@ -55,16 +55,8 @@ class Potential:
     elements: frozenset[str]  #: symbols that it knows
     check: SelfCheck
     note: str  #: how it is run, where that is not plain
-    cutoff: float  #: Å; beyond it atoms do not see each other
-    answer: Callable[[Systems, Edges], SinglePoints] = field(repr=False, compare=False)
     device: str = "cpu"
     package: str = ""  #: whose code it runs, with its version
-
-    @classmethod
-    def checked(cls, **what: Any) -> Potential:
-        """One that has been put to the self-check, whatever that found; takes the fields beside `check`."""
-        potential = cls(check=SelfCheck((), (), EnergyReference.OWN), **what)
-        return replace(potential, check=check(potential.energies, potential.elements))
 
     @property
     def reference(self) -> EnergyReference:
@@ -79,6 +71,25 @@ class Potential:
     def unknown(self, symbols: Sequence[str]) -> list[str]:
         """Those of the element symbols that the potential does not know."""
         return sorted(set(symbols) - self.elements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Potential(PotentialCard):
+    """A potential: what it says of crystals, and how far that is to be believed."""
+
+    cutoff: float  #: Å; beyond it atoms do not see each other
+    answer: Callable[[Systems, Edges], SinglePoints] = field(repr=False, compare=False)
+
+    @classmethod
+    def checked(cls, **what: Any) -> Potential:
+        """One that has been put to the self-check, whatever that found; takes the fields beside `check`."""
+        potential = cls(check=SelfCheck((), (), EnergyReference.OWN), **what)
+        return replace(potential, check=check(potential.energies, potential.elements))
+
+    @property
+    def card(self) -> PotentialCard:
+        """What is known of it, which other processes can be sent."""
+        return PotentialCard(**{known.name: getattr(self, known.name) for known in fields(PotentialCard)})
 
     def single_points(
         self, systems: Systems, known: Sequence[Candidates | None] | None = None

@@ -1,13 +1,13 @@
-"""Many relaxations: in processes, with a progress bar, stored as parts of them end so that a stopped run goes on."""
+"""Many relaxations: in processes, with a progress bar, each stored when it ends so that a stopped run goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +15,44 @@ from tqdm import tqdm
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.relaxation.batch import Relaxation, RelaxationSettings, RelaxationStatus, relax_together
-from jaxcrystal.relaxation.potentials import Potential, load_potential
+from jaxcrystal.relaxation.potentials import Potential, PotentialCard, load_potential
 from jaxcrystal.workers import Lost, Workers, run
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-#: A process is sent the atoms of so many batches: the more, the fewer batches run out, and the more a kill costs.
+#: A process is sent the atoms of so many batches: the more, the fewer batches run out, and the longer the last one
+#: works while the others have nothing left.
 BATCHES = 3
 
 #: Changes whenever the same crystal relaxes otherwise, and so parts what was stored before and after.
 VERSION = 2
 
 
+def potential_card(name_or_dir: str | Path, workers: Workers | None) -> PotentialCard:
+    """What is known of a potential, found by a worker, so that only processes that relax load torch and the weights.
+
+    Without `workers` it is loaded in this process, and the `Potential` itself is returned.
+    Raises UserError as `load_potential` does, and if the worker is lost over it.
+    """
+    if workers is None:
+        return load_potential(name_or_dir)
+    source = str(name_or_dir)
+    if source != "chgnet" and Path(source).is_dir():
+        source = str(Path(source).resolve())  # workers on other machines may stand in another directory
+    ((_, card),) = run(_cards, [source], workers)
+    if isinstance(card, Lost):
+        raise UserError(f"the potential {name_or_dir} could not be loaded: {card.reason}. Is there memory for it?")
+    return card
+
+
+def _cards(names: Iterable[str]) -> Iterator[tuple[int, PotentialCard]]:
+    return ((i, _loaded(name, None).card) for i, name in enumerate(names))
+
+
 def relax_all(
     structures: Sequence[Structure],
-    potential: Potential,
+    potential: PotentialCard,
     settings: RelaxationSettings = RelaxationSettings(),  # noqa: B008
     *,
     workers: Workers | None = None,
@@ -40,6 +62,7 @@ def relax_all(
 ) -> list[Relaxation]:
     """One Relaxation for each structure, in their order. Without `workers` they are relaxed in this process.
 
+    Workers load the potential themselves: for them its card is enough, and without them it is loaded from that.
     Equal crystals are relaxed once. With `cache_dir`, what is known from an earlier run, stopped or not, is read from
     `relaxations.jsonl` there: a line a crystal, keyed by potential, crystal and settings. A crystal that was lost with
     its process or to the clock has no line: the next run tries it again.
@@ -60,11 +83,14 @@ def relax_all(
 
 
 def _relax_missing(
-    missing: dict[str, Structure], potential: Potential, settings: RelaxationSettings, workers: Workers | None
+    missing: dict[str, Structure], potential: PotentialCard, settings: RelaxationSettings, workers: Workers | None
 ) -> Iterator[tuple[str, Relaxation]]:
     keys, structures = list(missing), list(missing.values())
+    if not missing:
+        return
     if workers is None:
-        found = relax_together(structures, potential, settings)
+        here = potential if isinstance(potential, Potential) else _loaded(potential.source, potential.device)
+        found = relax_together(structures, here, settings)
         yield from ((keys[i], relaxation) for i, relaxation in filter(None, found))
         return
     on_gpu = potential.device != "cpu"
@@ -82,7 +108,7 @@ def _relax_missing(
 
 
 def _relax_in_process(
-    source: str, device: str | None, sha256: str, settings: RelaxationSettings, structures: Sequence[Structure]
+    source: str, device: str | None, sha256: str, settings: RelaxationSettings, structures: Iterable[Structure]
 ) -> Iterator[tuple[int, Relaxation] | None]:
     potential = _loaded(source, device)
     if potential.sha256 != sha256:
@@ -90,16 +116,18 @@ def _relax_in_process(
     return relax_together(structures, potential, settings)
 
 
-@cache
 def _loaded(source: str, device: str | None) -> Potential:
-    """In a process of its own: the potential, read once."""
-    import torch
+    """The potential, read once in a process."""
+    if (source, device) not in _LOADED:
+        found = load_potential(source, device)
+        _LOADED.update(dict.fromkeys([(source, device), (source, found.device)], found))
+    return _LOADED[source, device]
 
-    torch.set_num_threads(1)  # one process a core; threads of one would steal the others'
-    return load_potential(source, device)
+
+_LOADED: dict[tuple[str, str | None], Potential] = {}
 
 
-def _key(structure: Structure, potential: Potential, settings: RelaxationSettings) -> str:
+def _key(structure: Structure, potential: PotentialCard, settings: RelaxationSettings) -> str:
     crystal = [
         structure.lattice.matrix.tolist(),
         structure.frac_coords.tolist(),

@@ -1,12 +1,7 @@
-"""What goes wrong with crystals, potentials and processes, all in one evaluation: nothing is lost, all is counted."""
+"""What goes wrong with crystals and potentials, all in one evaluation: nothing is lost, all is counted."""
 
 import json
-import os
-import signal
-import threading
-import time
 
-import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -14,9 +9,6 @@ from pymatgen.io.cif import CifWriter
 
 from jaxcrystal.evaluation.evaluation import evaluate
 from jaxcrystal.evaluation.table import read_table
-from jaxcrystal.relaxation.batch import RelaxationSettings, RelaxationStatus
-from jaxcrystal.relaxation.potentials import load_potential
-from jaxcrystal.relaxation.relaxations import relax_all
 from jaxcrystal.workers import local
 
 
@@ -59,55 +51,3 @@ def test_nothing_is_lost_and_all_is_counted(tmp_path):
     assert large["num_atoms"] == 300
     assert large["energy_per_atom"] == pytest.approx(small["energy_per_atom"], abs=1e-3)
     assert metrics == json.loads((tmp_path / "out/metrics.json").read_text())
-
-
-class Poison(Structure):
-    """Kills the process that it is sent to."""
-
-    def __reduce_ex__(self, protocol):
-        return _die, (os.getpid(),)
-
-
-def _die(sender: int):
-    assert os.getpid() != sender
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def crystals(count: int) -> list[Structure]:
-    return [pair(4.0 + 0.05 * i, "Cs", "Cl", (0.5, 0.5, 0.45)) for i in range(count)]
-
-
-@pytest.mark.slow
-def test_a_crystal_that_kills_its_process_costs_itself(tmp_path):
-    potential, given = load_potential("chgnet", "cpu"), crystals(5)
-    given.insert(2, Poison.from_sites(pair(3.9, "Cs", "Cl").sites))
-    with local(2) as workers:
-        found = relax_all(given, potential, workers=workers, cache_dir=tmp_path, progress=False)
-    assert [r.status for r in found] == [
-        RelaxationStatus.CRASHED if i == 2 else RelaxationStatus.CONVERGED for i in range(6)
-    ]
-    assert len((tmp_path / "relaxations.jsonl").read_text().splitlines()) == 5  # the next run tries it again
-    alone = relax_all(crystals(5), potential, progress=False)
-    np.testing.assert_allclose([r.energy for i, r in enumerate(found) if i != 2], [r.energy for r in alone], atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_nothing(tmp_path):
-    potential = load_potential("chgnet", "cpu")
-    settings = RelaxationSettings(fmax=0.005)
-    killed = []
-    with local(2) as workers:
-
-        def strike():
-            while not (pids := list(workers.executor._pids.values())):
-                time.sleep(0.05)
-            time.sleep(1.5)  # it reads the potential or relaxes
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
-
-        striker = threading.Thread(target=strike)
-        striker.start()
-        found = relax_all(crystals(12), potential, settings, workers=workers, cache_dir=tmp_path, progress=False)
-        striker.join()
-        assert killed and killed[0] not in workers.executor._pids.values()
-    assert [r.status for r in found] == [RelaxationStatus.CONVERGED] * 12

@@ -415,7 +415,7 @@ def test_crystals_that_a_potential_labels(tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(hull_module, "relax_all", here)
-    monkeypatch.setattr(hull_sources, "load_potential", lambda name: potential)
+    monkeypatch.setattr(hull_sources, "potential_card", lambda name, workers: potential)
     crystals = [fcc("Al", 4.0), fcc("Cu", 3.6), fcc("Ni", 3.5), b2("Al", "Cu"), b2("Al", "Ni"), None]
     path = written(tmp_path / "crystals.json", crystals)
     samples = written(tmp_path / "samples.json", [b2("Al", "Cu", 3.3)])

@@ -132,15 +132,23 @@ def test_without_the_grammar_only_pieces_of_the_tokenizer_are_drawn(tmp_path):
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(model_dir, whole, tmp_path):
     out = tmp_path / "s.parquet"
+    # However late the kill comes, it comes before the end: the journal takes no more than 40 rows after it is due.
     command = (
-        "from jaxcrystal.config import MeshConfig\nfrom jaxcrystal.mesh import make_mesh\n"
-        "from jaxcrystal.sampling.sampling import sample\n"
+        "import sys, time\nfrom jaxcrystal.config import MeshConfig\nfrom jaxcrystal.mesh import make_mesh\n"
+        "from jaxcrystal.sampling.ledger import Ledger\nfrom jaxcrystal.sampling.sampling import sample\n"
+        "append = Ledger.append\n"
+        "def until(ledger, attempt):\n"
+        "    if len(ledger) >= int(sys.argv[1]) + 40: time.sleep(600)\n"
+        "    append(ledger, attempt)\n"
+        "Ledger.append = until\n"
         f"sample({str(model_dir)!r}, 300, {str(out)!r}, mesh=make_mesh(MeshConfig(8, 1, 1)), **{RUN})"
     )
     journal = tmp_path / "s.parquet.journal"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     for rows in np.sort(np.random.default_rng().integers(1, 200, 2)):  # killed twice, at other moments each time
-        process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, str(rows)], stderr=subprocess.DEVNULL, env=environment
+        )
         while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)

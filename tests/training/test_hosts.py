@@ -90,7 +90,7 @@ def test_two_processes_agree_with_one(one, tmp_path):
     """Real processes with four devices each, and their collectives; one process reads what they saved."""
     recipe = replace(one, out=one.out + "-hosts", mesh=MeshConfig(2, 2, 2))
     processes = two_processes(recipe, tmp_path)
-    told = [process.communicate(timeout=300) for process in processes]
+    told = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     assert_same(recipe, one)
     journal = (Path(recipe.out) / "metrics.jsonl").read_text()
@@ -106,7 +106,7 @@ def test_one_of_two_processes_is_told_to_stop(one, tmp_path):
     while all(process.poll() is None for process in processes) and len(losses(recipe.out)) < 2:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
-    told = [process.communicate(timeout=300) for process in processes]
+    told = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     steps = len(losses(recipe.out))
     assert f"saved after step {steps}, on SIGTERM" in told[0][0] and "saved" not in told[1][0]
@@ -144,7 +144,7 @@ def test_what_one_host_cannot_do_is_said_on_all():
         )
         for i in range(2)
     ]
-    told = [process.communicate(timeout=300)[0].splitlines() for process in processes]
+    told = [process.communicate(timeout=1200)[0].splitlines() for process in processes]
     told = [[line for line in lines if not line.startswith("[Gloo]")] for lines in told]
     refused = "mesh data 1 x fsdp 4 x tensor 1 needs 4 devices, all hosts together have 8: a run on many hosts uses all"
     assert [lines[0] for lines in told] == ["host 1: no disk here", "no disk here"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,6 +83,11 @@ def test_a_finished_run_goes_on_for_more_steps(recipe, monkeypatch):
 RANDOM, AIMED, SEED = 1, 3, 0
 
 
+def stands(pid: int) -> bool:
+    """Whether the process is stopped or has ended."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path):
     """SIGKILL at random moments and as soon as a checkpoint is begun, or a little later, while it is written: bit for
@@ -104,9 +110,17 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(recipe, tmp_path
         wanted = min(before + rng.integers(1, 7), len(whole))
         while process.poll() is None and len(losses(killed)) < wanted:
             time.sleep(0.02)
-        while aimed and process.poll() is None and not unfinished():
+        time.sleep(rng.uniform(0, 0.1))
+        while aimed and process.poll() is None:
+            if unfinished():  # still so once it stands?
+                time.sleep(rng.uniform(0, 0.02))
+                process.send_signal(signal.SIGSTOP)
+                while not stands(process.pid):
+                    time.sleep(0.001)
+                if unfinished():
+                    break
+                process.send_signal(signal.SIGCONT)
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02 if aimed else 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
         hits += bool(unfinished())
