@@ -153,7 +153,7 @@ def crystals(name: str, quick: bool) -> pd.DataFrame:
     """The rows of a part of MP-20 that are crystals, with `structure` and `composition`; `quick`: some, small."""
     path = DATA / f"mp20/{name}.parquet"
     table = pd.read_parquet(path)[["material_id", "pretty_formula", "formation_energy_per_atom", "e_above_hull"]]
-    found = [sample.crystal for sample in read(path, limit=QUICK_ROWS if quick else None).samples]
+    found = [sample.crystal for sample in read(path, limit=QUICK_ROWS if quick else None).rows]
     kept = [row for row, crystal in enumerate(found) if crystal is not None and (len(crystal) < 5 or not quick)]
     structures = [found[row].to_structure() for row in kept]
     return table.iloc[kept].assign(structure=structures, composition=[s.composition for s in structures])

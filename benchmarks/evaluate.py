@@ -100,9 +100,7 @@ def some(path: Path, count: int | None) -> list[Crystal]:
     """Crystals from all over a file, or all of them; without the data beside the checkout, embedded ones."""
     few = count is not None and count < 10
     limit = 200 if few else None
-    crystals = (
-        [s.crystal for s in read(path, limit=limit).samples] if path.exists() else [e.crystal for e in embedded()]
-    )
+    crystals = [s.crystal for s in read(path, limit=limit).rows] if path.exists() else [e.crystal for e in embedded()]
     if count is None:
         return crystals
     if few:

@@ -22,7 +22,8 @@ from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, Rows
 from jaxcrystal.reader.checks import Checked, Checks, check
-from jaxcrystal.reader.sources import read
+from jaxcrystal.reader.reading import interpret
+from jaxcrystal.reader.sources import open_source
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def crystals(origin: str, count: int) -> CrystalSet:
     """The first `count` crystals of a prepared data set; of a raw table of CIFs, checked as `prepare` checks them."""
     if origin.endswith(".parquet") and "cif" in pq.read_schema(origin).names:
-        checked = [check(row, Checks()) for row in read(origin)[0].rows[:count]]
+        records = open_source(origin).records[:count]
+        checked = [check(interpret(record), Checks()) for record in records]
         kept = [row for row in checked if isinstance(row, Checked)]
         return CrystalSet.from_crystals([r.id for r in kept], [r.crystal for r in kept], [r.labels for r in kept])
     whole = dataset.load(origin)

@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def some(count: int) -> list[Structure]:
     """Generated crystals from all over the file; without it, embedded ones, off their places."""
     if GENERATED.exists():
-        crystals = [sample.crystal for sample in read(GENERATED).samples]
+        crystals = [sample.crystal for sample in read(GENERATED).rows]
     else:
         crystals = [entry.crystal for entry in embedded()]
     if count < 10:

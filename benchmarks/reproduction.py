@@ -37,7 +37,7 @@ PUBLISHED = {
 def reproduced(generated: Path, reference: Path, workers: Workers | None, draws: int = DRAWS) -> dict[str, Any]:
     """Every published number, of each choice of crystals; of draws their mean, deviation, and 95 % of them."""
     protocol, cutoffs = PROTOCOLS["cdvae"], coverage_cutoffs("mp_20")
-    sets = [read(path, workers=workers).samples for path in (generated, reference)]
+    sets = [read(path, workers=workers).rows for path in (generated, reference)]
     table, known = (describe(samples, protocol, symmetry=False, workers=workers) for samples in sets)
     own, others = (fingerprints([sample.crystal for sample in samples], workers=workers) for samples in sets)
     valid = valid_rows(table)

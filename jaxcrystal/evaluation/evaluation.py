@@ -113,7 +113,7 @@ def evaluate(
         true = read(truth, workers=workers)
         versions["truth"] = _fingerprint(true)
         truths = paired(samples, true, limit)
-        inputs["truth"] = count(true, set(range(len(true.samples))) - set(truths))
+        inputs["truth"] = count(true, set(range(len(true.rows))) - set(truths))
     if train is not None:
         known = read(train, workers=workers)
         versions["train"] = _fingerprint(known)
@@ -122,10 +122,10 @@ def evaluate(
         others = read(reference, workers=workers)
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
-    table = describe(samples.samples, convention, workers=workers)
+    table = describe(samples.rows, convention, workers=workers)
     if true is not None:
         table = _with_truth(table, samples, true, truths, convention, workers)
-    sound = [s.crystal if ok else None for s, ok in zip(samples.samples, table["structural_valid"], strict=True)]
+    sound = [s.crystal if ok else None for s, ok in zip(samples.rows, table["structural_valid"], strict=True)]
     table = _with_likeness(table, sound, known)
     if judge is not None:
         from jaxcrystal.evaluation.stability import assess
@@ -162,21 +162,21 @@ def evaluate(
         versions["hull scale"] = phases.scale
     compared = None
     if nearest or others is not None:
-        own = stored_fingerprints([sample.crystal for sample in samples.samples], out / "fingerprints", workers=workers)
+        own = stored_fingerprints([sample.crystal for sample in samples.rows], out / "fingerprints", workers=workers)
         own = only_valid(own, table) if convention.fingerprints_of_valid else own
         table = with_diversity(table, own, convention)
     if nearest and known is not None:
         theirs = _known_fingerprints(known, convention, workers)
-        table = with_nearest(table, own, theirs, [sample.id for sample in known.samples], "train")
+        table = with_nearest(table, own, theirs, [sample.id for sample in known.rows], "train")
     if others is not None:
-        compared = describe(others.samples, convention, symmetry=False, workers=workers)
+        compared = describe(others.rows, convention, symmetry=False, workers=workers)
         theirs = _known_fingerprints(others, convention, workers, compared)
         table = with_nearest(table, own, theirs, compared["id"], "reference")
         compared = with_nearest(compared, theirs, own, table["id"], "generated")
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
     metrics = metrics_from_table(table, provenance, compared)
-    results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.samples)
+    results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.rows)
     return metrics
 
 
@@ -221,9 +221,9 @@ def _with_likeness(
     group = pd.array(group_ids(crystals), dtype="Int64")
     columns = {"group": group, "unique": ~(group.isna() | pd.Series(group).duplicated().to_numpy())}
     if known is not None:
-        found = matches(crystals, [sample.crystal for sample in known.samples])
+        found = matches(crystals, [sample.crystal for sample in known.rows])
         columns["novel"] = [crystal is not None and i is None for crystal, i in zip(crystals, found, strict=True)]
-        columns["known_as"] = [None if i is None else known.samples[i].id for i in found]
+        columns["known_as"] = [None if i is None else known.rows[i].id for i in found]
     return table.assign(**{f"{name}{suffix}": values for name, values in columns.items()})
 
 
@@ -237,9 +237,9 @@ def _with_truth(
 ) -> pd.DataFrame:
     """Adds `truth_displacement` or why there is none, and `truth_valid`; `positions` are those of the true crystals."""
     needed = sorted(set(positions))
-    truths = describe([true.samples[i] for i in needed], protocol, symmetry=False, workers=workers)
+    truths = describe([true.rows[i] for i in needed], protocol, symmetry=False, workers=workers)
     valid = dict(zip(needed, valid_rows(truths), strict=True))
-    predicted, truth = [s.crystal for s in samples.samples], [true.samples[i].crystal for i in positions]
+    predicted, truth = [s.crystal for s in samples.rows], [true.rows[i].crystal for i in positions]
     found, reasons = displacements(predicted, truth, workers=workers)
     return table.assign(
         truth_displacement=found, no_match_because=reasons, truth_valid=[bool(valid[i]) for i in positions]
@@ -261,11 +261,11 @@ def _known_fingerprints(
     known: Rows, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
 ) -> Fingerprints:
     """Fingerprints of crystals to compare with, stored for the next time; `table` is what `describe` says of them."""
-    found = stored_fingerprints([sample.crystal for sample in known.samples], store(), workers=workers)
+    found = stored_fingerprints([sample.crystal for sample in known.rows], store(), workers=workers)
     if not protocol.fingerprints_of_valid:
         return found
     return only_valid(
-        found, describe(known.samples, protocol, symmetry=False, workers=workers) if table is None else table
+        found, describe(known.rows, protocol, symmetry=False, workers=workers) if table is None else table
     )
 
 

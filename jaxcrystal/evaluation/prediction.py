@@ -42,33 +42,33 @@ def paired(predicted: Rows, true: Rows, limit: int | None = None) -> list[int]:
         )
     positions = _by_id(predicted, true) if true.has_ids else _by_row(predicted, true, limit)
     for position in sorted(set(positions)):
-        if (broken := true.samples[position]).crystal is None:
+        if (broken := true.rows[position]).crystal is None:
             raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
     return positions
 
 
 def _by_id(predicted: Rows, true: Rows) -> list[int]:
     position: dict[str, int] = {}
-    for i, sample in enumerate(true.samples):
+    for i, sample in enumerate(true.rows):
         if (first := position.setdefault(sample.id, i)) != i:
             raise UserError(
-                f"{true.path}: the id {sample.id!r} is in rows {true.samples[first].row} and {sample.row}; each true "
+                f"{true.path}: the id {sample.id!r} is in rows {true.rows[first].row} and {sample.row}; each true "
                 "crystal needs an id of its own"
             )
-    for sample in predicted.samples:
+    for sample in predicted.rows:
         if sample.id not in position:
             raise UserError(
                 f"{predicted.path}, row {sample.row}: {true.path} has no true crystal with the id {sample.id!r}; its "
-                f"ids are such as {true.samples[0].id!r}"
+                f"ids are such as {true.rows[0].id!r}"
             )
-    return [position[sample.id] for sample in predicted.samples]
+    return [position[sample.id] for sample in predicted.rows]
 
 
 def _by_row(predicted: Rows, true: Rows, limit: int | None) -> list[int]:
-    positions = list(range(len(true.samples)))[:limit]
-    if len(positions) != len(predicted.samples):
+    positions = list(range(len(true.rows)))[:limit]
+    if len(positions) != len(predicted.rows):
         raise UserError(
-            f"{true.path} holds {len(true.samples)} crystals for {len(predicted.samples)} predictions; as neither file "
+            f"{true.path} holds {len(true.rows)} crystals for {len(predicted.rows)} predictions; as neither file "
             "has ids, it must hold the true one of each, in the same order"
         )
     return positions

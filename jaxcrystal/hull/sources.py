@@ -105,7 +105,7 @@ def build(
             raise UserError("a hull that a potential labels takes its element references from the same crystals")
         settings, candidates = label_settings(labels), None
         if samples is not None:
-            wished = read(samples, workers=workers).samples
+            wished = read(samples, workers=workers).rows
             candidates = [sample.crystal.to_structure() for sample in wished if sample.crystal is not None]
         judge, kept = potential_card(potential, workers), out.with_suffix(".labels")
         hull = labelled(inputs, judge, candidates, settings, workers=workers, cache_dir=kept)
@@ -135,7 +135,7 @@ def labelled(
             "energies may also be named with its references"
         ) from None
     counted = [require_crystals("hull", found) for found in sets]
-    known = [sample.crystal for found in sets for sample in found.samples]
+    known = [sample.crystal for found in sets for sample in found.rows]
     hull = Hull.from_crystals(
         [crystal.to_structure() for crystal in known if crystal is not None],
         potential,

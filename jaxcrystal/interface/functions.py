@@ -216,13 +216,12 @@ def relax(
     """
     from jaxcrystal.interface.tables import Relaxations, Relaxed
     from jaxcrystal.relaxation.batch import RelaxationSettings
-    from jaxcrystal.relaxation.potentials import load_potential
-    from jaxcrystal.relaxation.relaxations import relax_all
+    from jaxcrystal.relaxation.relaxations import potential_card, relax_all
 
     settings = RelaxationSettings(fmax, max_steps, timeout)
     with _pool(workers) as pool:
-        samples = _rows(structures, "structures", pool, limit).samples
-        judge = load_potential(str(potential))
+        samples = _rows(structures, "structures", pool, limit).rows
+        judge = potential_card(str(potential), pool)
         found = iter(
             relax_all(
                 [sample.crystal.to_structure() for sample in samples if sample.crystal is not None],

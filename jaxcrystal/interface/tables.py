@@ -140,11 +140,11 @@ class Crystals(_Table[Row]):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return self.source.samples
+        return self.source.rows
 
     def _of(self, rows: tuple[Row, ...]) -> Crystals:
         digest = sha256(f"{self.source.sha256} {[row.row for row in rows]}".encode()).hexdigest()
-        return Crystals(replace(self.source, samples=rows, sha256=digest))  # a part is not the whole
+        return Crystals(replace(self.source, rows=rows, sha256=digest))  # a part is not the whole
 
     def _summary(self) -> str:
         unread = f"; not read: {named(self.source.unread)}" if self.source.unread else ""

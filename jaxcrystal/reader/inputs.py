@@ -56,7 +56,7 @@ def count(found: Rows, not_needed: Collection[int] = ()) -> Input:
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     notes: Counter[str] = Counter()
     unneeded = frozenset(not_needed)
-    for position, sample in enumerate(found.samples):
+    for position, sample in enumerate(found.rows):
         notes.update(set(sample.notes))
         if sample.crystal is None:
             reasons[sample.outcome][sample.reason] += 1
@@ -66,8 +66,8 @@ def count(found: Rows, not_needed: Collection[int] = ()) -> Input:
     return Input(
         name_as_text(found.path),
         found.sha256,
-        rows=len(found.samples),
-        used=len(found.samples) - sum(left_out.values()),
+        rows=len(found.rows),
+        used=len(found.rows) - sum(left_out.values()),
         left_out=left_out,
         reasons={outcome: _shared(reasons[outcome]) for outcome in left_out},
         notes=dict(sorted(notes.items())),

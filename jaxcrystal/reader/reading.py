@@ -38,7 +38,7 @@ def read(source: Any, *, workers: Workers | None = None, limit: int | None = Non
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if isinstance(source, Rows):
-        return replace(source, samples=source.samples[:limit])
+        return replace(source, rows=source.rows[:limit])
     found = open_source(source)
     rows = each(interpret, found.records[:limit], workers, label=f"reading {found.path.name}", lost=lost)
     sha256 = _digest(rows) if found.sha256 is None else found.sha256
@@ -47,7 +47,9 @@ def read(source: Any, *, workers: Workers | None = None, limit: int | None = Non
 
 def interpret(record: Record) -> Row:
     """What a record means."""
-    cif = record.content if record.form in ("cif", "none") and isinstance(record.content, str) else ""
+    # The text of a file with several structures is the CIF of none of them.
+    own = record.form in ("cif", "none") and isinstance(record.content, str) and record.block is None
+    cif = record.content if own else ""
 
     def refused(outcome: str, reason: str) -> Row:
         return Row(record.id, record.row, outcome, reason, None, cif, record.labels, record.notes)
@@ -85,7 +87,7 @@ def _found(record: Record) -> tuple[Found, dict[str, Any]]:
 
 def lost(record: Record, why: Lost) -> Row:
     """The row of a record whose reading ended its process."""
-    cif = record.content if record.form == "cif" else ""
+    cif = record.content if record.form == "cif" and record.block is None else ""
     return Row(record.id, record.row, why.value, why.reason, None, cif, record.labels, record.notes)
 
 

@@ -76,23 +76,23 @@ class Rows:
 
     path: Path  #: of the file or folder; the name of what was in memory
     sha256: str  #: of the file's bytes; of a folder's files, names and bytes; of the crystals that were in memory
-    samples: tuple[Row, ...]
+    rows: tuple[Row, ...]
     has_ids: bool = False  #: whether the source names its rows (a column, an index, file names), or we number them
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: what a folder holds beside, by kind
     ignored_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.rows)
 
     @property
     def left_out(self) -> dict[str, int]:
         """Rows that are no crystal, by outcome."""
-        return tally(row.outcome for row in self.samples if row.crystal is None)
+        return tally(row.outcome for row in self.rows if row.crystal is None)
 
     @property
     def notes(self) -> dict[str, int]:
         """What was changed or not used, with the number of rows."""
-        return tally(note for row in self.samples for note in row.notes)
+        return tally(note for row in self.rows for note in row.notes)
 
 
 def tally(words: Iterable[str]) -> dict[str, int]:

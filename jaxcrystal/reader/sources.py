@@ -358,7 +358,7 @@ def _read_before(rows: Rows) -> Source:
         Record(row.id, row.row, "none", row.cif, None, row.labels, row.notes, row.outcome, row.reason)
         if row.crystal is None
         else Record(row.id, row.row, "object", row.crystal, None, row.labels, row.notes)
-        for row in rows.samples
+        for row in rows.rows
     ]
     return Source(rows.path, rows.sha256, tuple(records), rows.has_ids, rows.unread, rows.ignored_columns)
 

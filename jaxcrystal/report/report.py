@@ -236,8 +236,6 @@ def _gallery_note(table: pd.DataFrame) -> str:
 
 
 def _gallery(table: pd.DataFrame) -> str:
-    from pymatgen.core import Structure
-
     best = table[table["structural_valid"] & table["compositional_valid"] & table[_alike("unique", table)]]
     if "e_above_hull" in best:
         best = best[best["e_above_hull"].notna() & best["relaxation"].isin(_RELAXED)].sort_values(
@@ -246,9 +244,8 @@ def _gallery(table: pd.DataFrame) -> str:
     figures = []
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)
-        structure, number = _conventional(
-            Structure.from_str(relaxed if isinstance(relaxed, str) else row.cif, fmt="cif")
-        )
+        crystal = crystal_from_cif(relaxed if isinstance(relaxed, str) else row.cif)
+        structure, number = _conventional(crystal.to_structure())
         at = table.index.get_loc(row.Index)
         distance = getattr(row, "e_above_hull", None)
         note = "" if pd.isna(distance) else f"<br>{distance:+.3f} eV/atom".replace("-", "−")

@@ -239,7 +239,7 @@ def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatc
     ]
     monkeypatch.setattr("jaxcrystal.evaluation.stability.assess", lambda structures, *_, **__: rows)
     potential = SimpleNamespace(name="P", sha256="p", reference=None, check=SimpleNamespace(unchecked=()))
-    monkeypatch.setattr("jaxcrystal.relaxation.potentials.load_potential", lambda name: potential)
+    monkeypatch.setattr("jaxcrystal.relaxation.relaxations.load_potential", lambda name: potential)
     phases = Hull.from_phases(
         "h", [], ElementReferences({"Na": 0.0, "Cl": 0.0}, "p"), potential_sha256="p", left_out={"of r2SCAN": 2}
     )

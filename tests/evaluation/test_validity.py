@@ -97,7 +97,7 @@ def test_only_strict_looks_at_own_images_and_radii():
 
 
 def test_strict_accepts_real_crystals(shared):
-    table = describe(read(shared / "data/mp20/test.parquet", limit=399).samples, STRICT, symmetry=False)
+    table = describe(read(shared / "data/mp20/test.parquet", limit=399).rows, STRICT, symmetry=False)
     assert table["structural_valid"].all()
 
 
@@ -106,7 +106,7 @@ def test_published_validity_and_distributions_of_diffcsp(shared):
     """Published for exactly these crystals: structural 100.00 %, compositional 83.22 %; of the valid ones against MP-20
     test, Wasserstein distances of 0.35 g/cm³ and 0.346 elements."""
     generated, known = (
-        describe(read(shared / "data" / path).samples, CDVAE, symmetry=False)
+        describe(read(shared / "data" / path).rows, CDVAE, symmetry=False)
         for path in ("generated/diffcsp_mp20.parquet", "mp20/test.parquet")
     )
     assert len(generated) == 10_000

@@ -424,7 +424,7 @@ def test_crystals_that_a_potential_labels(tmp_path, monkeypatch):
     for labels, wished in itertools.product(("relaxed", "single-point"), (None, samples)):
         build([path], out, potential="emt", labels=labels, samples=wished)
         hull = Hull.from_file(out)
-        left_out = {read(path).samples[-1].outcome: 1} | ({"other_system": 2} if wished else {})
+        left_out = {read(path).rows[-1].outcome: 1} | ({"other_system": 2} if wished else {})
         assert hull.name.endswith(f"EMT, {labels}") and hull.left_out == left_out
         assert hull.potential_sha256 == potential.sha256 and hull.sources[0].startswith("crystals.json sha256:")
         energies[labels] = hull.phases[frozenset(["Al", "Cu"])][0].energy

@@ -94,7 +94,7 @@ def test_numbers_are_kept():
         (pd.DataFrame({"cif": [ODD.to_cif()] * 2}, index=[10, 20]), ["10", "20"], True),
         (pd.DataFrame({"cif": [ODD.to_cif()] * 2, "material_id": ["x", "y"]}), ["x", "y"], True),
     ],
-    ids=str,
+    ids=[f"source{i}" for i in range(12)],
 )
 def test_ids_are_those_of_the_source(given, ids, named):
     found = jaxcrystal.read(given)

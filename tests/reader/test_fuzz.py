@@ -156,7 +156,7 @@ def test_mutated_tables_and_json_end_in_rows_or_in_one_line(tmp_path):
         path = tmp_path / f"mutant.{suffix}"
         path.write_bytes(changed.encode("utf-8", "surrogatepass"))
         try:
-            found = read(path).samples
+            found = read(path).rows
         except UserError as error:
             assert "\n" not in str(error) and path.name in str(error)
             ended["line"] += 1
@@ -199,7 +199,7 @@ def optimade(structure: Structure) -> dict:
 def test_bytes_of_any_kind_are_no_traceback(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     try:
-        rows = read(tmp_path / name).samples
+        rows = read(tmp_path / name).rows
     except UserError as error:
         assert name in str(error)
     else:
@@ -214,7 +214,7 @@ def test_a_frame_or_poscar_that_is_cut_anywhere_is_refused_or_whole(tmp_path):
     for at in range(0, len(text), 7):
         (tmp_path / "POSCAR").write_text(text[:at])
         try:
-            (row,) = read(tmp_path / "POSCAR").samples
+            (row,) = read(tmp_path / "POSCAR").rows
         except UserError:
             continue
         assert row.crystal is None or (len(row.crystal) == len(whole) and np.isclose(row.crystal.volume, whole.volume))

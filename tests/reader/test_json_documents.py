@@ -70,14 +70,14 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_in_which_structures_are_kept(tmp_path, shape, name):
     content, ids = SHAPES[shape]
-    samples = read(written(tmp_path, content, name)).samples
+    samples = read(written(tmp_path, content, name)).rows
     assert [(s.id, s.row, s.outcome, s.reason) for s in samples] == [(ids[0], 0, "ok", ""), (ids[1], 1, "ok", "")]
     assert all(same(s.crystal, crystal) for s, crystal in zip(samples, BOTH, strict=True))
 
 
 @pytest.mark.parametrize("content", [SALT, entry(SALT, "a"), {"structure": SALT, "material_id": "a"}])
 def test_one_alone(tmp_path, content):
-    (sample,) = read(written(tmp_path, content)).samples
+    (sample,) = read(written(tmp_path, content)).rows
     assert same(sample.crystal, BOTH[0]) and sample.id == ("0" if content is SALT else "a")
 
 
@@ -125,7 +125,7 @@ def without(structure, name):
 def test_each_failure_is_an_outcome_and_costs_only_itself(tmp_path, item, outcome, reason):
     path = tmp_path / "crystals.json"
     path.write_text(json.dumps([item, SALT.as_dict()]))
-    first, second = read(path).samples
+    first, second = read(path).rows
     assert (first.outcome, first.crystal) == (outcome, None) and reason in first.reason and first.reason
     assert second.outcome == "ok"
 
@@ -133,7 +133,7 @@ def test_each_failure_is_an_outcome_and_costs_only_itself(tmp_path, item, outcom
 def test_atoms_that_coincide_are_both_kept(tmp_path):
     path = tmp_path / "crystals.json"
     path.write_text(json.dumps(changed(abc=[0.0, 0.0, 0.0])))
-    (sample,) = read(path).samples
+    (sample,) = read(path).rows
     assert len(sample.crystal) == 8
 
 
@@ -163,6 +163,6 @@ def test_whatever_pymatgen_writes_is_read_back(tmp_path_factory, drawn):
         Structure(Lattice.from_parameters(*cell), [s for s, _ in sites], [x for _, x in sites]) for cell, sites in drawn
     ]
     path = written(tmp_path_factory.mktemp("json"), structures, "crystals.json.gz")
-    samples = read(path).samples
+    samples = read(path).rows
     assert len(samples) == len(structures)
     assert all(same(x.crystal, Crystal.from_structure(s)) for x, s in zip(samples, structures, strict=True))

@@ -25,7 +25,7 @@ ATOM = "0.50000000  0.50000000  0.50000000"
 
 
 def outcomes(path, **options):
-    return [sample.outcome for sample in read(path, **options).samples]
+    return [sample.outcome for sample in read(path, **options).rows]
 
 
 def csv(folder, cifs, **columns):
@@ -51,7 +51,7 @@ def csv(folder, cifs, **columns):
     ],
 )
 def test_each_failure_of_a_cif_is_an_outcome(tmp_path, cif, outcome, reason):
-    first, second = read(csv(tmp_path, [cif, CIF], material_id=["a", "b"])).samples
+    first, second = read(csv(tmp_path, [cif, CIF], material_id=["a", "b"])).rows
     assert (first.id, first.row, first.outcome) == ("a", 0, outcome)
     assert reason in first.reason and bool(first.reason) == (outcome != "ok")
     assert (first.crystal is None) == (outcome != "ok")
@@ -61,7 +61,7 @@ def test_each_failure_of_a_cif_is_an_outcome(tmp_path, cif, outcome, reason):
 
 def test_atoms_that_coincide_are_both_kept(tmp_path):
     twice = CIF.replace("'Na1 Cl1'", "'Na1 Cl2'").rstrip() + f"\n  Cl  Cl2  1  {ATOM}  1\n"
-    (sample,) = read(csv(tmp_path, [twice])).samples
+    (sample,) = read(csv(tmp_path, [twice])).rows
     assert sample.crystal.symbols == ["Na", "Cl", "Cl"]
 
 
@@ -69,7 +69,7 @@ def test_atoms_that_coincide_are_both_kept(tmp_path):
 def test_symmetry_operations_are_carried_out(tmp_path, structure):
     plain, symmetric = str(CifWriter(structure)), str(CifWriter(structure, symprec=0.01))
     assert symmetric.count("\n") != plain.count("\n")
-    samples = read(csv(tmp_path, [plain, symmetric])).samples
+    samples = read(csv(tmp_path, [plain, symmetric])).rows
     for sample in samples:
         assert len(sample.crystal) == len(structure)
         assert sample.crystal.to_structure().matches(structure)
@@ -77,7 +77,7 @@ def test_symmetry_operations_are_carried_out(tmp_path, structure):
 
 def test_a_plain_cif_is_read_as_pymatgen_reads_it(shared, tmp_path):
     table = pd.read_parquet(shared / "data/mp20/test.parquet").head(60)
-    for sample, cif in zip(read(csv(tmp_path, list(table["cif"]))).samples, table["cif"], strict=True):
+    for sample, cif in zip(read(csv(tmp_path, list(table["cif"]))).rows, table["cif"], strict=True):
         expected = Crystal.from_structure(Structure.from_str(cif, fmt="cif", primitive=False))
         # pymatgen goes by way of a matrix, which costs the last digits.
         assert np.allclose(sample.crystal.lengths, expected.lengths, rtol=0, atol=1e-6)
@@ -94,7 +94,7 @@ def test_the_ledger_keeps_what_the_sampler_said(tmp_path):
     row = dict.fromkeys(SCHEMA.names) | {"seed": 0, "draw": 0}
     rows = [row | {"index": 7 + i, "status": s, "cif": CIF if s == "ok" else None} for i, s in enumerate(status)]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
-    samples = read(path).samples
+    samples = read(path).rows
     assert [(s.id, s.outcome) for s in samples] == list(zip(["7", "8", "9", "10"], status, strict=True))
     assert samples[1].reason == "the sampler reported truncated"
     # As a folder, the CIF files alone would hide the three that failed.
@@ -115,7 +115,7 @@ def test_prepared_arrays_come_back_bit_for_bit(tmp_path):
         "frac_coords": [list(c.frac_coords.reshape(-1)) for c in crystals],
     }
     pq.write_table(pa.table(columns), tmp_path / "prepared.parquet")
-    samples = read(tmp_path / "prepared.parquet").samples
+    samples = read(tmp_path / "prepared.parquet").rows
     assert [s.crystal for s in samples] == crystals and [s.id for s in samples] == ["salt", "rutile"]
     columns["frac_coords"][0] = columns["frac_coords"][0][:-1]
     pq.write_table(pa.table(columns), tmp_path / "short.parquet")
@@ -131,7 +131,7 @@ def test_a_broken_frame_costs_only_itself(tmp_path):
     lines[6] = "Cl two two two"
     path.write_text("\n".join(lines))
     assert outcomes(path) == ["ok", "extxyz_error", "not_periodic", "ok"]
-    assert np.allclose(read(path).samples[3].crystal.frac_coords[1], 0.5)
+    assert np.allclose(read(path).rows[3].crystal.frac_coords[1], 0.5)
     path.write_text("two\n" + path.read_text())
     with pytest.raises(UserError, match=r"frames.extxyz, line 1: expected a frame's number of atoms, found 'two'"):
         read(path)
@@ -141,16 +141,16 @@ def test_a_folder_of_cifs(tmp_path):
     (tmp_path / "b.cif").write_text("broken")
     (tmp_path / "a.cif").write_text(CIF)
     (tmp_path / "notes.txt").write_text("not a crystal")
-    samples = read(tmp_path).samples
+    samples = read(tmp_path).rows
     assert [(s.id, s.outcome) for s in samples] == [("a", "ok"), ("b", "cif_error")]
 
 
 def test_processes_and_limit_change_nothing_but_the_number(tmp_path):
     path = csv(tmp_path, [CIF, "broken", CIF])
-    alone = read(path, limit=2).samples
+    alone = read(path, limit=2).rows
     assert [s.outcome for s in alone] == ["ok", "cif_error"]
     with local(2) as workers:
-        together = read(path, workers=workers, limit=2).samples
+        together = read(path, workers=workers, limit=2).rows
     assert [(s.outcome, s.crystal) for s in together] == [(s.outcome, s.crystal) for s in alone]
 
 
@@ -189,7 +189,7 @@ def test_one_per_cent_of_broken_cifs_is_counted_and_costs_nothing_else(tmp_path)
     cifs, expected = [CIF] * rows, ["ok"] * rows
     for i, row in enumerate(np.random.default_rng(0).choice(rows, rows // 100, replace=False)):
         cifs[row], expected[row] = list(broken.items())[i % len(broken)]
-    samples = read(csv(tmp_path, cifs)).samples
+    samples = read(csv(tmp_path, cifs)).rows
     assert [(s.row, s.outcome) for s in samples] == list(enumerate(expected))
     assert sum(s.crystal is None for s in samples) == sum(bool(s.reason) for s in samples) == 20
 

@@ -33,7 +33,7 @@ CIF = str(CifWriter(SALT))
 
 
 def one(path):
-    (row,) = read(path).samples
+    (row,) = read(path).rows
     return row
 
 
@@ -140,21 +140,21 @@ SHAPES = {
 def test_json_of_other_projects(tmp_path, shape):
     content, ids = SHAPES[shape]
     (tmp_path / "a.json").write_text(json.dumps(content))
-    rows = read(tmp_path / "a.json").samples
+    rows = read(tmp_path / "a.json").rows
     assert [row.id for row in rows] == ids and all(is_salt(row.crystal) for row in rows), [r.reason for r in rows]
 
 
 def test_ases_own_json_and_lines_of_json(tmp_path):
     atoms = AseAtomsAdaptor.get_atoms(SALT)
     ase.io.write(tmp_path / "a.json", [atoms, atoms])
-    rows = read(tmp_path / "a.json").samples
+    rows = read(tmp_path / "a.json").rows
     assert len(rows) == 2 and all(is_salt(row.crystal) for row in rows)
     (tmp_path / "b.json").write_text(jsonio.encode([atoms]))
     assert is_salt(one(tmp_path / "b.json").crystal)
     lines = [{"x-optimade": {}}, {"type": "info", "id": "structures"}]
     lines += [{"type": "structures", "id": f"x{i}", "attributes": optimade(SALT)} for i in range(3)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [row.id for row in read(tmp_path / "c.jsonl").samples] == ["x0", "x1", "x2"]
+    assert [row.id for row in read(tmp_path / "c.jsonl").rows] == ["x0", "x1", "x2"]
 
 
 @pytest.mark.parametrize("content", [{"a": 1, "b": 2}, {"results": {"n": 3}}, {"keys": [1, 2], "values": {}}])
@@ -198,7 +198,7 @@ def test_a_column_structure_in_any_form(tmp_path, form):
     value = {"json": json.dumps(structure), "python": str(structure), "nested": structure}
     value |= {"cif": CIF, "bytes": CIF.encode()}
     pq.write_table(pa.table({"structure": [value[form]] * 2, "immutable_id": ["a", "b"]}), tmp_path / "a.parquet")
-    rows = read(tmp_path / "a.parquet").samples
+    rows = read(tmp_path / "a.parquet").rows
     assert [row.id for row in rows] == ["a", "b"] and all(is_salt(row.crystal) for row in rows), rows[0].reason
     assert ("the sites' magmom is not kept" in rows[0].notes) == (form not in ("cif", "bytes"))
 
@@ -206,7 +206,7 @@ def test_a_column_structure_in_any_form(tmp_path, form):
 def test_lematerials_columns(tmp_path):
     pd.DataFrame([{"immutable_id": "agm1", "energy": 1.0, **optimade(SALT)}]).to_parquet(tmp_path / "a.parquet")
     found = read(tmp_path / "a.parquet")
-    assert found.samples[0].id == "agm1" and is_salt(found.samples[0].crystal), found.samples[0].reason
+    assert found.rows[0].id == "agm1" and is_salt(found.rows[0].crystal), found.rows[0].reason
     assert found.ignored_columns == ("energy",)
 
 
@@ -219,30 +219,30 @@ def test_ids_come_from_a_column_or_the_index(tmp_path, kind):
 
     table = pd.DataFrame({"cif": [CIF] * 2})
     numbered = written(table)
-    assert [row.id for row in numbered.samples] == ["0", "1"]
+    assert [row.id for row in numbered.rows] == ["0", "1"]
     for index in (pd.Index(["a", "b"], name="material_id"), pd.Index(["a", "b"]), pd.Index(["a", "b"], name="mp")):
         found = written(table.set_index(index))
         expected = ["0", "1"] if kind == "csv" and index.name == "mp" else ["a", "b"]  # a CSV tells no index by name
-        assert [row.id for row in found.samples] == expected and found.has_ids == (expected == ["a", "b"])
+        assert [row.id for row in found.rows] == expected and found.has_ids == (expected == ["a", "b"])
     found = written(table.assign(task_id=["x", "y"]))
-    assert [row.id for row in found.samples] == ["x", "y"] and found.has_ids
+    assert [row.id for row in found.rows] == ["x", "y"] and found.has_ids
 
 
 def test_a_foreign_column_status_is_no_ledger(tmp_path):
     assert set(SCHEMA.names) >= LEDGER
     pd.DataFrame({"cif": [CIF], "status": ["COMPLETED"], "index": [7]}).to_parquet(tmp_path / "a.parquet")
     found = read(tmp_path / "a.parquet")
-    assert is_salt(found.samples[0].crystal) and found.ignored_columns == ("status", "index")
+    assert is_salt(found.rows[0].crystal) and found.ignored_columns == ("status", "index")
     # Ours, whatever its rows are called, by all of its columns; also as CSV.
     row = dict.fromkeys(SCHEMA.names, "") | {"index": 3, "status": "truncated", "seed": 0}
     pd.DataFrame([row, row | {"index": 4, "status": "ok", "cif": CIF}]).to_csv(tmp_path / "b.csv", index=False)
-    rows = read(tmp_path / "b.csv").samples
+    rows = read(tmp_path / "b.csv").rows
     assert [(r.id, r.outcome) for r in rows] == [("3", "truncated"), ("4", "ok")]
 
 
 def test_a_row_that_ends_in_commas_is_read_and_one_with_more_is_not(tmp_path):
     (tmp_path / "a.csv").write_text(f'material_id,cif\na,"{CIF}",\nb,"{CIF}",,,\nc,"{CIF}",x\nd\n')
-    rows = read(tmp_path / "a.csv").samples
+    rows = read(tmp_path / "a.csv").rows
     assert [row.outcome for row in rows] == ["ok", "ok", "malformed_row", "malformed_row"]
     assert rows[0].notes == ("empty fields behind the last column were dropped",)
     assert rows[2].reason == "the row has 3 fields, the header 2"
@@ -272,7 +272,7 @@ def test_what_a_folder_holds_is_read_or_named(tmp_path):
     for name in ("m.mcif", "notes.txt", ".DS_Store", "README"):
         (folder / name).write_text("")
     found = read(folder)
-    outcomes = {row.id: row.outcome for row in found.samples}
+    outcomes = {row.id: row.outcome for row in found.rows}
     assert outcomes == dict.fromkeys(["a.cif", "a.cif.bz2", "b", "two#NaCl", "two#other", "c", "d"], "ok") | {
         "broken": "missing",
         "gone": "missing",
@@ -336,7 +336,7 @@ FRAME = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3'
 def test_a_frame_is_read_or_refused_and_costs_only_itself(tmp_path, frame, outcome):
     last = frame.startswith("3")  # its missing line would be taken from the next
     (tmp_path / "a.extxyz").write_text(frame if last else frame + f"1\n{FRAME} material_id=last\nFe 0 0 0\n")
-    rows = read(tmp_path / "a.extxyz").samples
+    rows = read(tmp_path / "a.extxyz").rows
     assert rows[0].outcome == outcome and bool(rows[0].reason) == (outcome != "ok"), rows[0].reason
     assert last or (rows[1].id, rows[1].crystal.formula) == ("last", "Fe")
 
@@ -371,11 +371,11 @@ def test_what_is_in_memory(tmp_path):
     disordered = Structure(SALT.lattice, [{"Na": 0.5, "K": 0.5}, "Cl"], SALT.frac_coords)
     found = read([SALT, atoms, crystal, SALT.as_dict(), CIF, disordered, slab, None, 3])
     outcomes = ["ok"] * 5 + ["disordered", "not_periodic", "missing", "json_error"]
-    assert [row.outcome for row in found.samples] == outcomes and not found.has_ids
-    assert all(is_salt(row.crystal) for row in found.samples[:5])
+    assert [row.outcome for row in found.rows] == outcomes and not found.has_ids
+    assert all(is_salt(row.crystal) for row in found.rows[:5])
     assert read([SALT]).sha256 == read([SALT.copy()]).sha256 != read([RUTILE]).sha256
     table = pd.DataFrame({"structure": [SALT, None], "band_gap": [1.5, 2.0]}, index=["a", "b"])
-    rows = read(table).samples
+    rows = read(table).rows
     assert [(row.id, row.outcome, row.labels) for row in rows] == [
         ("a", "ok", {"band_gap": 1.5}),
         ("b", "missing", {"band_gap": 2.0}),
@@ -386,7 +386,7 @@ def test_what_is_in_memory(tmp_path):
 
 
 def test_the_embedded_set_is_a_source_for_both(tmp_path):
-    rows = read("prototypes:validation").samples
+    rows = read("prototypes:validation").rows
     assert rows and all(row.crystal is not None and row.labels["spacegroup.number"] for row in rows)
     report = prepare(["prototypes:validation"], tmp_path, max_atoms=None, workers=1)
     assert (report.parts[0].part, report.parts[0].kept) == ("prototypes_validation", len(rows))

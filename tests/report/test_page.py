@@ -46,7 +46,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     cifs = [str(CifWriter(SALT)), str(CifWriter(CAESIUM)), HOSTILE]
     pd.DataFrame({"cif": cifs}).to_csv(folder / "s.csv")
-    table = describe(read(folder / "s.csv").samples, PROTOCOLS["cdvae"])
+    table = describe(read(folder / "s.csv").rows, PROTOCOLS["cdvae"])
     table = pd.concat([table] * COPIES, ignore_index=True)
     good = table["outcome"].eq("ok").to_numpy()
     table = table.assign(

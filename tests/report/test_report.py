@@ -41,7 +41,7 @@ def table(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "samples.csv"
     cifs = [str(CifWriter(s)) for s in (SALT, CAESIUM, HELIUM, CLOSE, SALT)] + ["broken", "broken too"]
     pd.DataFrame({"cif": cifs, "material_id": [HOSTILE, *"bcdefg"]}).to_csv(path, index=False)
-    samples = read(path).samples
+    samples = read(path).rows
     table = describe(samples, PROTOCOLS["cdvae"])
     sound = [s.crystal if ok else None for s, ok in zip(samples, table["structural_valid"], strict=True)]
     table["group"] = pd.array(group_ids(sound), dtype="Int64")

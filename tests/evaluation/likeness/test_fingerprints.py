@@ -45,7 +45,7 @@ def test_ideal_structures_equal_matminers(peer):
 
 @pytest.mark.parametrize("name", ["generated/diffcsp_mp20.parquet", "mp20/test.parquet"])
 def test_generated_and_real_crystals_equal_matminers(name, shared, peer):
-    samples = read(shared / "data" / name, limit=600).samples
+    samples = read(shared / "data" / name, limit=600).rows
     small = [sample.crystal for sample in samples if len(sample.crystal) <= 10]
     assert_equal(small[:: len(small) // 20], peer)
 

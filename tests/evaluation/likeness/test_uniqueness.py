@@ -35,7 +35,7 @@ def test_the_same_crystal_in_any_guise_is_one_group():
 
 
 def test_groups_equal_the_matcher_pair_by_pair(shared):
-    samples = read(shared / "data/generated/diffcsp_mp20.parquet", limit=390).samples
+    samples = read(shared / "data/generated/diffcsp_mp20.parquet", limit=390).rows
     crystals = [sample.crystal for sample in samples] + variants()
     crystals += crystals[:20]
     groups, same = group_ids(crystals), matcher()
