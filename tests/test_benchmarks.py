@@ -50,7 +50,7 @@ def test_writer(tmp_path):
         assert result["ratio"] is None and result["tokenizer"] == "compact"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_sampler(tmp_path):
     import sampler
 
@@ -68,7 +68,7 @@ def test_sampler(tmp_path):
         assert result["lengths"]["least"] <= min(lengths) <= max(lengths) <= result["lengths"]["most"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_calibration(tmp_path, shared):
     import calibration
     import table
@@ -90,7 +90,7 @@ def test_calibration(tmp_path, shared):
     assert "| provided | found | 20 |" in table.rendered(tmp_path / "out")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_train_step(tmp_path):
     import train_step
 

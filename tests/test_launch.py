@@ -56,7 +56,7 @@ def test_arguments_reach_every_host_as_they_were_typed(tmp_path):
     assert told.splitlines() == typed
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_slurm_job_evaluates(tmp_path):
     """With an `srun` that starts as many processes as Slurm has tasks: two workers relax and judge three crystals."""
     pytest.importorskip("distributed")

@@ -57,7 +57,7 @@ def test_a_text_writes_itself(crystal, fmt):
         assert write(back, TextFormat(fmt.coord_decimals, fmt.length_decimals, fmt.angle_decimals)) == text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_round_trip_of_mp20(shared):
     for part in ("train", "val", "test"):
         for cif in pd.read_parquet(shared / f"data/mp20/{part}.parquet", columns=["cif"])["cif"][::3]:

@@ -101,7 +101,7 @@ def test_strict_accepts_real_crystals(shared):
     assert table["structural_valid"].all()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_published_validity_and_distributions_of_diffcsp(shared):
     """Published for exactly these crystals: structural 100.00 %, compositional 83.22 %; of the valid ones against MP-20
     test, Wasserstein distances of 0.35 g/cm³ and 0.346 elements."""

@@ -51,7 +51,7 @@ def one_device(tokenizer, writer):
 @pytest.mark.parametrize(
     ("mesh", "lora"),
     [
-        pytest.param(MeshConfig(2, 2, 2), None, marks=pytest.mark.long),
+        pytest.param(MeshConfig(2, 2, 2), None, marks=pytest.mark.slow),
         (MeshConfig(2, 2, 2), DRY),
     ],
     ids=["2x2x2 full", "2x2x2 lora"],
