@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,14 +25,22 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
-from jaxcrystal.reader.orbits import SAME_SITE, Sites, expand, metric_of, same_atoms
+from jaxcrystal.reader.orbits import Sites, expand, metric_of, same_atoms
 from jaxcrystal.reader.rows import Outcome, Refused
 from jaxcrystal.reader.settings import Operations, Setting, Stated, ambiguous, candidates, of_gemmi, tabulated
-from jaxcrystal.reader.stated import Values, formula_problem, formula_text, formulas, number_problem
-from jaxcrystal.reader.symbols import element
+from jaxcrystal.reader.settings import settings as all_settings
+from jaxcrystal.reader.stated import (
+    Values,
+    contents_are_stated,
+    formula_problem,
+    formula_text,
+    formulas,
+    number_problem,
+)
+from jaxcrystal.reader.symbols import element, element_of_label
 
 #: Deviation of an occupancy from 1 that is rounding.
-FULL = 1e-3
+FULL = 1.1e-3
 
 WRAPPED = "coordinates moved into the cell by whole edges"
 
@@ -45,19 +54,24 @@ _SYMMETRY = {
         "_space_group_name_h-m",
         "_symmetry_space_group_name_h-m",
         "_symmetry_space_group_name_h-m_full",
+        "_symmetry_group_name_h-m",
     ),
-    "numbers": ("_space_group_it_number", "_symmetry_int_tables_number"),
+    "numbers": (
+        "_space_group_it_number",
+        "_symmetry_int_tables_number",
+        "_space_group_number",
+        "_symmetry_space_group_number",
+    ),
     "groups": ("_space_group_name_h-m_ref",),
     "codes": ("_space_group_it_coordinate_system_code",),
 }
-#: Tags of what is no crystal of fixed cell, with the values that say that there is nothing of the kind.
+#: Tags of what is no crystal of one fixed cell.
 _BEYOND = {
-    "_cell_modulation_dimension": "modulated",
-    "_space_group_ssg_name": "modulated",
-    "_space_group_magn_name_bns": "magnetic",
-    "_space_group_symop_magn_operation_xyz": "magnetic",
-    "_space_group_magn_number_bns": "magnetic",
+    re.compile(r"_cell_modulation|_cell_wave_vector|_.*_ssg_"): "modulated",
+    re.compile(r"_space_group_magn|_space_group_symop_magn|_parent_space_group|_magnetic_space_group"): "magnetic",
 }
+#: Tags that are about symmetry and say nothing of it.
+_IDLE = re.compile(r"_.*_(id|refid|site_id|description)$")
 
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(\d*\)(?:[eE][+-]?\d+)?)?")
 
@@ -83,30 +97,47 @@ def blocks(text: str) -> list[str | None]:
 
 def read_cif(text: str, block: str | None = None) -> Found:
     """The crystal of the one structure in a CIF, or of the block of that name. Raises Refused."""
-    found = [(b.name, values) for b in _parse(text) if _is_structure(values := _values(b)) and block in (None, b.name)]
+    every = {b.name: _values(b) for b in _parse(text)}
+    found = {name: values for name, values in every.items() if _is_structure(values) and block in (None, name)}
     if len(found) > 1:
-        names = ", ".join(name for name, _ in found)
-        raise Refused(Outcome.CIF_ERROR, f"the CIF holds {len(found)} structures ({names}), expected one")
+        reason = f"the CIF holds {len(found)} structures ({', '.join(found)}), expected one"
+        raise Refused(Outcome.CIF_ERROR, reason)
     if not found:
-        tags = {tag for b in _parse(text) for tag in _values(b)}
-        missing = next((t for t in ("_cell_length_a", "_atom_site_fract_x") if t not in tags), None)
-        raise Refused(Outcome.CIF_ERROR, _lacks(missing, tags))
-    return _crystal(found[0][1])
+        tags = {tag for values in every.values() for tag in values}
+        raise Refused(Outcome.CIF_ERROR, _lacks(tags))
+    ((name, values),) = found.items()
+    if not _states_symmetry(values):
+        for other, statements in every.items():
+            if other != name and not _is_structure(statements) and _states_symmetry(statements):
+                reason = f"the symmetry is stated in another block ({other!r}) than the atoms; bring them together"
+                raise Refused(Outcome.SYMMETRY_ERROR, reason)
+    return _crystal(values)
 
 
-def _lacks(tag: str | None, tags: set[str]) -> str:
-    if tag is None:
-        return "no block has both a cell (_cell_length_a) and atoms (_atom_site_fract_x)"
-    if tag == "_atom_site_fract_x" and "_atom_site_cartn_x" in tags:
-        return "the CIF gives Cartesian coordinates only; expected _atom_site_fract_x, _y, _z"
-    return f"the CIF has no {tag}"
+def _states_symmetry(values: Values) -> list[str]:
+    """Tags that say something of symmetry, whether or not it is understood."""
+    return [
+        tag
+        for tag, column in values.items()
+        if tag.startswith(("_symmetry_", "_space_group_")) and not _IDLE.match(tag)
+        if any((_plain(value) or "triclinic").lower() != "triclinic" for value in column)
+    ]
+
+
+def _lacks(tags: set[str]) -> str:
+    if "_cell_length_a" not in tags:
+        return "the CIF has no _cell_length_a"
+    if not any(tag.startswith("_atom_site_") for tag in tags):
+        return "the CIF has no _atom_site_fract_x"
+    return "no block has both a cell (_cell_length_a) and atoms (_atom_site_fract_x)"
 
 
 def _parse(text: str) -> Any:
     import gemmi
 
     # CIF is ASCII. Beyond it are names of authors, and what an editor made of blanks and minus signs.
-    plain = text.lstrip("\ufeff").replace("\u00a0", " ").replace("−", "-").encode("ascii", "replace")
+    plain = text.strip("\ufeff\x00\x0c\x1a").replace("\u00a0", " ").replace("−", "-")
+    plain = re.sub(r"(\d)[\u0304\u0305]", r"-\1", plain).encode("ascii", "replace")
     try:
         document = gemmi.cif.read_string(plain, check_level=0)  # what occurs twice is looked at in `_values`
     except (ValueError, RuntimeError) as error:
@@ -144,7 +175,8 @@ def _values(block: Any) -> Values:
 
 
 def _is_structure(values: Values) -> bool:
-    return "_cell_length_a" in values and "_atom_site_fract_x" in values
+    listed = ("_atom_site_fract_x", "_atom_site_cartn_x", "_atom_site_label", "_atom_site_type_symbol")
+    return "_cell_length_a" in values and any(tag in values for tag in listed)
 
 
 def _plain(value: str) -> str | None:
@@ -176,9 +208,10 @@ def _number(text: str, what: str) -> float:
 
 
 def _crystal(values: Values) -> Found:
-    for tag, word in _BEYOND.items():
-        if any(_plain(value) not in (None, "0") for value in values.get(tag, ())):
-            raise Refused(Outcome.SYMMETRY_ERROR, f"the structure is {word} ({tag}), which is not read")
+    for pattern, word in _BEYOND.items():
+        for tag in filter(pattern.match, values):
+            if any(_plain(value) not in (None, "0") for value in values[tag]):
+                raise Refused(Outcome.SYMMETRY_ERROR, f"the structure is {word} ({tag}), which is not read")
     lengths, angles = _cell(values)
     notes: dict[str, None] = {}  # in the order in which they came up
     species = _species(values, notes)
@@ -226,15 +259,18 @@ def check_cell(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) 
 
 def _species(values: Values, notes: dict[str, None]) -> list[int]:
     """Atomic numbers of the sites."""
-    texts = values.get("_atom_site_type_symbol", values.get("_atom_site_label", ()))
-    if not texts:
+    texts = values.get("_atom_site_type_symbol", values.get("_atom_site_label"))
+    if texts is None:
         raise Refused(Outcome.CIF_ERROR, "the CIF has neither _atom_site_type_symbol nor _atom_site_label")
+    if not texts:
+        raise Refused(Outcome.NO_ATOMS, "the CIF lists no atoms")
+    read = element if "_atom_site_type_symbol" in values else element_of_label
     species = []
     for text in texts:
         plain = _plain(text)
         if plain is None:
             raise Refused(Outcome.UNKNOWN_ELEMENT, f"a site's element is missing ({text})")
-        symbol, changed = element(plain)
+        symbol, changed = read(plain)
         species.append(ATOMIC_NUMBER[symbol])
         notes |= dict.fromkeys(changed)
     return species
@@ -244,6 +280,9 @@ def _coordinates(values: Values, count: int) -> Float[np.ndarray, "atoms 3"]:
     columns = []
     for axis in "xyz":
         column = values.get(f"_atom_site_fract_{axis}")
+        if column is None and f"_atom_site_cartn_{axis}" in values:
+            reason = "the CIF gives Cartesian coordinates only; expected _atom_site_fract_x, _y, _z"
+            raise Refused(Outcome.CIF_ERROR, reason)
         if column is None or len(column) != count:
             raise Refused(Outcome.CIF_ERROR, f"the CIF has no _atom_site_fract_{axis} for each of {count} sites")
         columns.append([_number(text, "a coordinate") for text in column])
@@ -259,8 +298,13 @@ def _check_occupancies(values: Values, notes: dict[str, None]) -> None:
             raise Refused(Outcome.DISORDERED, f"a site is partially occupied: {occupancy:g}")
     if any((_plain(text) or "").lower() == "dum" for text in values.get("_atom_site_calc_flag", ())):
         raise Refused(Outcome.DISORDERED, "a site is a dummy (_atom_site_calc_flag dum), no atom")
-    if any(_plain(text) is not None for text in values.get("_atom_site_disorder_group", ())):
-        notes["groups of disorder (_atom_site_disorder_group) are not used"] = None
+    for text in values.get("_atom_site_disorder_group", ()):
+        if _plain(text) not in (None, "0"):
+            raise Refused(
+                Outcome.DISORDERED, f"a site is one of several alternatives (_atom_site_disorder_group {text})"
+            )
+    if any(tag.startswith("_atom_site_moment") for tag in values):
+        notes["magnetic moments are not kept"] = None
 
 
 def _check_hydrogens(values: Values) -> None:
@@ -275,8 +319,6 @@ def _compare(values: Values, atoms: Sites, crystal: Crystal, notes: dict[str, No
     text = formula_text(values)
     if text and not formulas(text):
         notes["the stated formula cannot be read, and was not compared"] = None
-    if number_problem(values, atoms):
-        notes["the stated number of formula units, or multiplicities, are not those of the cell"] = None
     volume = _NUMBER.fullmatch(next(iter(values.get("_cell_volume", ())), ""))
     if volume and not math.isclose(float(volume[1]), crystal.volume, rel_tol=0.01):
         notes["the stated volume is not the cell's, and was not used"] = None
@@ -285,17 +327,23 @@ def _compare(values: Values, atoms: Sites, crystal: Crystal, notes: dict[str, No
 def _whole_cell(values: Values, sites: Sites, metric: Float[np.ndarray, "3 3"]) -> Sites:
     """Every atom of the cell. Raises Refused (symmetry_error, formula_mismatch)."""
     stated = Stated(**{name: _stated(values, tags) for name, tags in _SYMMETRY.items()})
-    triplets = tuple(dict.fromkeys(re.sub(r"\s", "", t).lower() for t in _stated(values, _OPERATIONS)))
+    triplets = (re.sub(r"^\d+\s+|\s", "", text).lower() for text in _stated(values, _OPERATIONS))
+    triplets = tuple(dict.fromkeys(triplets))
     if triplets:
-        atoms = _by_operations(_operations(triplets), stated, sites, metric)
+        atoms = _by_operations(values, _operations(triplets), stated, sites, metric)
     elif stated:
-        return _by_name(values, stated, sites, metric)
+        atoms = _by_name(values, stated, sites, metric)
+    elif said := _states_symmetry(values):
+        reason = (
+            f"symmetry is stated by {said[0]} alone, which is not read; name the space group or list the operations"
+        )
+        raise Refused(Outcome.SYMMETRY_ERROR, reason)
     else:
         atoms = replace(sites, notes=(*sites.notes, "no symmetry is stated: the atoms were read as they stand (P1)"))
-        if problem := number_problem(values, atoms):
-            raise Refused(Outcome.SYMMETRY_ERROR, f"no symmetry is stated, but {problem}")
     if problem := formula_problem(values, atoms):
         raise Refused(Outcome.FORMULA_MISMATCH, problem)
+    if problem := number_problem(values, atoms):
+        raise Refused(Outcome.SYMMETRY_ERROR, f"{'' if triplets or stated else 'no symmetry is stated, but '}{problem}")
     return atoms
 
 
@@ -312,60 +360,64 @@ def _operations(triplets: tuple[str, ...]) -> Operations:
     return operations
 
 
-def _by_operations(operations: Operations, stated: Stated, sites: Sites, metric: Float[np.ndarray, "3 3"]) -> Sites:
+def _by_operations(
+    values: Values, operations: Operations, stated: Stated, sites: Sites, metric: Float[np.ndarray, "3 3"]
+) -> Sites:
     """The operations are believed; a name or number may be that of another setting, but not of another group."""
     if not operations.fit(metric):
         raise Refused(Outcome.SYMMETRY_ERROR, "the cell contradicts the listed operations")
-    notes = ()
-    try:
-        named = stated.settings(metric)
-    except Refused:
-        named, notes = {}, ("the stated space group is not known, its listed operations were used",)
+    named, unknown = stated.settings(metric)
+    named = {words: meant for words, meant in named.items() if not words.startswith("the setting")}
+    if unknown and not named and len(operations) == 1:
+        raise Refused(Outcome.SYMMETRY_ERROR, f"only the identity is listed, and {unknown[0].reason}")
+    notes = ["a stated space group is not known, the listed operations were used"] if unknown else []
     setting = tabulated(operations)
     number = operations.number() if setting is None else setting.number
     for words, meant in named.items():
-        if not words.startswith("the setting") and number not in {setting.number for setting in meant}:
-            if len(operations) > 1 or not _complete(meant, sites, metric):
-                raise Refused(
-                    Outcome.SYMMETRY_ERROR,
-                    f"the listed operations are of space group {number}, which {words} contradicts",
-                )
-            notes = ("only the identity is listed of the stated space group, but every atom: read as they stand",)
-    return expand(replace(sites, notes=sites.notes + notes), operations, metric)
+        if number not in {setting.number for setting in meant}:
+            if len(operations) > 1:
+                reason = f"the listed operations are of space group {number}, which {words} contradicts"
+                raise Refused(Outcome.SYMMETRY_ERROR, reason)
+            if not _complete(values, meant, sites, metric):
+                reason = f"only the identity is listed, of space group 1, beside {words}, whose other atoms are missing"
+                raise Refused(Outcome.SYMMETRY_ERROR, reason)
+            notes.append("only the identity is listed of the stated space group, but every atom: read as they stand")
+        elif not words.startswith("the number") and operations.key not in {s.operations.key for s in meant}:
+            notes.append("the stated name is of another setting than the listed operations, which were used")
+    return expand(replace(sites, notes=(*sites.notes, *dict.fromkeys(notes))), operations, metric)
 
 
 def _by_name(values: Values, stated: Stated, sites: Sites, metric: Float[np.ndarray, "3 3"]) -> Sites:
-    """The setting that the name and the cell mean; where several remain, the one whose atoms are those stated."""
-    settings = {setting.operations.key: setting for setting in candidates(stated, metric)}.values()
-    read, refused = [], None
+    """The setting that the name and the cell mean; where several remain, the one whose atoms are those stated, or for
+    which the list is complete."""
+    settings = list({setting.operations.key: setting for setting in candidates(stated, metric)}.values())
+    if len(settings) == 1:
+        return expand(sites, settings[0].operations, metric)
+    read = []
     for setting in settings:
-        try:
-            read.append((setting, expand(sites, setting.operations, metric)))
-        except Refused as why:
-            refused = why
-    if not read:
-        raise refused
-    agreeing = [pair for pair in read if not formula_problem(values, pair[1]) and not number_problem(values, pair[1])]
-    if not agreeing and len(read) > 1:
-        raise ambiguous([setting for setting, _ in read])
-    _, atoms = (agreeing or read)[0]
-    if problem := formula_problem(values, atoms):
-        raise Refused(Outcome.FORMULA_MISMATCH, problem)
-    if any(not same_atoms(atoms, other, metric) for _, other in agreeing[1:]):
-        raise ambiguous([setting for setting, _ in agreeing])
-    return atoms
+        with suppress(Refused):  # as images that overlap say
+            read.append(expand(sites, setting.operations, metric))
+    read = [atoms for atoms in read if not formula_problem(values, atoms) and not number_problem(values, atoms)]
+    complete = [atoms for atoms in read if len(atoms) == len(sites)]
+    chosen = read if len(read) == len(settings) or contents_are_stated(values) else complete
+    if not chosen or any(not same_atoms(chosen[0], other, metric) for other in chosen[1:]):
+        raise ambiguous(settings)
+    return chosen[0]
 
 
-def _complete(meant: set[Setting], sites: Sites, metric: Float[np.ndarray, "3 3"]) -> bool:
-    """Whether the listed atoms are all that a group makes of them: in its own cell, or else in a primitive one."""
+def _complete(values: Values, meant: set[Setting], sites: Sites, metric: Float[np.ndarray, "3 3"]) -> bool:
+    """Whether the listed atoms are all that a group makes of them, in whatever cell they stand."""
     import spglib
 
-    fitting = [setting for setting in meant if setting.operations.fit(metric)]
-    if fitting:
-        return any(_is_closed(sites, setting.operations, metric) for setting in fitting)
+    numbers = {setting.number for setting in meant}
+    fitting = [s for s in all_settings() if s.number in numbers and s.operations.fit(metric)]
+    if any(_is_closed(sites, setting.operations, metric) for setting in fitting):
+        return True
+    if fitting and not (contents_are_stated(values) and not number_problem(values, sites)):
+        return False  # a part of an orbit can have its group too: one atom of two has that of an inversion
     cell = np.linalg.cholesky(metric), sites.frac_coords, sites.species
-    found = spglib.get_symmetry_dataset(cell, symprec=SAME_SITE)
-    return found is not None and found.number in {setting.number for setting in meant}
+    found = [spglib.get_symmetry_dataset(cell, symprec=symprec) for symprec in (0.1, 0.01, 0.001)]
+    return any(one is not None and one.number in numbers for one in found)
 
 
 def _is_closed(sites: Sites, operations: Operations, metric: Float[np.ndarray, "3 3"]) -> bool:

@@ -18,7 +18,9 @@ In a row or a table, what holds the crystal is `cif`, else `structure`, else the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,10 @@ def items(path: Path, text: str, *, by_line: bool = False) -> list[tuple[str | N
     Raises UserError if it is no JSON, or JSON in which no item is or may be a structure.
     """
     try:
-        document = [json.loads(line) for line in text.splitlines() if line.strip()] if by_line else json.loads(text)
+        document = _lines(text) if by_line else _parsed(text)
     except (ValueError, RecursionError) as error:  # a JSONDecodeError says line and column
-        raise UserError(f"{path} is no JSON: {' '.join(str(error).split())}") from None
-    if by_line:  # OPTIMADE's files begin with lines about the file
-        document = [item for item in document if not {"x-optimade", "x_optimade"} & _keys(item)]
-        document = [item for item in document if not (_keys(item) >= {"type"} and item["type"] == "info")]
+        hint = "; if it holds a document a line, name it .jsonl" if "Extra data" in str(error) else ""
+        raise UserError(f"{path} is no JSON: {' '.join(str(error).split())}{hint}") from None
     if not isinstance(document, list | dict):
         raise UserError(f"{path} holds {str(document)[:40]!r}; expected structures, such as pymatgen's")
     found = _listed(document)
@@ -52,6 +52,43 @@ def items(path: Path, text: str, *, by_line: bool = False) -> list[tuple[str | N
     return [(_id(item, stated), item) for stated, item in found]
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A line of a file of lines that is no JSON."""
+
+    reason: str
+
+
+def _parsed(text: str) -> Any:
+    """JSON of which no object has a key twice. Raises ValueError."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+            raise ValueError(f"the key {twice!r} occurs twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def _lines(text: str) -> list[Any]:
+    """The documents of the lines; OPTIMADE's files begin with lines about the file, which are none."""
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            item = _parsed(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            found.append(Broken(f"line {number} is no JSON: {' '.join(str(error).split())}"))
+            continue
+        about = {"x-optimade", "x_optimade"} & _keys(item) or (_keys(item) >= {"type"} and item["type"] == "info")
+        if line.strip() and not about:
+            found.append(item)
+    if found and all(isinstance(item, Broken) for item in found):
+        raise ValueError(found[0].reason)
+    return found
+
+
 def structure_of(item: Any) -> Any:
     """What describes the crystal in a structure, entry or row: a dictionary or text; None where it is left empty.
 
@@ -59,6 +96,8 @@ def structure_of(item: Any) -> Any:
     """
     if isinstance(item, str):
         return item
+    if isinstance(item, Broken):
+        raise Refused(Outcome.JSON_ERROR, item.reason)
     if not isinstance(item, Mapping):
         raise Refused(Outcome.JSON_ERROR, f"{str(item)[:40]!r} is no structure")
     if is_structure(item):
@@ -95,12 +134,12 @@ def _holds_a_crystal(item: Any) -> bool:
 
 
 def _may_hold(item: Any) -> bool:
-    return _holds_a_crystal(item) or _is_row(item) or isinstance(item, str)
+    return _holds_a_crystal(item) or _is_row(item) or (isinstance(item, str) and ("data_" in item or item[:1] == "{"))
 
 
 def _listed(document: Any) -> Sequence[tuple[str | None, Any]]:
     if isinstance(document, list):
-        return [(None, item) for item in document]
+        return [(None, one) for item in document for one in (item if isinstance(item, list) else [item])]
     if document.get("@class") == "PatchedPhaseDiagram":
         # pymatgen of 2025 and before wrote the entries at the top.
         return _listed(document.get("computed_data", document).get("all_entries", []))
@@ -114,6 +153,9 @@ def _listed(document: Any) -> Sequence[tuple[str | None, Any]]:
         return [
             (None, item) for item in (document["data"] if isinstance(document["data"], list) else [document["data"]])
         ]
+    for name in ("entries", "structures", "results"):  # of Alexandria, of pages of an API
+        if isinstance(document.get(name), list) and any(map(_may_hold, document[name])):
+            return _listed(document[name])
     if {"ids", "nextid"} <= document.keys():
         return [(str(i), document.get(str(i))) for i in document["ids"]]
     if any(names_a_crystal(name) and _is_column(column) for name, column in document.items()):

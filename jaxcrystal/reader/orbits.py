@@ -16,7 +16,9 @@ from jaxcrystal.reader.rows import Outcome, Refused
 from jaxcrystal.reader.settings import Operations
 
 #: Å. Images of one site that are nearer to each other are one atom, written with few digits.
-SAME_SITE = 0.1
+SAME_SITE = 0.2
+#: Å. Images that are nearer than this, and not that near, are neither one atom nor two.
+APART = 0.5
 #: Å. A site that is moved by more onto its special position is said to be.
 MOVED = 1e-3
 
@@ -46,12 +48,15 @@ def expand(sites: Sites, operations: Operations, metric: Float[np.ndarray, "3 3"
     """The orbits of all sites; `metric` holds the cell vectors' scalar products (Å²).
 
     The identity alone leaves the list as it is, coincident atoms included. Raises Refused (symmetry_error) if a site is
-    an image of another, unless the list is of every atom of the cell, once.
+    an image of another, unless the list is of every atom of the cell, once; or if images are too near to be two atoms;
+    and (disordered) if two elements share a site.
     """
     if len(operations) == 1:
         return sites
     kinds, atoms, notes, images = np.empty(0, np.int64), np.empty((0, 3)), {}, 0
     for i, (z, point) in enumerate(zip(sites.species, sites.frac_coords, strict=True)):
+        if (distances(atoms[kinds != z], point, metric) < SAME_SITE).any():
+            raise Refused(Outcome.DISORDERED, "two elements share a site")
         if (distances(atoms[kinds == z], point, metric) < SAME_SITE).any():
             if (distances(sites.frac_coords[:i], point, metric) < SAME_SITE).any():
                 raise Refused(Outcome.SYMMETRY_ERROR, "an atom is listed twice")
@@ -81,7 +86,12 @@ def _orbit(
         shift = (shifts - np.round(shifts)).mean(axis=0)
         images = operations.rotations @ (point + shift) + operations.translations
     between = images[:, None] - images[None]
-    near = lengths(between - np.round(between), metric) < SAME_SITE
+    apart = lengths(between - np.round(between), metric)
+    near = apart < SAME_SITE
+    if (~near & (apart < APART)).any():
+        nearest = apart[~near].min()
+        reason = f"images of a site are {nearest:.2f} Å apart: a special position written with too few digits?"
+        raise Refused(Outcome.SYMMETRY_ERROR, reason)
     return images[near.argmax(axis=1) == np.arange(len(images))], float(lengths(shift, metric))
 
 

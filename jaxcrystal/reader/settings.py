@@ -25,8 +25,8 @@ LENGTH_TOLERANCE, ANGLE_TOLERANCE = 0.01, 0.5  # and degrees
 
 #: How origins and axes are written behind a name, beside spglib's own `:1`, `:H`, `:b1`, `:cab`.
 _SUFFIXES = {
-    "1": (":1", "s", ":s", ":o1"),
-    "2": (":2", "z", ":z", ":o2"),
+    "1": (":1", "s", ":s", ":o1", "o1"),
+    "2": (":2", "z", ":z", ":o2", "o2"),
     "H": (":h", "h", "hr", ":hr", "-h", "-hr"),
     "R": (":r", "r", "-r"),
 }
@@ -105,31 +105,37 @@ class Stated:
     def __bool__(self) -> bool:
         return bool(self.hall or self.names or self.numbers or self.groups)
 
-    def settings(self, metric: Float[np.ndarray, "3 3"]) -> dict[str, set[Setting]]:
-        """Of each statement, in words, the settings that it may mean. Raises Refused where one is not known."""
-        found = {f"the Hall symbol {symbol}": _by_hall(symbol) for symbol in self.hall}
-        for name in self.names:
-            try:
-                found[f"the name {name}"] = _by_name(name, metric)
-            except Refused:
-                if not self.hall:  # which says more than any name
-                    raise
-        for number in self.numbers:
-            found[f"the number {number}"] = _by_number(number)
-        for name in self.groups:
+    def settings(self, metric: Float[np.ndarray, "3 3"]) -> tuple[dict[str, set[Setting]], list[Refused]]:
+        """Of each statement, in words, the settings that it may mean; and why the others are not understood."""
+
+        def group(name: str) -> set[Setting]:
             numbers = {setting.number for setting in _by_name(name, metric)}
-            found[f"the group {name}"] = {setting for setting in settings() if setting.number in numbers}
+            return {setting for setting in settings() if setting.number in numbers}
+
+        readers = [(f"the Hall symbol {text}", _by_hall, text) for text in self.hall]
+        readers += [(f"the name {text}", lambda name: _by_name(name, metric), text) for text in self.names]
+        readers += [(f"the number {text}", _by_number, text) for text in self.numbers]
+        readers += [(f"the group {text}", group, text) for text in self.groups]
+        found, unknown = {}, []
+        for words, reader, text in readers:
+            try:
+                found[words] = reader(text)
+            except Refused as why:
+                unknown.append(why)
         for code in self.codes if self else ():
             found[f"the setting {code}"] = {s for s in settings() if s.choice.lower() == code.strip().lower()}
-        return found
+        return found, unknown
 
 
 def candidates(stated: Stated, metric: Float[np.ndarray, "3 3"]) -> list[Setting]:
     """The settings that all statements and the cell leave; at least one. `metric`: the cell's scalar products (Å²).
 
-    Raises Refused (symmetry_error) if a statement is not known, or no setting agrees with all of them and the cell.
+    Raises Refused (symmetry_error) if a statement is not known, but for a name beside a Hall symbol, which says more;
+    or if no setting agrees with all of them and the cell.
     """
-    named = stated.settings(metric)
+    named, unknown = stated.settings(metric)
+    if unknown and not any(words.startswith("the Hall") for words in named):
+        raise unknown[0]
     found = set.intersection(*named.values())
     if not found:
         raise Refused(Outcome.SYMMETRY_ERROR, f"{' and '.join(named)} contradict each other; list the operations")
@@ -177,7 +183,7 @@ def _operations(hall_number: int) -> Operations:
 
 
 def _by_number(text: str) -> set[Setting]:
-    match = re.fullmatch(r"\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*(\d+)(?:\.0*)?\s*", text)
     found = {setting for setting in settings() if match and setting.number == int(match[1])}
     if not found:
         raise Refused(Outcome.SYMMETRY_ERROR, f"the space group number is {text!r}; they run from 1 to 230")
@@ -276,8 +282,11 @@ def _spelling(name: str) -> str:
     """A name without what spellings differ in: blanks, capitals, underscores, brackets, bars written behind."""
     text = name.strip().strip("'\"").lower().replace("$", "").replace("\\overline", "-").replace("−", "-")
     text = re.sub(r"[\[(,;]?\s*origin\s*(?:choice|at)?\s*([12])\s*[\])]?", r":\1", text)
-    text = re.sub(r"(\d)\s*(?:\u0304|\u0305|bar)", r"-\1", text)
-    text = re.sub(r"<sub>(\d)</sub>|\((\d)\)|sub(\d)|\{(\d)\}", lambda m: next(filter(None, m.groups())), text)
+    text = re.sub(r"\(?\s*(hexagonal|rhombohedral|[hr](?=\s*\)))(?:\s+axes)?\s*\)?$", lambda m: f":{m[1][0]}", text)
+    text = re.sub(r"\(?\s*(?:no\.?\s*\d+|unique axis [abc])\s*\)?$", "", text)
+    text = re.sub(r"\\bar\s*\{?(\d)\}?|(\d)\s*(?:\u0304|\u0305|bar)", lambda m: f"-{m[1] or m[2]}", text)
+    text = re.sub(r"(?<=[a-z])3-(?=[a-z])", "-3", text)
+    text = re.sub(r"<sub>(\d)</sub>|\((\d)\)|sub(\d)|\{(\d)\}|~(\d)~", lambda m: next(filter(None, m.groups())), text)
     return re.sub(r"[\s_{}]+", "", text)
 
 

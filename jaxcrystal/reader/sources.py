@@ -13,6 +13,7 @@ Files may be packed (.gz, .bz2, .xz). What a record means is decided in `reading
 
 from __future__ import annotations
 
+import ast
 import bz2
 import csv
 import gzip
@@ -22,6 +23,7 @@ import lzma
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +46,9 @@ KINDS = "a .csv, .parquet, .json, .cif, POSCAR or .extxyz file, a folder of CIFs
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
-_PACKED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+_PACKED = (".gz", ".bz2", ".xz")
+#: How text says that a field holds nothing.
+_EMPTY = frozenset(("", "nan", "none", "null", "<na>"))
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,17 @@ def open_source(origin: Any) -> Source:
     """
     if isinstance(origin, Rows):
         return _read_before(origin)
-    if not isinstance(origin, str | Path):
+    if not isinstance(origin, str | Path) or "\n" in str(origin):  # the text of a CIF is no path
         return _in_memory(origin)
+    try:
+        return _place(origin)
+    except ValueError as error:  # a null byte
+        raise UserError(f"{str(origin)!r} is no path: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {origin}: {error.strerror or error}") from None
+
+
+def _place(origin: str | Path) -> Source:
     if str(origin).partition(":")[0] == PROTOTYPES and not Path(origin).exists():
         return _embedded(str(origin))
     path = Path(origin)
@@ -93,8 +106,6 @@ def open_source(origin: Any) -> Source:
         source = _folder(path) if path.is_dir() else _file(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give {KINDS}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not source.records:
         others = f"; it holds {named(source.unread)}, which are not read" if source.unread else ""
         raise UserError(f"{path} holds no crystals{others}; give {KINDS}")
@@ -113,9 +124,13 @@ def named(unread: Mapping[str, Sequence[str]]) -> str:
 def _kind(name: str) -> str | None:
     """What a file of that name is, packed or not."""
     name = _unpacked_name(name).lower()
+    if name.startswith("."):  # what systems and editors leave beside a file
+        return None
+    if Path(name).suffix in (".swp", ".tar", ".zip", ".bak", ".orig") or name.endswith("~"):
+        return None
     if re.fullmatch(r"(.*[._-])?(poscar|contcar)([._-].*)?", name):
         return "poscar"
-    kinds = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".json": "json", ".jsonl": "jsonl"}
+    kinds = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".json": "json", ".jsonl": "jsonl"}
     kinds |= {".ndjson": "jsonl", ".cif": "cif", ".vasp": "poscar", ".extxyz": "extxyz", ".xyz": "extxyz"}
     return kinds.get(Path(name).suffix)
 
@@ -218,12 +233,17 @@ def _folder(folder: Path) -> Source:
     return Source(folder, digest.hexdigest(), tuple(records), has_ids=True, unread=unread)
 
 
-def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], None]:
+def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], list[str]]:
     csv.field_size_limit(2**30)  # a CIF of a large cell is longer than the module's default
     rows: list[list[Any] | str] = []
+    text = decoded(raw)
+    first, _, rest = text.partition("\n")
+    if named_separator := re.fullmatch(r"sep=(.)\s*", first):  # as Excel has it
+        text, first = rest, rest.partition("\n")[0]
+    separator = named_separator[1] if named_separator else next((s for s in ",;\t" if s in first), ",")
     try:
         # Strict: else a file that was cut off inside a field passes for whole.
-        lines = csv.reader(io.StringIO(decoded(raw), newline=""), strict=True)
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         header = next(lines, [])
         for fields in lines:
             if not fields:
@@ -232,25 +252,28 @@ def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], None
             if len(fields) < len(header) or any(extra):
                 rows.append(f"the row has {len(fields)} fields, the header {len(header)}")
             else:
-                rows.append([value if value.strip() else None for value in fields[: len(header)]] + [bool(extra)])
+                rows.append(
+                    [None if value.strip().lower() in _EMPTY else value for value in fields[: len(header)]]
+                    + [bool(extra)]
+                )
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV after {len(rows)} rows: {error}") from None
-    return header, rows, None
+    return header, rows, []
 
 
-def _parquet(path: Path, raw: bytes) -> tuple[list[str], list[list[Any]], str | None]:
+def _parquet(path: Path, raw: bytes) -> tuple[list[str], list[list[Any]], list[str]]:
     try:
         table = pq.ParquetFile(io.BytesIO(raw)).read()
         columns = [table.column(i).to_pylist() for i in range(table.num_columns)]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"cannot read {path} as a table: {' '.join(str(error).split())}") from None
     stored = (table.schema.pandas_metadata or {}).get("index_columns", [])
-    index = next((name for name in stored if isinstance(name, str)), None)
+    index = [name for name in stored if isinstance(name, str)]
     return table.column_names, [[*row, False] for row in zip(*columns, strict=True)], index
 
 
 def _table(
-    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any] | str], index: str | None
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any] | str], index: Sequence[str]
 ) -> tuple[list[Record], bool, tuple[str, ...]]:
     """The records of a table, whether it names its rows, and which columns are not read.
 
@@ -263,24 +286,41 @@ def _table(
         raise UserError(f"{path} has {count} columns {twice[0]!r}; rename or remove all but one")
     content, form = _content_columns(path, plain)
     ledger = LEDGER <= set(plain)
-    ids = next((name for name in (("index",) if ledger else IDS) if name in plain), index)
-    if ids is None and plain[0] in ("", "Unnamed: 0"):
-        ids = plain[0]
+    by_name = {name.lower(): name for name in plain}
+    ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    if not ids:
+        ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
     records = []
     for number, row in enumerate(rows):
         if isinstance(row, str):
             records.append(Record(str(number), number, "none", "", outcome=Outcome.MALFORMED_ROW, reason=row))
             continue
         values = dict(zip(plain, row, strict=False))
-        name = values.get(ids) if ids is not None else None
+        name = "/".join(map(_as_id, (values[part] for part in ids))) if ids else ""
         stated = {label: values[label] for label in ATTRIBUTES if values.get(label) is not None}
         notes = ("empty fields behind the last column were dropped",) if row[-1] else ()
-        record = {"id": str(number if name is None else name), "row": number, "labels": stated, "notes": notes}
+        record = {"id": name or str(number), "row": number, "labels": stated, "notes": notes}
         status = values["status"] if ledger else None
         records.append(_of_row(record, form, [values[name] for name in content], content, status))
     numbered = all(record.id == str(record.row) for record in records)
-    used = {*content, *ATTRIBUTES, ids, *(LEDGER if ledger else ())}
-    return records, not numbered or (ids is not None and bool(ids)), tuple(n for n in plain if n and n not in used)
+    used = {*content, *ATTRIBUTES, *ids, *(LEDGER if ledger else ())}
+    return records, not numbered or any(ids), tuple(n for n in plain if n and n not in used)
+
+
+def _as_id(value: Any) -> str:
+    """A value of a column of ids as text; empty where it is missing."""
+    if isinstance(value, bytes):
+        return decoded(value)
+    if isinstance(value, float) and value.is_integer():  # a column of integers of which some are missing
+        return str(int(value))
+    return "" if _is_missing(value) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, and what pandas has for them."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
 
 
 def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]:
@@ -299,16 +339,19 @@ def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]
     if len(found) == 1:
         return found, "structure"
     several = f"several columns that may hold the crystals ({', '.join(found)})" if found else "no column of crystals"
-    raise UserError(
-        f"{path} has {several}; its columns are {', '.join(header)[:200]}; expected {_EXPECTED}: name the one so"
-    )
+    columns = " ".join(", ".join(header).split())[:200]
+    raise UserError(f"{path} has {several}; its columns are {columns}; expected {_EXPECTED}: name the one so")
 
 
 def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[str], status: str | None) -> Record:
     value = values[0] if len(names) == 1 else {name: v for name, v in zip(names, values, strict=True) if v is not None}
     if isinstance(value, bytes):
         value = decoded(value)
-    empty = value is None or value == {} or value != value or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str) and re.match(r"b['\"]", value):  # bytes that went through a CSV
+        with suppress(ValueError, SyntaxError):
+            value = decoded(ast.literal_eval(value))
+    empty = _is_missing(value) or (isinstance(value, str | dict) and not value)
+    empty = empty or (isinstance(value, str) and value.strip().lower() in _EMPTY)
     if status is not None and status != Outcome.OK:
         reason = f"the sampler reported {status}"
         return Record(**record, form="none", content=value or "", outcome=str(status), reason=reason)
@@ -328,7 +371,7 @@ def _json_record(row: int, name: str | None, item: Any) -> Record:
 
 def _frames(path: Path, text: str) -> list[Record]:
     """Frames of an extxyz file, cut apart by their numbers of atoms, so that a broken one costs only itself."""
-    lines = text.splitlines()
+    lines = [line.rstrip("\r") for line in text.split("\n")]
     records: list[Record] = []
     at = 0
     while at < len(lines):
@@ -346,8 +389,8 @@ def _frames(path: Path, text: str) -> list[Record]:
             break
         end = at + 2 + int(count)
         comment = lines[at + 1] if at + 1 < len(lines) else ""
-        stated = dict(re.findall(rf"(?:^|\s)({'|'.join(IDS)})=(\"[^\"]*\"|\S+)", comment))
-        name = next((stated[name].strip('"') for name in IDS if name in stated), str(row))
+        stated = dict(re.findall(rf"(?:^|\s)({'|'.join(IDS)})\s*=\s*(\"[^\"]*\"|'[^']*'|\S+)", comment))
+        name = next((stated[name].strip("\"'") for name in IDS if name in stated), str(row))
         records.append(Record(name, row, "extxyz", "\n".join(lines[at:end]) + "\n"))
         at = end
     return records
@@ -375,14 +418,19 @@ def _embedded(origin: str) -> Source:
 def _in_memory(origin: Any) -> Source:
     """A table of pandas, or structures one by one."""
     if hasattr(origin, "columns") and hasattr(origin, "index"):
-        named_index = origin.index.name is not None or list(origin.index) != list(range(len(origin)))
-        table = origin.reset_index() if named_index else origin
-        index = str(table.columns[0]) if named_index else None
-        rows = [[*row, False] for row in table.itertuples(index=False, name=None)]
-        records, has_ids, ignored = _table(Path("table"), list(map(str, table.columns)), rows, index)
+        names = [f"index {i}" if name is None else str(name) for i, name in enumerate(origin.index.names)]
+        plain = names == ["index 0"] and list(origin.index) == list(range(len(origin)))
+        new = [i for i, name in enumerate(names) if not plain and name not in map(str, origin.columns)]
+        levels = [origin.index.get_level_values(i) for i in new]
+        rows = [
+            [*(level[i] for level in levels), *row, False]
+            for i, row in enumerate(origin.itertuples(index=False, name=None))
+        ]
+        header = [*(names[i] for i in new), *map(str, origin.columns)]
+        records, has_ids, ignored = _table(Path("table"), header, rows, [] if plain else names)
         source = Source(Path("table"), None, tuple(records), has_ids, ignored_columns=ignored)
     else:
-        one = isinstance(origin, Mapping) or not isinstance(origin, Iterable) or hasattr(origin, "lattice")
+        one = isinstance(origin, str | Mapping) or not isinstance(origin, Iterable) or hasattr(origin, "lattice")
         one = one or hasattr(origin, "get_scaled_positions") or hasattr(origin, "frac_coords")
         records = [Record(str(i), i, "object", item) for i, item in enumerate([origin] if one else origin)]
         source = Source(Path("structures"), None, tuple(records), has_ids=False)

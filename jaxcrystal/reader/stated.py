@@ -17,6 +17,7 @@ from jaxcrystal.reader.orbits import Sites
 Values = Mapping[str, Sequence[str]]
 
 _FORMULAS = ("_chemical_formula_sum", "_chemical_formula_structural", "_chemical_formula_moiety")
+_OTHER_FORMULAS = ("_chemical_formula_iupac", "_chemical_formula_analytical")
 _MULTIPLICITIES = ("_atom_site_site_symmetry_multiplicity", "_atom_site_symmetry_multiplicity")
 _PART = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d*)?|\.\d+)?")
 
@@ -29,10 +30,40 @@ def formula_problem(values: Values, atoms: Sites) -> str:
     text = formula_text(values)
     stated = formulas(text) if text else []
     counts = Counter(ELEMENTS[z] for z in atoms.species)
-    if not stated or any(_same_shares(counts, formula) for formula in stated):
-        return ""
     found = " ".join(f"{symbol}{n}" for symbol, n in sorted(counts.items()))
-    return f"the CIF states {text}, its atoms are {found}"
+    if stated and not any(_same_shares(counts, formula) for formula in stated):
+        return f"the CIF states {text}, its atoms are {found}"
+    for tag in (*_FORMULAS, *_OTHER_FORMULAS):  # with brackets and charges they tell the elements at least
+        for text in values.get(tag, ()):
+            if not _elements(text) <= counts.keys():
+                return f"the CIF states {_unquoted(text)}, its atoms are {found}"
+    kinds = zip(values.get("_atom_type_symbol", ()), values.get("_atom_type_number_in_cell", ()), strict=False)
+    for kind, number in kinds:
+        if number.isdecimal() and int(number) and not _elements(kind) <= counts.keys():
+            return f"the CIF states {number} {kind} in the cell, its atoms are {found}"
+    return ""
+
+
+def _elements(text: str) -> set[str]:
+    """The elements that a formula with brackets, charges and multipliers names; empty if other words are in it."""
+    letters = re.sub(r"[^A-Za-z]+", " ", _unquoted(text)).split()
+    found = []
+    for word in letters:
+        parts = re.findall(r"[A-Z][a-z]?", word)
+        if "".join(parts) != word or any(part not in ATOMIC_NUMBER and part != "D" for part in parts):
+            return set()
+        found += ["H" if part == "D" else part for part in parts]
+    return set(found)
+
+
+def _unquoted(text: str) -> str:
+    return text.strip("'\";\n\r ")
+
+
+def contents_are_stated(values: Values) -> bool:
+    """Whether a CIF says how many atoms its cell has."""
+    text = formula_text(values)
+    return any(tag in values for tag in _MULTIPLICITIES) or bool("_cell_formula_units_z" in values and text)
 
 
 def _same_shares(counts: Mapping[str, int], formula: Mapping[str, float]) -> bool:
@@ -64,7 +95,7 @@ def formula_text(values: Values) -> str | None:
     """The formula as it is written: the sum, or else another kind that says the same."""
     for tag in _FORMULAS:
         for value in values.get(tag, ()):
-            text = value.strip("'\";\n\r ")
+            text = _unquoted(value)
             if text not in ("", ".", "?") and (tag == _FORMULAS[0] or formulas(text)):
                 return text
     return None

@@ -17,6 +17,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def read_dictionary(item: Any) -> Found:
         for names, reader in _READERS.items():
             if names <= item.keys():
                 try:
-                    return reader(_with_arrays(item))
+                    return reader(_with_arrays({name: _unwritten(value) for name, value in item.items()}))
                 except (Refused, UserError):
                     raise
                 except KeyError as error:
@@ -67,6 +68,15 @@ def _of_text(text: str) -> Found:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
     raise Refused(Outcome.JSON_ERROR, f"{text[:40]!r} is neither JSON nor CIF")
+
+
+def _unwritten(value: Any) -> Any:
+    """A list or dictionary that a table holds as text."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return parse(value)
+    return value
 
 
 def _with_arrays(item: Any) -> Any:
@@ -110,9 +120,7 @@ def _pymatgen(item: Mapping[str, Any]) -> Found:
 
 
 def _ase(item: Mapping[str, Any]) -> Found:
-    pbc = item["pbc"]
-    if not (pbc if isinstance(pbc, bool) else all(pbc)):
-        raise Refused(Outcome.NOT_PERIODIC, f"the crystal is not periodic in three directions: pbc is {pbc}")
+    _require_periodic(item["pbc"])
     numbers = [int(z) for z in item["numbers"]]
     for z in numbers:
         if not 0 < z < len(ELEMENTS):
@@ -121,11 +129,26 @@ def _ase(item: Mapping[str, Any]) -> Found:
     return _crystal(vectors, [ELEMENTS[z] for z in numbers], _fractions(vectors, item["positions"]), {})
 
 
+def _require_periodic(stated: Any) -> None:
+    """Raises Refused unless `stated`, of which files have many spellings, says three times that it is."""
+    words = re.findall(r"[a-z]+|\d+", stated.lower()) if isinstance(stated, str) else stated
+    words = [words] * 3 if isinstance(words, bool) else list(words)
+    if len(words) == 1 and isinstance(words[0], str):
+        words = list(words[0]) if re.fullmatch("[tf01]{3}", words[0]) else words * 3
+    if len(words) != 3 or any(w not in (True, "t", "true", "1", "p", "periodic") for w in words):
+        raise Refused(Outcome.NOT_PERIODIC, f"the crystal is not periodic in three directions: pbc is {stated}")
+
+
 def _optimade(item: Mapping[str, Any]) -> Found:
     if any(not flag for flag in item.get("dimension_types") or ()):
         raise Refused(Outcome.NOT_PERIODIC, f"not periodic in three directions: {item['dimension_types']}")
-    if "implicit_atoms" in (item.get("structure_features") or ()):
+    if item.get("nperiodic_dimensions") not in (None, 3):
+        raise Refused(Outcome.NOT_PERIODIC, f"periodic in {item['nperiodic_dimensions']} directions only")
+    features = set(item.get("structure_features") or ())
+    if "implicit_atoms" in features:
         raise Refused(Outcome.MISSING_ATOMS, "the structure has implicit atoms, which have no positions")
+    if features & {"assemblies", "disorder"}:
+        raise Refused(Outcome.DISORDERED, f"the structure is of alternatives: {', '.join(sorted(features))}")
     kinds = {}
     for kind in item.get("species") or ():
         if any(kind.get("nattached") or ()):
@@ -144,7 +167,8 @@ def _optimade(item: Mapping[str, Any]) -> Found:
 
 def _jarvis(item: Mapping[str, Any]) -> Found:
     vectors = _vectors(item["lattice_mat"])
-    coords = _fractions(vectors, item["coords"]) if item.get("cartesian") else item["coords"]
+    cartesian = str(item.get("cartesian")).lower() in ("true", "1")
+    coords = _fractions(vectors, item["coords"]) if cartesian else item["coords"]
     return _crystal(vectors, [str(symbol) for symbol in item["elements"]], coords, {})
 
 
@@ -171,22 +195,41 @@ def read_poscar(text: str) -> Found:
     """VASP's POSCAR or CONTCAR, of version 5 or later, which names the elements."""
     from pymatgen.io.vasp import Poscar
 
+    def broken(reason: str) -> Refused:
+        return Refused(Outcome.POSCAR_ERROR, reason)
+
     lines = text.lstrip("\ufeff").splitlines()
-    if len(lines) < 8 or not any(part.isalpha() for part in re.split(r"[\s_/]+", lines[5])):
-        reason = "line 6 names no elements (VASP 4 writes so), which the file then does not tell; write them there"
-        raise Refused(Outcome.POSCAR_ERROR, reason if len(lines) >= 7 else f"the file ends after {len(lines)} lines")
+    if len(lines) < 8:
+        raise broken(f"the file ends after {len(lines)} lines")
+    words = re.split(r"[!#]", lines[5])[0].split()
+    if not words or not words[0][0].isalpha():
+        raise broken("line 6 names no elements (VASP 4 writes so), which the file then does not tell; write them there")
     notes: dict[str, None] = {}
     names = []
-    for word in lines[5].split():
-        symbol, changed = element(re.split(r"[_/]", word)[0])
+    for word in words:  # with what VASP writes behind it: Na_pv, Na_pv/9ea1f3
+        kind, _, digest = word.partition("/")
+        if digest.title() in ATOMIC_NUMBER:
+            raise Refused(Outcome.UNKNOWN_ELEMENT, f"{word!r} is no chemical element")
+        symbol, changed = element(kind.split("_")[0])
         names.append(symbol)
         notes |= dict.fromkeys(changed)
-    lines[5] = " ".join(names)
+    counts = re.split(r"[!#]", lines[6])[0].split()
+    if len(counts) != len(names) or not all(n.isdecimal() for n in counts):
+        raise broken(
+            f"line 6 names {len(names)} elements, line 7 does not count the atoms of each: {lines[6].strip()!r}"
+        )
+    start = 8 + lines[7].strip().lower().startswith("s")
+    atoms, listed = sum(map(int, counts)), 0
+    while start + listed < len(lines) and re.match(r"\s*[-+.\d]+\s+[-+.\d]", lines[start + listed]):
+        listed += 1
+    if listed != atoms:
+        raise broken(f"line 7 counts {atoms} atoms, {listed} lines of coordinates follow")
+    lines[5], lines[6] = " ".join(names), " ".join(counts)
     try:
         poscar = Poscar.from_str("\n".join(lines) + "\n", read_velocities=False)
         structure = poscar.structure
     except Exception as error:  # pymatgen's parser raises anything at a broken file
-        raise Refused(Outcome.POSCAR_ERROR, one_line(error)) from None
+        raise broken(one_line(error)) from None
     if poscar.selective_dynamics is not None:
         notes["selective dynamics are not kept"] = None
     return _crystal(structure.lattice.matrix, [s.specie.symbol for s in structure], structure.frac_coords, notes)
@@ -200,38 +243,64 @@ def read_extxyz(frame: str) -> tuple[Found, dict[str, Any]]:
     count, comment, *lines = frame.rstrip("\n").split("\n")
     if int(count) == 0:
         raise Refused(Outcome.NO_ATOMS, "the frame has no atoms")
-    if "lattice" not in comment.lower():
+    stated = _comment(comment)
+    if "lattice" not in stated:
         raise Refused(Outcome.NOT_PERIODIC, "the frame states no Lattice of three vectors")
+    for name in ("pbc", "periodic", "boundary"):
+        if name in stated:
+            _require_periodic(stated[name])
     if len(lines) != int(count):
         raise Refused(Outcome.EXTXYZ_ERROR, f"the frame has {len(lines)} lines of atoms, its first line says {count}")
-    column = _species_column(comment)
-    for i, line in enumerate(lines) if column is not None else ():
+    columns = _columns(stated.get("properties", "species:S:1:pos:R:3"))
+    column = columns.get("species", columns.get("z"))
+    for i, line in enumerate(lines):
         fields = line.split()
-        if len(fields) <= column:
+        if len(fields) <= max(columns.values()):
             raise Refused(Outcome.EXTXYZ_ERROR, f"an atom's line has {len(fields)} fields: {line[:40]!r}")
-        if not fields[column].isdecimal():
-            symbol, changed = element(fields[column])
+        if "species" in columns:
+            number = int(fields[column]) if fields[column].isdecimal() else 0
+            symbol, changed = (ELEMENTS[number], ()) if 0 < number < len(ELEMENTS) else element(fields[column])
             notes |= dict.fromkeys(changed)
             fields[column] = symbol
+        if "occupancy" in columns and abs(float(fields[columns["occupancy"]]) - 1) > 1e-3:
+            raise Refused(Outcome.DISORDERED, f"a site is partially occupied: {fields[columns['occupancy']]}")
         lines[i] = " ".join(fields)
+    # ASE knows these keys as they are spelled here, and three letters for the directions.
+    for name in ("Lattice", "Properties"):
+        comment = re.sub(rf"\b{name}(?=\s*=)", name, comment, flags=re.IGNORECASE)
+    comment = re.sub(
+        r"\b(?:pbc|periodic|boundary)\s*=\s*(\"[^\"]*\"|'[^']*'|\S+)", 'pbc="T T T"', comment, flags=re.IGNORECASE
+    )
     try:
         atoms = ase.io.read(io.StringIO("\n".join([count, comment, *lines]) + "\n"), format="extxyz")
     except Exception as error:  # ASE's parser raises anything at a broken file
         raise Refused(Outcome.EXTXYZ_ERROR, one_line(error)) from None
-    return Found((found := _of_atoms(atoms)).crystal, (*notes, *found.notes)), dict(atoms.info)
+    found = _of_atoms(atoms)
+    return Found(found.crystal, (*notes, *found.notes)), dict(atoms.info)
 
 
-def _species_column(comment: str) -> int | None:
-    """Which field of an atom's line is its element."""
-    match = re.search(r"Properties=[\"']?([^\s\"']+)", comment, re.IGNORECASE)
-    if not match:
-        return 0
-    parts, column = match[1].split(":"), 0
+def _comment(line: str) -> dict[str, str]:
+    """What a frame's comment states, by name in small letters. Raises Refused for what decides and is stated twice."""
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"([A-Za-z_]\w*)\s*=\s*(\"[^\"]*\"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+)", line):
+        name = name.lower()
+        if name in found and name in ("lattice", "properties", "pbc"):
+            raise Refused(Outcome.EXTXYZ_ERROR, f"the frame states {name} twice")
+        found[name] = value.strip("\"'")
+    return found
+
+
+def _columns(properties: str) -> dict[str, int]:
+    """The first field of each property of an atom's line. Raises Refused unless there are positions and one species."""
+    parts, column, found = properties.split(":"), 0, {}
     for name, _, width in zip(parts[::3], parts[1::3], parts[2::3], strict=False):
-        if name.lower() == "species":
-            return column
+        found[name.lower()] = column
         column += int(width) if width.isdecimal() else 1
-    return None
+    if "pos" not in found:
+        raise Refused(Outcome.MISSING_ATOMS, f"the atoms have no positions: no `pos` in Properties={properties}")
+    if ("species" in found) == ("z" in found):
+        raise Refused(Outcome.EXTXYZ_ERROR, f"the atoms need one column `species` or `Z`: Properties={properties}")
+    return found
 
 
 def read_object(item: Any) -> Found:
@@ -262,7 +331,11 @@ def _of_atoms(atoms: Atoms) -> Found:
         if len(shared) != 1 or abs(next(iter(shared.values())) - 1) > 1e-6:
             raise Refused(Outcome.DISORDERED, f"site {site} is partly occupied or shared: {shared}")
     arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
-    return read_dictionary({name: values.tolist() for name, values in arrays.items()})
+    found = read_dictionary({name: values.tolist() for name, values in arrays.items()})
+    beside = {*atoms.arrays} & {"initial_magmoms", "initial_charges"}
+    notes = [f"the atoms' {name.removeprefix('initial_')} are not kept" for name in sorted(beside)]
+    notes += ["constraints are not kept"] if atoms.constraints else []
+    return Found(found.crystal, (*found.notes, *notes))
 
 
 def _vectors(matrix: Any) -> Float[np.ndarray, "3 3"]:

@@ -100,7 +100,14 @@ def test_a_file_of_each_kind_packed_or_not(tmp_path, name, pack):
         (lambda s: s.replace("Na Cl", "1 1", 1), "poscar_error", "line 6 names no elements"),
         (lambda s: "\n".join(s.split("\n")[:5] + s.split("\n")[6:]), "poscar_error", "line 6 names no elements"),
         (lambda s: s.replace("Na Cl", "Na Qq", 1), "unknown_element", "'Qq' is no chemical element"),
-        (lambda s: "\n".join(s.split("\n")[:-2]), "poscar_error", ""),
+        (
+            lambda s: "\n".join(s.split("\n")[:-2]),
+            "poscar_error",
+            "counts 2 atoms, 1 lines of coordinates follow",
+        ),
+        (lambda s: s.replace("1 1\n", "1\n", 1), "poscar_error", "line 6 names 2 elements, line 7 does not count"),
+        (lambda s: s.rstrip("\n") + "\n0.1 0.2 0.3\n", "poscar_error", "counts 2 atoms, 3 lines of coordinates follow"),
+        (lambda s: s.replace("Na Cl", "Na/K Cl", 1), "unknown_element", "'Na/K' is no chemical element"),
         (lambda s: "\n".join(s.split("\n")[:4]), "poscar_error", "ends after 4 lines"),
     ],
 )
@@ -182,6 +189,8 @@ def test_json_that_holds_no_structures_is_refused_whole(tmp_path, content):
         ({"lattice_vectors": [[4, 0, 0], [0, 4, 0], [None, None, None]]}, "not_finite"),
         ({"cartesian_site_positions": [[0, 0, 0]]}, "json_error"),
         ({"species_at_sites": []}, "missing_atoms"),
+        ({"structure_features": ["disorder"]}, "disordered"),
+        ({"dimension_types": None, "nperiodic_dimensions": 2}, "not_periodic"),
     ],
 )
 def test_what_optimade_says_of_its_sites(tmp_path, change, outcome):
@@ -312,6 +321,24 @@ def test_the_hand_of_a_cell_is_kept(tmp_path, form):
         assert spglib.get_symmetry_dataset((found.lattice.matrix, -found.frac_coords, [34] * 3), 1e-3).number == 154
 
 
+NOT_PERIODIC = [
+    'pbc="FFF"',
+    "pbc=FFF",
+    'PBC="F F F"',
+    'pbc="f f f"',
+    'pbc="[False False False]"',
+    'pbc="no no no"',
+    "pbc=xyz",
+]
+NOT_PERIODIC += ['periodic="F F F"', 'boundary="p p f"', 'pbc="0 0 0"']
+PERIODIC = [
+    'pbc="T T T"',
+    "pbc=TTT",
+    'pbc="True True True"',
+    'pbc="[True True True]"',
+    'pbc="1 1 1"',
+    'boundary="p p p"',
+]
 FRAME = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3'
 
 
@@ -322,6 +349,15 @@ FRAME = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3'
         (f'2\n{FRAME} pbc="T T T"\nCS 0 0 0\nCl 2 2 2\n', "ok"),
         (f'2\n{FRAME} pbc="F F F"\nCs 0 0 0\nCl 2 2 2\n', "not_periodic"),
         (f'2\n{FRAME} pbc="T T F"\nCs 0 0 0\nCl 2 2 2\n', "not_periodic"),
+        *((f"2\n{FRAME} {pbc}\nCs 0 0 0\nCl 2 2 2\n", "not_periodic") for pbc in NOT_PERIODIC),
+        *((f"2\n{FRAME} {pbc}\nCs 0 0 0\nCl 2 2 2\n", "ok") for pbc in PERIODIC),
+        (f'2\n{FRAME} Lattice="9 0 0 0 9 0 0 0 9"\nCs 0 0 0\nCl 2 2 2\n', "extxyz_error"),
+        (f"2\n{FRAME.replace('Lattice', 'lattice')}\nCs 0 0 0\nCl 2 2 2\n", "ok"),
+        (f"2\n{FRAME.replace('pos', 'scaled_pos')}\nCs 0 0 0\nCl 2 2 2\n", "missing_atoms"),
+        (f"2\n{FRAME}:Z:I:1\nCs 0 0 0 55\nCl 2 2 2 17\n", "extxyz_error"),
+        (f"2\n{FRAME}:occupancy:R:1\nCs 0 0 0 1\nCl 2 2 2 0.5\n", "disordered"),
+        (f"2\n{FRAME}\n55 0 0 0\n17 2 2 2\n", "ok"),
+        (f"2\n{FRAME}\nCs/K 0 0 0\nCl 2 2 2\n", "unknown_element"),
         ("2\nno cell\nCs 0 0 0\nCl 2 2 2\n", "not_periodic"),
         (f"0\n{FRAME}\n", "no_atoms"),
         (f"2\n{FRAME}\nD 0 0 0\nCl 2 2 2\n", "ok"),
@@ -416,3 +452,64 @@ def test_one_crystal_is_the_same_from_every_format(tmp_path_factory, cell, sites
         assert np.allclose([*found.lengths, *found.angles], [*expected.lengths, *expected.angles], rtol=0, atol=1e-6)
         shift = found.frac_coords - expected.frac_coords
         assert np.abs(shift - np.round(shift)).max() < 1e-7
+
+
+def test_a_line_that_is_no_json_costs_itself(tmp_path):
+    text = json.dumps({"material_id": "a\u2028b", "structure": SALT.as_dict()}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{text}\n{text[:50]}\n{text}\n")
+    rows = read(tmp_path / "a.jsonl").rows
+    assert [row.outcome for row in rows] == ["ok", "json_error", "ok"] and rows[1].reason.startswith(
+        "line 2 is no JSON"
+    )
+
+
+@pytest.mark.parametrize("content", ['{"a": {"b": 1, "b": 2}}', '[{"structure": 1, "structure": 2}]'])
+def test_a_key_that_occurs_twice_refuses_the_document(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"the key '.*' occurs twice"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["entries", "structures", "results"])
+def test_a_list_under_a_name(tmp_path, name):
+    (tmp_path / "a.json").write_text(json.dumps({name: [{"material_id": "a", "structure": SALT.as_dict()}], "n": 1}))
+    assert one(tmp_path / "a.json").id == "a"
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_what_excel_separates_by(tmp_path, separator):
+    pd.DataFrame({"material_id": ["a"], "cif": [CIF]}).to_csv(tmp_path / "a.csv", index=False, sep=separator)
+    assert one(tmp_path / "a.csv").id == "a"
+    (tmp_path / "b.csv").write_text(f"sep={separator}\n" + (tmp_path / "a.csv").read_text())
+    assert one(tmp_path / "b.csv").id == "a"
+
+
+def test_bytes_and_nothing_as_text(tmp_path):
+    rows = [{"id": "a", "cif": str(CIF.encode())}, *({"id": x, "cif": x} for x in ("nan", "None", "NULL"))]
+    pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    assert [row.outcome for row in read(tmp_path / "a.csv").rows] == ["ok", "missing", "missing", "missing"]
+
+
+def test_tables_of_pandas_in_their_usual_forms():
+    table = pd.DataFrame({"material_id": ["a", "b"], "cif": pd.array([CIF, None], dtype="string")})
+    for found in (read(table), read(table.set_index("material_id", drop=False)), read(table.set_index("material_id"))):
+        assert [(row.id, row.outcome) for row in found.rows] == [("a", "ok"), ("b", "missing")] and found.has_ids
+    double = table.assign(run=[1, 1]).set_index(["run", "material_id"])
+    assert [row.id for row in read(double).rows] == ["1/a", "1/b"]
+    ids = pd.DataFrame({"ID": [7.0, None], "cif": [CIF, CIF]})
+    assert [row.id for row in read(ids).rows] == ["7", "1"]
+
+
+def test_what_is_no_path():
+    assert is_salt(one(CIF).crystal)
+    for path in ("a\0b", "x" * 5000):
+        with pytest.raises(UserError):
+            read(path)
+
+
+def test_what_systems_leave_in_a_folder(tmp_path):
+    (tmp_path / "a.cif").write_text(CIF)
+    for name in ("._a.cif", "POSCAR.swp", "POSCAR.tar", "POSCAR~"):
+        (tmp_path / name).write_text("x")
+    found = read(tmp_path)
+    assert [row.id for row in found.rows] == ["a"] and sum(map(len, found.unread.values())) == 4
