@@ -6,8 +6,8 @@
     python benchmarks/relax.py --quick                a check that it runs; its figures mean nothing
 
 It is asserted first that both sides give every crystal the same energy, forces and stress. Then they take turns on
-parts of the crystals, one process and one thread each on a CPU: there seconds of CPU are told, since others may share
-the cores; on a GPU seconds. All settings are the same: FIRE, atoms and cell, fmax 0.1 eV/Å, at most 500 steps.
+parts of the crystals, one process and one thread each on a CPU: there seconds of CPU are reported, since others may
+share the cores; on a GPU seconds. All settings are the same: FIRE, atoms and cell, fmax 0.1 eV/Å, at most 500 steps.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def compare(structures: Sequence[Structure], potential: Potential, peer: Peer) -
 
 
 def single_points(structures: Sequence[Structure], potential: Potential, peer: Peer) -> dict[str, float]:
-    """The largest differences of both sides' answers to the crystals as they come."""
+    """The largest differences of both sides' energies, forces and stresses of the crystals as they come."""
     from pymatgen.io.ase import AseAtomsAdaptor
 
     worst = dict.fromkeys(TOLERANCE, 0.0)

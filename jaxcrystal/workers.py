@@ -12,7 +12,6 @@ a cluster (`dask`), whose own processes run no job.
 
 from __future__ import annotations
 
-import math
 import pickle
 import queue
 import threading
@@ -237,8 +236,9 @@ def _work_for_dask(number: int, task: Task, name: str) -> None:
     if not hasattr(_OF_THREAD, "slot"):
         _OF_THREAD.slot = Slot()
     where, outbox = get_worker().address, Queue(name)
-    unsent: list[tuple[int, Event]] = [(number, Started(where))]
-    sent = -math.inf
+    outbox.put(pickle.dumps([(number, Started(where))]))  # before anything that may take this worker with it
+    unsent: list[tuple[int, Event]] = []
+    sent = time.monotonic()
     try:
         with closing(_OF_THREAD.slot.work(task)) as events:
             for event in events:

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -445,6 +446,34 @@ def _runs(pid: int) -> bool:
 def test_no_workers_are_an_error(count):
     with pytest.raises(UserError, match="at least 1"), local(count):
         pass
+
+
+def test_a_dask_worker_reports_before_what_may_kill_it(monkeypatch):
+    """Where the task is before it is worked on at all; that its only item has begun before that begins."""
+    pytest.importorskip("distributed")
+    known = []
+
+    class Queue:
+        def __init__(self, name):
+            self.close = lambda: None
+
+        def put(self, events):
+            known.extend(module.pickle.loads(events))
+
+    class Slot:
+        def work(self, task):
+            assert known == [(3, Started("here"))]
+            yield Began(0)
+            assert known[1:] == [(3, Began(0))]
+            yield Found(0, b"")
+            raise Died(Lost.CRASHED)
+
+    monkeypatch.setattr("distributed.Queue", Queue)
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="here"))
+    monkeypatch.setattr(module, "_OF_THREAD", SimpleNamespace(slot=Slot()))
+    with pytest.raises(Died) as died:
+        module._work_for_dask(3, worker_process.Task(b"", (b"",), 1.0), "queue")
+    assert died.value.where == "here" and known[2:] == [(3, Found(0, b""))]
 
 
 @pytest.fixture
