@@ -113,11 +113,11 @@ def together() -> Iterator[None]:
     except UserError as error:
         problem = error
     if jax.process_count() > 1:
-        told = np.zeros(LONGEST, np.uint8)
+        sent = np.zeros(LONGEST, np.uint8)
         if problem is not None:
             text = np.frombuffer(str(problem).encode()[:LONGEST], np.uint8)
-            told[: len(text)] = text
-        for host, text in enumerate(multihost_utils.process_allgather(told)):
+            sent[: len(text)] = text
+        for host, text in enumerate(multihost_utils.process_allgather(sent)):
             if problem is None and text.any():
                 problem = UserError(f"host {host}: {bytes(text).rstrip(bytes(1)).decode(errors='replace')}")
     if problem is not None:

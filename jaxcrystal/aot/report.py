@@ -38,10 +38,10 @@ class Memory:
     @classmethod
     def of(cls, compiled: Compiled) -> Memory:
         """From the compiler's own account."""
-        told = compiled.memory_analysis()
-        outputs = told.output_size_in_bytes - told.alias_size_in_bytes
-        code = told.generated_code_size_in_bytes
-        return cls(told.argument_size_in_bytes, outputs, told.temp_size_in_bytes, code)
+        sizes = compiled.memory_analysis()
+        outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        code = sizes.generated_code_size_in_bytes
+        return cls(sizes.argument_size_in_bytes, outputs, sizes.temp_size_in_bytes, code)
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Report:
         if keep is not None:
             keep(text)
         memory, work = Memory.of(compiled), Program.parse(text).work(unknown_trips)
-        told = compiled.cost_analysis()
-        cost = {"flops": told.get("flops", 0.0), "bytes": told.get("bytes accessed", 0.0)}
+        counted = compiled.cost_analysis()
+        cost = {"flops": counted.get("flops", 0.0), "bytes": counted.get("bytes accessed", 0.0)}
         bound = chips.bound(chip, mesh, work)
         return cls(
             step, mesh, chip, tokens, seconds, memory, work, bound, cost, memory.total, unknown_trips=unknown_trips
@@ -112,35 +112,35 @@ class Report:
         least = "at least " if self.refusal else ""
         verdict = f"{'FITS' if self.fits else 'DOES NOT FIT'}: {least}{self.needed / GIB:.2f} GiB a chip, of {limit}; "
         verdict += f"{abs(self.spare) / GIB:.2f} GiB {'to spare' if self.fits else 'too much'}"
-        told = [f"{self.step}: compiled in {self.compile_seconds:.0f} s", f"  {verdict}"]
+        lines = [f"{self.step}: compiled in {self.compile_seconds:.0f} s", f"  {verdict}"]
         if self.memory is None or self.work is None or self.bound is None:
-            return told + [f"    {line}" for line in largest_allocations(self.refusal)]
+            return lines + [f"    {line}" for line in largest_allocations(self.refusal)]
         parts = ", ".join(f"{f.name} {getattr(self.memory, f.name) / GIB:.2f}" for f in dataclasses.fields(Memory))
-        told.append(f"  memory a chip, GiB: {parts}")
-        told.append(
+        lines.append(f"  memory a chip, GiB: {parts}")
+        lines.append(
             f"  work a chip: {self.work.flops / 1e12:.3f} TFLOP of matrix products, {self.work.hbm_bytes / 1e9:.2f} GB "
             f"of HBM traffic, loops multiplied out (XLA's count, each loop's body once: "
             f"{self.cost_analysis['flops'] / 1e12:.3f} TFLOP, {self.cost_analysis['bytes'] / 1e9:.2f} GB)"
         )
         for loop in self.work.unknown_loops:
-            told.append(f"    {loop}: as long as the data ask for; counted {self.unknown_trips} x")
+            lines.append(f"    {loop}: as long as the data ask for; counted {self.unknown_trips} x")
         if self.work.kernels:
-            told.append(
+            lines.append(
                 f"    not counted, as they do not state it: FLOPs of the kernels {', '.join(self.work.kernels)}"
             )
-        told += self._collective_lines()
+        lines += self._collective_lines()
         chip, bound = self.chip, self.bound
-        told.append(f"  roofline: {chips.ROOFLINE}")
-        told.append(
+        lines.append(f"  roofline: {chips.ROOFLINE}")
+        lines.append(
             f"    {chip.name}: {chip.peak / 1e12:.0f} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:.0f} GB/s of HBM, "
             f"{chip.link_bandwidth / 1e9:.0f} GB/s a link and direction (Google's data sheets)"
         )
-        told.append(
+        lines.append(
             f"    compute {bound.compute * 1e3:.2f} ms, HBM {bound.hbm * 1e3:.2f} ms, interconnect "
             f"{bound.interconnect * 1e3:.2f} ms: at least {bound.seconds * 1e3:.2f} ms for {self.tokens} tokens, "
             f"at most {self.tokens / bound.seconds:,.0f} tokens/s"
         )
-        return told
+        return lines
 
     def _collective_lines(self) -> list[str]:
         counts, received = Counter(), Counter()
@@ -150,17 +150,17 @@ class Report:
         if not counts:
             return ["  collectives: none"]
         kinds = ", ".join(f"{kind} {counts[kind]} x {size / GIB:.3f} GiB" for kind, size in received.most_common())
-        told = [f"  collectives, times run and GiB received a chip in all: {kinds}"]
+        lines = [f"  collectives, times run and GiB received a chip in all: {kinds}"]
         ranked = self._messages()
         for message in ranked[:SHOWN]:
-            told.append(
+            lines.append(
                 f"    {message['times']:6d} x {message['kind']:18s} over {message['axes']:14s} {message['shape']:34s} "
                 f"{message['received_bytes'] / GIB:.3f} GiB"
             )
         if len(ranked) > SHOWN:
             rest = sum(message["received_bytes"] for message in ranked[SHOWN:])
-            told.append(f"    and {len(ranked) - SHOWN} smaller ones, {rest / GIB:.3f} GiB")
-        return told
+            lines.append(f"    and {len(ranked) - SHOWN} smaller ones, {rest / GIB:.3f} GiB")
+        return lines
 
     def _messages(self) -> list[dict[str, Any]]:
         """Collectives of one kind, shape and mesh axis together (a ring has two directions), the most bytes first."""
@@ -211,9 +211,9 @@ def needed_bytes(refusal: str) -> float | None:
 
 def largest_allocations(refusal: str) -> list[str]:
     """What the compiler says takes the most, one line each: size, shape, the operation that makes it."""
-    told = []
+    lines = []
     for part in re.split(r"\n\s*\d+\. Size: ", refusal)[1:6]:
         shape = re.search(r"Shape: (\S+?)(?:\{|\s)", part)
         name = re.search(r'op_name="?([^"\n]+)', part)
-        told.append(" ".join(filter(None, (part.split()[0], shape and shape[1], name and name[1]))))
-    return told
+        lines.append(" ".join(filter(None, (part.split()[0], shape and shape[1], name and name[1]))))
+    return lines

@@ -224,31 +224,31 @@ class Hull:
         path = Path(path)
         try:
             table = pq.read_table(path)
-            told = json.loads(table.schema.metadata[_METADATA])
+            metadata = json.loads(table.schema.metadata[_METADATA])
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is no hull that `jaxcrystal hull build` wrote ({reason})") from error
-        if told["scale"] != MP_SCALE and told["scale"] != told["potential_sha256"]:
+        if metadata["scale"] != MP_SCALE and metadata["scale"] != metadata["potential_sha256"]:
             raise UserError(
-                f"{path} stands on the scale {told['scale']!r}; known are {MP_SCALE!r} (PBE and PBE+U with MP2020 "
+                f"{path} stands on the scale {metadata['scale']!r}; known are {MP_SCALE!r} (PBE and PBE+U with MP2020 "
                 "corrections) and the scale of a potential that labelled it"
             )
         columns = (table[name].to_pylist() for name in COLUMNS)
         phases = [Phase(f, parsed(f, str(path)), energy) for f, energy in zip(*columns, strict=True)]
-        systems = told["systems"] and [frozenset(system) for system in told["systems"]]
+        systems = metadata["systems"] and [frozenset(system) for system in metadata["systems"]]
         try:
             hull = cls.from_phases(
-                told["name"],
+                metadata["name"],
                 phases,
-                ElementReferences(told["references"], told["references_potential_sha256"]),
-                potential_sha256=told["potential_sha256"],
-                left_out=told["left_out"],
+                ElementReferences(metadata["references"], metadata["references_potential_sha256"]),
+                potential_sha256=metadata["potential_sha256"],
+                left_out=metadata["left_out"],
                 systems=systems,
-                sources=told["sources"],
+                sources=metadata["sources"],
             )
         except UserError as error:  # it was built before energies were compared with known ones
             raise UserError(f"{path} is not to be used: {error}") from None
-        if hull.sha256 != told["sha256"]:
+        if hull.sha256 != metadata["sha256"]:
             raise UserError(f"{path} was changed after it was built: build it again")
         return hull
 
@@ -259,7 +259,7 @@ class Hull:
         """
         phases = [phase for system in self.phases.values() for phase in system]
         table = pa.table({COLUMNS[0]: [p.formula for p in phases], COLUMNS[1]: [p.energy for p in phases]})
-        told = {
+        metadata = {
             "name": self.name,
             "sha256": self.sha256,
             "scale": self.potential_sha256 or MP_SCALE,
@@ -274,7 +274,7 @@ class Hull:
             "jaxcrystal": __version__,
         }
         try:
-            pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(told).encode()}), path)
+            pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}), path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 

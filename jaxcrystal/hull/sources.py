@@ -155,15 +155,15 @@ def labelled(
 def _published(inputs: Sequence[str | Path], references: str | Path | None, trust_pickle: bool) -> Hull:
     kinds = {str(path): _kind(str(path)) for path in inputs}
     if len(set(kinds.values())) != 1:
-        told = "; ".join(f"{path} is {kind}" for path, kind in kinds.items()) or "there are none"
-        raise UserError(f"the inputs of a hull must be of one kind: {told}")
+        found = "; ".join(f"{path} is {kind}" for path, kind in kinds.items()) or "there are none"
+        raise UserError(f"the inputs of a hull must be of one kind: {found}")
     (kind,) = set(kinds.values())
     known = None if references is None else ElementReferences.from_file(references)
     paths = [Path(path) for path in inputs]
     if kind == "systems":
         systems = [_system(str(path)) for path in inputs]
-        entries, told = materials_project_entries(systems)
-        return Hull.from_entries(told, entries, known, systems=systems, sources=[told])
+        entries, origin = materials_project_entries(systems)
+        return Hull.from_entries(origin, entries, known, systems=systems, sources=[origin])
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist; expected entries, a phase diagram, or a table")

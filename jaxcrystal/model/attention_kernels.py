@@ -2,7 +2,7 @@
 
 xla      anywhere; `attention.attend` itself, the reference, and the only one that reads a cache
 blocks   anywhere; XLA's own products, one block of queries after the other (`attention_blocks`)
-cudnn    NVIDIA GPUs: cuDNN's flash attention (arXiv 2307.08691). It is told of segments by a mask of [rows, time,
+cudnn    NVIDIA GPUs: cuDNN's flash attention (arXiv 2307.08691). Segments reach it as a mask of [rows, time,
          time], one for all heads and layers
 splash   TPUs: Pallas' splash attention, which reads segment ids and skips the blocks that causality hides; on
          any other platform it is interpreted, exact and slow

@@ -248,9 +248,9 @@ def _counted(out: Path, request: Request) -> Counter[str] | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{header} describes no samples; remove it or choose another name") from None
     if differing:
-        told = "; ".join(f"{key} was {_short(old)}, now it is {_short(new)}" for key, old, new in differing)
+        changes = "; ".join(f"{key} was {_short(old)}, now it is {_short(new)}" for key, old, new in differing)
         raise UserError(
-            f"{out} belongs to another run: {told}. Choose another name, or remove {out.name} with its .json and "
+            f"{out} belongs to another run: {changes}. Choose another name, or remove {out.name} with its .json and "
             ".journal"
         )
     return Counter(saved["counts"]) if "counts" in saved else None

@@ -16,10 +16,10 @@ UNTOLD = 64  #: slots of a copy where a device does not tell its memory, as CPUs
 
 def memory_left(mesh: Mesh) -> int | None:
     """Bytes that are left on each device of this process, on the fullest one; None where they do not tell."""
-    told = [device.memory_stats() for device in mesh.local_devices]
-    if not all(stats and "bytes_limit" in stats for stats in told):
+    memory = [device.memory_stats() for device in mesh.local_devices]
+    if not all(stats and "bytes_limit" in stats for stats in memory):
         return None
-    return min(int(SHARE * stats["bytes_limit"]) - stats["bytes_in_use"] for stats in told)
+    return min(int(SHARE * stats["bytes_limit"]) - stats["bytes_in_use"] for stats in memory)
 
 
 def fitting(
