@@ -9,6 +9,7 @@ pieces one after the other.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,8 @@ def sentence(attribute: str, value: Any, paper_compat: bool = False) -> str:
         elif attribute == "pretty_formula":
             stated = str(value)
         else:
+            if not math.isfinite(float(value)):
+                raise ValueError
             stated = str(round(float(value), 4)) if paper_compat else f"{float(value):.4f}"
     except (TypeError, ValueError):
         raise UserError(f"{value!r} is no value of {attribute}") from None

@@ -234,30 +234,28 @@ def _folder(folder: Path) -> Source:
 
 
 def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], list[str]]:
-    csv.field_size_limit(2**30)  # a CIF of a large cell is longer than the module's default
     rows: list[list[Any] | str] = []
     text = decoded(raw)
     first, _, rest = text.partition("\n")
     if named_separator := re.fullmatch(r"sep=(.)\s*", first):  # as Excel has it
         text, first = rest, rest.partition("\n")[0]
     separator = named_separator[1] if named_separator else next((s for s in ",;\t" if s in first), ",")
+    limit = csv.field_size_limit(2**30)  # a CIF of a large cell is longer than the module's default
     try:
         # Strict: else a file that was cut off inside a field passes for whole.
         lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         header = next(lines, [])
-        for fields in lines:
-            if not fields:
-                continue
+        for fields in filter(None, lines):
             extra = fields[len(header) :]
             if len(fields) < len(header) or any(extra):
                 rows.append(f"the row has {len(fields)} fields, the header {len(header)}")
             else:
-                rows.append(
-                    [None if value.strip().lower() in _EMPTY else value for value in fields[: len(header)]]
-                    + [bool(extra)]
-                )
+                values = [None if value.strip().lower() in _EMPTY else value for value in fields[: len(header)]]
+                rows.append([*values, bool(extra)])
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV after {len(rows)} rows: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
     return header, rows, []
 
 

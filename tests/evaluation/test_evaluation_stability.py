@@ -49,7 +49,7 @@ def test_a_set_without_a_valid_crystal_and_crystals_to_label(tmp_path):
     assert metrics["counts"]["placed"] == 0 and metrics["stability"]["stable_rate"] == 0.0
 
 
-def test_phases_of_the_system_are_counted_and_the_scale_is_told(tmp_path, hull, capsys):
+def test_phases_of_the_system_are_counted_and_the_scale_is_stated(tmp_path, hull):
     molecule = Structure(Lattice.cubic(12), ["Na", "Cl"], [[0, 0, 0], [0.2, 0, 0]])
     crystals = [SALT, rock_salt("Na", "Br", 5.97), rock_salt("K", "Br", 6.6), molecule]
     out = tmp_path / "out"
@@ -65,9 +65,8 @@ def test_phases_of_the_system_are_counted_and_the_scale_is_told(tmp_path, hull, 
     assert counts["metastable_and_no_phase_of_system"] == 0 and counts["metastable"] == 2
     assert metrics["versions"]["hull scale"].startswith("checked: 2 compounds of known formation energy")
     assert "potential not checked" not in metrics["versions"]
-    told = capsys.readouterr().out
-    assert "1 of 3 placed where the hull knows no phase" in told and f"2 where it knows fewer than {FEW}" in told
-    assert summary(metrics) in told
+    lines = summary(metrics)
+    assert "1 of 3 placed" in lines and f"2 where it knows fewer than {FEW}" in lines
 
 
 def test_a_table_of_an_earlier_version_has_no_such_counts(tmp_path, hull):

@@ -1,6 +1,7 @@
 """Every source that people have, and the files of each kind that used to be read wrong or dropped."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -513,3 +514,9 @@ def test_what_systems_leave_in_a_folder(tmp_path):
         (tmp_path / name).write_text("x")
     found = read(tmp_path)
     assert [row.id for row in found.rows] == ["a"] and sum(map(len, found.unread.values())) == 4
+
+
+def test_reading_a_table_leaves_the_csv_module_as_it_was(tmp_path):
+    before = csv.field_size_limit()
+    pd.DataFrame({"cif": [CIF + "# " + "x" * 200_000]}).to_csv(tmp_path / "a.csv", index=False)
+    assert is_salt(one(tmp_path / "a.csv").crystal) and csv.field_size_limit() == before

@@ -39,6 +39,8 @@ def test_a_row_is_a_prompt_and_an_empty_cell_is_not_stated(tmp_path):
         ("band_gap\n1\nwide\n", r"wishes\.csv, row 2: 'wide' is no value of band_gap"),
         ("spacegroup.number\n225.5\n", "row 1: '225.5' is no value of spacegroup.number"),
         ("spacegroup.number\n231\n", "row 1: space group 231 does not exist"),
+        ("band_gap\nnan\n", "row 1: .* is no value of band_gap"),
+        ("band_gap\n1e999\n", "row 1: .* is no value of band_gap"),
         ("elements\nLi Xx\n", "row 1: 'Xx' is no chemical element"),
     ],
 )
