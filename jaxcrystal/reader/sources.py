@@ -301,7 +301,7 @@ def _table(
         status = values["status"] if ledger else None
         records.append(_of_row(record, form, [values[name] for name in content], content, status))
     numbered = all(record.id == str(record.row) for record in records)
-    used = {*content, *ATTRIBUTES, *ids, *(LEDGER if ledger else ())}
+    used = {*content, *ATTRIBUTES, *ids, *(plain if ledger else ())}
     return records, not numbered or any(ids), tuple(n for n in plain if n and n not in used)
 
 

@@ -94,6 +94,7 @@ def test_the_ledger_keeps_what_the_sampler_said(tmp_path):
     row = dict.fromkeys(SCHEMA.names) | {"seed": 0, "draw": 0}
     rows = [row | {"index": 7 + i, "status": s, "cif": CIF if s == "ok" else None} for i, s in enumerate(status)]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    assert read(path).ignored_columns == ()
     samples = read(path).rows
     assert [(s.id, s.outcome) for s in samples] == list(zip(["7", "8", "9", "10"], status, strict=True))
     assert samples[1].reason == "the sampler reported truncated"
