@@ -250,7 +250,7 @@ def _csv(path: Path, raw: bytes) -> tuple[list[str], list[list[Any] | str], list
             if len(fields) < len(header) or any(extra):
                 rows.append(f"the row has {len(fields)} fields, the header {len(header)}")
             else:
-                values = [None if value.strip().lower() in _EMPTY else value for value in fields[: len(header)]]
+                values = [value if value.strip() else None for value in fields[: len(header)]]
                 rows.append([*values, bool(extra)])
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV after {len(rows)} rows: {error}") from None
@@ -295,7 +295,7 @@ def _table(
             continue
         values = dict(zip(plain, row, strict=False))
         name = "/".join(map(_as_id, (values[part] for part in ids))) if ids else ""
-        stated = {label: values[label] for label in ATTRIBUTES if values.get(label) is not None}
+        stated = {label: values[label] for label in ATTRIBUTES if str(values.get(label)).strip().lower() not in _EMPTY}
         notes = ("empty fields behind the last column were dropped",) if row[-1] else ()
         record = {"id": name or str(number), "row": number, "labels": stated, "notes": notes}
         status = values["status"] if ledger else None
