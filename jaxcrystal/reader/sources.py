@@ -45,6 +45,7 @@ KINDS = "a .csv, .parquet, .json, .cif, POSCAR or .extxyz file, a folder of CIFs
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
+_OPTIMADE_BESIDE = ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
 _PACKED = (".gz", ".bz2", ".xz")
 #: How text says that a field holds nothing.
@@ -331,7 +332,11 @@ def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]
     if "structure" in by_name:
         return [by_name["structure"]], "structure"
     if set(_OPTIMADE) <= set(header):
-        beside = [n for n in ("species", "dimension_types", "structure_features", "nsites") if n in header]
+        beside = [
+            n
+            for n in ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
+            if n in header
+        ]
         return [*_OPTIMADE, *beside], "structure"
     found = [name for name in header if names_a_crystal(name)]
     if len(found) == 1:

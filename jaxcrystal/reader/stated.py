@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.reader.orbits import Sites
+from jaxcrystal.reader.rows import Refused
+from jaxcrystal.reader.symbols import element
 
 #: Values as they are written, by tag in small letters.
 Values = Mapping[str, Sequence[str]]
@@ -35,12 +38,14 @@ def formula_problem(values: Values, atoms: Sites) -> str:
         return f"the CIF states {text}, its atoms are {found}"
     for tag in (*_FORMULAS, *_OTHER_FORMULAS):  # with brackets and charges they tell the elements at least
         for text in values.get(tag, ()):
-            if not _elements(text) <= counts.keys():
+            readings = formulas(_unquoted(text)) or [_elements(text)]
+            if not any(set(reading) <= counts.keys() for reading in readings):
                 return f"the CIF states {_unquoted(text)}, its atoms are {found}"
     kinds = zip(values.get("_atom_type_symbol", ()), values.get("_atom_type_number_in_cell", ()), strict=False)
     for kind, number in kinds:
-        if number.isdecimal() and int(number) and not _elements(kind) <= counts.keys():
-            return f"the CIF states {number} {kind} in the cell, its atoms are {found}"
+        with suppress(Refused):  # what is no element is refused at the sites, if they name it
+            if number.isdecimal() and int(number) and element(_unquoted(kind))[0] not in counts:
+                return f"the CIF states {number} {kind} in the cell, its atoms are {found}"
     return ""
 
 

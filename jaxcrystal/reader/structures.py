@@ -93,8 +93,7 @@ def _with_arrays(item: Any) -> Any:
 
 def _pymatgen(item: Mapping[str, Any]) -> Found:
     sites = item["sites"]
-    if not all(item["lattice"].get("pbc") or (True,)):
-        raise Refused(Outcome.NOT_PERIODIC, "the crystal is not periodic in three directions")
+    _require_periodic(item["lattice"].get("pbc", True))
     notes: dict[str, None] = {}
     species = []
     for site in sites:
@@ -268,9 +267,8 @@ def read_extxyz(frame: str) -> tuple[Found, dict[str, Any]]:
     # ASE knows these keys as they are spelled here, and three letters for the directions.
     for name in ("Lattice", "Properties"):
         comment = re.sub(rf"\b{name}(?=\s*=)", name, comment, flags=re.IGNORECASE)
-    comment = re.sub(
-        r"\b(?:pbc|periodic|boundary)\s*=\s*(\"[^\"]*\"|'[^']*'|\S+)", 'pbc="T T T"', comment, flags=re.IGNORECASE
-    )
+    directions = r"\b(?:pbc|periodic|boundary)\s*=\s*(?:\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\S+)"
+    comment = re.sub(directions, 'pbc="T T T"', comment, flags=re.IGNORECASE)
     try:
         atoms = ase.io.read(io.StringIO("\n".join([count, comment, *lines]) + "\n"), format="extxyz")
     except Exception as error:  # ASE's parser raises anything at a broken file

@@ -401,3 +401,12 @@ def test_operations_of_another_setting_than_the_name_are_noted():
     found = read_cif(cif(listed, ["C1 C 0 0 0"], (3.57,) * 3 + (90,) * 3))
     assert len(found.crystal) == 8
     assert found.notes == ("the stated name is of another setting than the listed operations, which were used",)
+
+
+@pytest.mark.parametrize(
+    "more", ["_chemical_formula_sum 'CO1 O1'", "loop_\n_atom_type_symbol\n_atom_type_number_in_cell\nCO 1\nO 1"]
+)
+def test_a_formula_in_capitals_is_read_as_its_words_are(more):
+    assert contents(cif(IDENTITY, ["CO1 CO 0 0 0", "O1 O 0.5 0.5 0.5"], more=more)) == ("CoO", 2)
+    with pytest.raises(Refused, match="the CIF states"):
+        read_cif(cif(IDENTITY, ["C1 C 0 0 0", "N1 N 0.5 0.5 0.5"], more=more))

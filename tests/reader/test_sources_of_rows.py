@@ -213,6 +213,19 @@ def test_a_column_structure_in_any_form(tmp_path, form):
     assert ("the sites' magmom is not kept" in rows[0].notes) == (form not in ("cif", "bytes"))
 
 
+def test_lematerials_columns_of_a_layer(tmp_path):
+    pd.DataFrame([optimade(SALT, dimension_types=None, nperiodic_dimensions=2)]).to_parquet(tmp_path / "a.parquet")
+    assert one(tmp_path / "a.parquet").outcome == "not_periodic"
+
+
+@pytest.mark.parametrize("pbc", ["F F F", [True, True, False], "T T F"])
+def test_pymatgens_directions_in_any_spelling(tmp_path, pbc):
+    structure = SALT.as_dict()
+    structure["lattice"]["pbc"] = pbc
+    (tmp_path / "a.json").write_text(json.dumps(structure))
+    assert one(tmp_path / "a.json").outcome == "not_periodic"
+
+
 def test_lematerials_columns(tmp_path):
     pd.DataFrame([{"immutable_id": "agm1", "energy": 1.0, **optimade(SALT)}]).to_parquet(tmp_path / "a.parquet")
     found = read(tmp_path / "a.parquet")
