@@ -57,6 +57,7 @@ class Attempt:
     gamma: float | None = None
     volume: float | None = None  #: of the cell, Å³
     density: float | None = None  #: g/cm³
+    notes: str = ""  #: what reading changed or did not use, joined by `; `
     cif: str = ""  #: as the source had it; written anew where the source holds other than CIF
 
 
@@ -89,8 +90,9 @@ def _lost(sample: Row, why: Lost) -> Attempt:
 
 
 def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
+    notes = "; ".join(sample.notes)
     if sample.crystal is None:
-        return Attempt(sample.id, sample.row, sample.outcome, sample.reason, cif=sample.cif)
+        return Attempt(sample.id, sample.row, sample.outcome, sample.reason, notes=notes, cif=sample.cif)
     structure = sample.crystal.to_structure()
     shape = structural(structure, protocol)
     charges = compositional(reduced_composition(sample.crystal.symbols), protocol)
@@ -111,6 +113,7 @@ def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
         **dict(zip(("alpha", "beta", "gamma"), map(float, sample.crystal.angles), strict=True)),
         volume=float(structure.volume),
         density=float(structure.density),
+        notes=notes,
         cif=sample.cif or sample.crystal.to_cif(),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -70,15 +71,17 @@ class Relaxed:
 Kind = TypeVar("Kind", Row, Relaxed)
 
 
-class _Table(Generic[Kind]):
+class _Table(ABC, Generic[Kind]):
     """Rows in their order, by number, slice or id."""
 
     @property
+    @abstractmethod
     def rows(self) -> tuple[Kind, ...]:
-        raise NotImplementedError
+        """All of them."""
 
+    @abstractmethod
     def _of(self, rows: tuple[Kind, ...]) -> Self:
-        raise NotImplementedError
+        """A table of these, a part of its own."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,9 +117,9 @@ class _Table(Generic[Kind]):
         """How many rows ended with each outcome, the most frequent first."""
         return dict(Counter(self.outcomes).most_common())
 
+    @abstractmethod
     def structures(self) -> list[Structure | None]:
         """pymatgen's, row by row; None where there is none."""
-        raise NotImplementedError
 
     def atoms(self) -> list[Atoms | None]:
         """ASE's, row by row; None where there is none."""

@@ -84,16 +84,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Rows that are no crystal, by outcome."""
-        return tally(row.outcome for row in self.rows if row.crystal is None)
-
-    @property
-    def notes(self) -> dict[str, int]:
-        """What was changed or not used, with the number of rows."""
-        return tally(note for row in self.rows for note in row.notes)
-
 
 def tally(words: Iterable[str]) -> dict[str, int]:
     """How often each occurs, the most frequent first."""

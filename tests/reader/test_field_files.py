@@ -82,6 +82,8 @@ def test_both_verbs_read_the_same(shared, tmp_path, capsys, name):
             assert row["density"] == pytest.approx(DENSITY.get(want[0], row["density"]), abs=0.01)
     stored = load(tmp_path / "set" / f"{part['part']}.parquet")
     assert [(i, stored.crystal(n).formula, len(stored.crystal(n))) for n, i in enumerate(stored.ids)] == crystals
+    if name == "08_deuterium.cif":
+        assert table["notes"].tolist() == ["deuterium (D) read as hydrogen"]
     if name == "quartz_left.extxyz":
         assert table["spacegroup"][0] == 152
 
