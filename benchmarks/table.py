@@ -69,6 +69,13 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             close, worst = f"{100 * found['close']:.1f} %", f"{found['single_points']['energy']:.0e}"
             name = f"{found['potential']}, {found['peer']}"
             yield _row(name, *rates, f"{found['ratio']:.2f}", close, worst)
+    elif result["benchmark"] == "prepare":
+        yield f"{result['rows']:,} rows; medians of runs in turns, and their ratio"
+        yield ""
+        yield "| | seconds | that / ours |"
+        yield "| --- | --: | --: |"
+        for side, seconds in result["median_seconds"].items():
+            yield _row(side, f"{seconds:.1f}", "" if side == "this version" else f"{result['ratio']:.2f}")
     elif result["benchmark"] == "calibration":
         found = result["formation_energy"]
         errors = f"MAE {1000 * found['mae']:.1f}, bias {1000 * found['bias']:+.1f} meV/atom"

@@ -225,9 +225,12 @@ def test_a_table_of_results(tmp_path):
     rates = {"device: x": 3000.4, "host: y": 30.0}
     writer = {"benchmark": "writer", "crystals_per_second": rates, "ratios": {"host: y": 100.0}, "measured": measured}
     (tmp_path / "b.json").write_text(json.dumps(writer | {"quick": False}))
+    prepare = {"benchmark": "prepare", "rows": 2000, "median_seconds": {"this version": 4.0, "old": 5.0}, "ratio": 1.25}
+    (tmp_path / "c.json").write_text(json.dumps(prepare | {"measured": measured}))
     text = table.rendered(tmp_path)
     assert "| jaxcrystal | 1,234 | 1.0 % | 50.0 % | 1.0 GiB | |" in text and "| peer | out of memory |" in text
-    assert "| device: x | 3,000 | |" in text and "| host: y | 30 | 100.00 |" in text and text.count("a machine") == 2
+    assert "| device: x | 3,000 | |" in text and "| host: y | 30 | 100.00 |" in text and text.count("a machine") == 3
+    assert "| this version | 4.0 | |" in text and "| old | 5.0 | 1.25 |" in text
     assert "None yet" in table.rendered(tmp_path / "nothing")
 
 
