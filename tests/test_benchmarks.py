@@ -232,6 +232,23 @@ def test_a_table_of_results(tmp_path):
     assert "| device: x | 3,000 | |" in text and "| host: y | 30 | 100.00 |" in text and text.count("a machine") == 3
     assert "| this version | 4.0 | |" in text and "| old | 5.0 | 1.25 |" in text
     assert "None yet" in table.rendered(tmp_path / "nothing")
+    (tmp_path / "d.json").write_text(json.dumps({"benchmark": "new", "measured": measured}))
+    with pytest.raises(ValueError, match="'new', of which no table is made"):
+        table.rendered(tmp_path)
+
+
+def test_prepare(shared, tmp_path):
+    """Beside this commit itself, so that it needs no history; asserts that both sides write the same crystals."""
+    import machine
+    import prepare
+    import table
+
+    if machine.facts(uses_accelerator=False)["commit"] == "unknown":
+        pytest.skip("needs a git checkout: the earlier version is taken out of the history")
+    result = prepare.main(["--quick", "--against", "HEAD", "--out", str(tmp_path)])
+    assert result["rows"] == 40 and set(result["median_seconds"]) == {prepare.OURS, "HEAD"}
+    assert only_result(tmp_path)["ratio"] == result["ratio"] > 0
+    assert "| HEAD |" in table.rendered(tmp_path)
 
 
 def test_evaluate(tmp_path):
