@@ -148,7 +148,7 @@ def received(monkeypatch, tmp_path):
         def reach(*args, **kwargs):
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()
-            raise Reached(call.arguments)
+            raise Reached(call.arguments | call.arguments.pop("settings", {}))
 
         with monkeypatch.context() as patch:
             patch.setattr(name, reach)

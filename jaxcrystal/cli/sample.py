@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxcrystal.cli import options
+from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, CONDITIONS
 from jaxcrystal.errors import UserError
 
 
@@ -28,23 +29,14 @@ def add(verb: Callable) -> None:
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     conditions = command.add_argument_group("conditions, stated in the prompt")
-    conditions.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
-    conditions.add_argument(
-        "--elements",
-        type=options.symbols,
-        metavar="A,B",
-        help="for example Li,O; the grammar keeps to all of these, no others",
-    )
-    conditions.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
-    conditions.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
-    conditions.add_argument("--band-gap", type=float, metavar="X", help="eV")
-    conditions.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    for each in CONDITIONS:
+        conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
     conditions.add_argument(
         "--conditions",
         type=Path,
         metavar="FILE",
         help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
-        "pretty_formula, elements (Li O), spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull",
+        + ", ".join(BY_ATTRIBUTE),
     )
     conditions.add_argument(
         "--guidance",
@@ -100,14 +92,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal.sampling.conditions import read
     from jaxcrystal.sampling.sampling import sample
 
-    flags = {
-        "pretty_formula": args.formula,
-        "elements": args.elements,
-        "spacegroup.number": args.spacegroup,
-        "formation_energy_per_atom": args.formation_energy,
-        "band_gap": args.band_gap,
-        "e_above_hull": args.e_above_hull,
-    }
+    flags = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
     flags = {name: value for name, value in flags.items() if value is not None}
     if flags and args.conditions is not None:
         raise UserError("conditions come from --conditions or from the other options, not from both")

@@ -22,7 +22,6 @@ The grammar refuses what `crystals.text.parse` refuses, and two things more: len
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
+from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.crystals.writer import EMPTY, TokenTables
 from jaxcrystal.errors import UserError
 
@@ -114,30 +114,6 @@ class Constraints:
     def permitted(self) -> set[str]:
         """Elements that may be written."""
         return set(self.unit or self.allowed or ELEMENTS[1:]) - set(self.forbidden)
-
-
-def read_formula(formula: str) -> Counter[str]:
-    """How many atoms of each element a formula has: "Ca3(PO4)2" has 3 Ca, 2 P, 8 O. Raises UserError if it is none."""
-    groups = [Counter[str]()]
-    rest = formula
-    while rest:
-        token = re.match(r"([A-Z][a-z]?|\(|\))([1-9][0-9]*)?", rest)
-        if token is None or (token[1] == "(" and token[2]) or (token[1] == ")" and len(groups) == 1):
-            raise UserError(
-                f"the formula {formula!r} cannot be read from {rest!r} on; write it as LiFePO4 or Ca3(PO4)2"
-            )
-        name, times = token[1], int(token[2] or 1)
-        if name == "(":
-            groups.append(Counter())
-        else:
-            part = groups.pop() if name == ")" else Counter([name])
-            if name != ")" and name not in ATOMIC_NUMBER:
-                raise UserError(f"{name!r} of the formula {formula!r} is no chemical element")
-            groups[-1].update({symbol: count * times for symbol, count in part.items()})
-        rest = rest[token.end() :]
-    if len(groups) > 1 or not groups[0]:
-        raise UserError(f"the formula {formula!r} {'is empty' if not groups[0] else 'lacks a )'}")
-    return groups[0]
 
 
 @struct.dataclass

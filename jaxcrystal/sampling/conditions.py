@@ -1,4 +1,6 @@
-"""Conditions of many prompts, read from a CSV: a row a prompt, an empty cell for what is not stated.
+"""What each prompt of a run states, and what the grammar keeps to behind it; from Python, options or a CSV.
+
+In a CSV a row is a prompt, and an empty cell is not stated:
 
 pretty_formula,band_gap
 LiFePO4,3.5
@@ -8,15 +10,25 @@ NaCl,
 from __future__ import annotations
 
 import csv
-import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jaxcrystal.config import ATTRIBUTES
-from jaxcrystal.crystals.prompts import sentence
+from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, load
+from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, checked
+from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 
-_KIND = {"pretty_formula": str, "elements": lambda text: re.split(r"[\s,-]+", text), "spacegroup.number": int}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one prompt's crystals are to be."""
+
+    conditions: Mapping[str, Any]  #: by attribute, stated in the prompt; spelled as training texts spell them
+    constraints: Constraints | None  #: kept by the grammar; None without one
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -38,20 +50,102 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has {what}; columns are {', '.join(ATTRIBUTES)}, each at most once")
     if not rows:
         raise UserError(f"{path} has a header and no row")
-    return [_conditions(f"{path}, row {number}", header, row) for number, row in enumerate(rows, start=1)]
+    return [_cells(f"{path}, row {number}", header, row) for number, row in enumerate(rows, start=1)]
 
 
-def _conditions(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
+def _cells(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
     if len(row) != len(header):
         raise UserError(f"{where}: {len(row)} cells, the header has {len(header)}")
-    stated = {}
-    for name, cell in zip(header, map(str.strip, row), strict=True):
-        if cell:
-            try:
-                stated[name] = _KIND.get(name, float)(cell)
-                sentence(name, stated[name])
-            except ValueError:
-                raise UserError(f"{where}: {cell!r} is no value of {name}") from None
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
-    return stated
+    try:
+        return {
+            name: BY_ATTRIBUTE[name].read(cell) for name, cell in zip(header, map(str.strip, row), strict=True) if cell
+        }
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def trained_attributes(model_dir: Path) -> frozenset[str] | None:
+    """Those that the training texts of a model stated, by its recipe; None for a converted model, which has none."""
+    path = model_dir / "recipe.yaml"
+    if not path.exists():
+        return None
+    recipe = load(Recipe, path)
+    return _stated(recipe.augment, recipe.text.paper_compat)
+
+
+def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
+    if augment.infill == 1 or (augment.attribute_probability == 0 and not paper_compat):
+        return frozenset()
+    return frozenset(augment.attributes) - ({"elements"} if paper_compat else set())  # the original never states these
+
+
+def targets(
+    conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    constraints: Constraints,
+    *,
+    grammar: bool,
+    trained: Collection[str] | None,
+) -> tuple[list[Target], list[str]]:
+    """The target of each row of conditions, and the attributes that the grammar alone keeps to.
+
+    `trained` are the attributes that the model's training texts stated (None: not known, all may be stated). Another
+    one would be noise to the model: it is not stated if the grammar keeps to it, and refused if not.
+
+    Raises UserError, with the number of the row where there are several, for conditions that do not exist, that the
+    model was not trained on, or that contradict each other or the constraints; for a row that is there twice; for
+    constraints without a grammar to keep them.
+    """
+    if not grammar and constraints != Constraints():
+        raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
+    rows = [conditions] if isinstance(conditions, Mapping) else list(conditions)
+    if not rows:
+        raise UserError("there is no row of conditions, not even an empty one")
+    unstated: dict[str, None] = {}
+
+    def target(row: Mapping[str, Any]) -> Target:
+        wanted = checked(row)
+        kept = constraints
+        for attribute, value in wanted.items():
+            implied = BY_ATTRIBUTE[attribute].implied if grammar else None
+            if trained is not None and attribute not in trained:
+                if implied is None:
+                    names = ", ".join(name for name in ATTRIBUTES if name in trained) or "none"
+                    raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
+                unstated[attribute] = None
+            if implied is not None:
+                kept = _narrowed(kept, **implied(value))
+        stated = {name: value for name, value in wanted.items() if name not in unstated}
+        return Target(stated, kept if grammar else None)
+
+    found = of_each(rows, target)
+    seen: dict[str, int] = {}
+    for number, each in enumerate(found, start=1):
+        if (other := seen.setdefault(repr(each), number)) != number:
+            raise UserError(
+                f"conditions, row {number}: the same as row {other}; raise num for more crystals of one prompt"
+            )
+    return found, list(unstated)
+
+
+def _narrowed(
+    constraints: Constraints, formula: str | None = None, required: tuple[str, ...] = (), allowed: tuple[str, ...] = ()
+) -> Constraints:
+    """What both the constraints and a condition permit."""
+    if formula is not None:
+        constraints = replace(constraints, formula=formula)
+    if required:
+        constraints = replace(constraints, required=tuple(dict.fromkeys((*constraints.required, *required))))
+    if allowed and constraints.allowed is None:
+        constraints = replace(constraints, allowed=allowed)
+    return constraints
+
+
+def of_each(rows: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+    """What `make` makes of each; where there are several, an error says which row it is of."""
+    made = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            made.append(make(row))
+        except UserError as error:
+            raise UserError(f"conditions, row {number}: {error}") if len(rows) > 1 else error from None
+    return made

@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("cif", pa.string()),
         ("space_group", pa.int64()),
         ("symmetrized_cif", pa.string()),
+        ("symmetry_failure", pa.string()),
     ]
 )
 ROWS_PER_GROUP = 1024

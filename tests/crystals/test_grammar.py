@@ -17,7 +17,8 @@ from test_writer import p1_crystal
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
-from jaxcrystal.crystals.grammar import GAMMA, Constraints, Grammar, State, read_formula
+from jaxcrystal.crystals.formulas import read_formula
+from jaxcrystal.crystals.grammar import GAMMA, Constraints, Grammar, State
 from jaxcrystal.crystals.text import ParseError, parse, write
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
