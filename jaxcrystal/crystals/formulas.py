@@ -69,7 +69,7 @@ def spelled(formula: str) -> str:
 
 
 def unit(formula: str) -> str:
-    """As `spelled`, but the smallest whole numbers also of peroxides and molecules: LiO, O. Raises as `read_formula`."""
+    """As `spelled`, but of the smallest whole numbers for peroxides and molecules too: LiO, O. Raises as it."""
     return _spelled(reduced(read_formula(formula)))
 
 

@@ -1,4 +1,4 @@
-"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `evaluate`, `relax`. The command line calls them.
+"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `load`, `evaluate`, `relax`.
 
 Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JSON, extxyz, a folder), or from memory:
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxcrystal.config import Recipe
     from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.interface.sampler import Sampler
     from jaxcrystal.interface.tables import Crystals, Relaxations
     from jaxcrystal.reader.preparing import PrepareReport
     from jaxcrystal.reader.rows import Rows
@@ -117,6 +118,26 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
     if isinstance(recipe, Mapping):
         return loop.train(load(Recipe, None, [*words(recipe), *changes]))
     return loop.train(load(Recipe, Path(recipe), changes))
+
+
+def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
+    """A sampler of the model that `train` or `jaxcrystal convert` wrote: loaded once, it draws for call after call.
+
+    - `tensor`: devices that share a copy of the model; the others of this process hold copies.
+    - `settings`: what the compiled programs depend on, as `jaxcrystal sample` has it: `temperature`, `top_p`, `top_k`,
+      `min_p`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens` (`sampling.sampler.SamplerSettings`).
+
+    Raises UserError if there is no such model, or for a setting out of range.
+    """
+    import jax
+
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.interface.sampler import Sampler
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.sampling.sampler import SamplerSettings
+
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
+    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh)
 
 
 def evaluate(

@@ -1,11 +1,11 @@
-"""What the functions return: crystals that were read and crystals that were relaxed, a row each; shown by notebooks."""
+"""What the functions return: crystals that were read, drawn or relaxed, a row each; shown by notebooks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -16,6 +16,7 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
+from jaxcrystal.sampling.attempt import Attempt
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -68,7 +69,7 @@ class Relaxed:
         )
 
 
-Kind = TypeVar("Kind", Row, Relaxed)
+Kind = TypeVar("Kind", Row, Relaxed, Attempt)
 
 
 class _Table(ABC, Generic[Kind]):
@@ -196,6 +197,42 @@ class Crystals(_Table[Row]):
             structure = None if crystal is None else crystal.to_structure()
             cells.append([_picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
+        return _table(self._summary(), heads, cells, len(self))
+
+
+class Attempts(_Table[Attempt]):
+    """Attempts to draw a crystal: `Attempt`s, with `text`, `status`, `crystal`, `structure`, `log_probability` …"""
+
+    def __init__(self, rows: Iterable[Attempt]) -> None:
+        self._rows = tuple(rows)
+
+    @property
+    def rows(self) -> tuple[Attempt, ...]:
+        return self._rows
+
+    def _of(self, rows: tuple[Attempt, ...]) -> Attempts:
+        return Attempts(rows)
+
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        """What `read`, `relax` and `evaluate` take; None for an attempt that failed."""
+        return [row.crystal for row in self.rows]
+
+    def structures(self) -> list[Structure | None]:
+        return [row.structure for row in self.rows]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row an attempt, with the columns of a ledger (docs/sampling.md); `jaxcrystal.read` reads it again."""
+        return pd.DataFrame([asdict(row) for row in self.rows], columns=[field.name for field in fields(Attempt)])
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for row in self.rows[:SHOWN]:
+            crystal = row.crystal
+            shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
+            group = "" if row.space_group is None else str(row.space_group)
+            cells.append([_picture(row.structure), row.id, *shape, group, escape(row.outcome)])
+        heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
         return _table(self._summary(), heads, cells, len(self))
 
 

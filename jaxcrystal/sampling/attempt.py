@@ -40,6 +40,16 @@ class Attempt:
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
 
+    @property
+    def id(self) -> str:
+        """As the reader of a ledger names the row."""
+        return str(self.index)
+
+    @property
+    def outcome(self) -> str:
+        """The status, under the name that all tables have for it."""
+        return self.status
+
     @cached_property
     def crystal(self) -> Crystal | None:
         """None unless ok."""

@@ -131,13 +131,12 @@ def _narrowed(
     constraints: Constraints, formula: str | None = None, required: tuple[str, ...] = (), allowed: tuple[str, ...] = ()
 ) -> Constraints:
     """What both the constraints and a condition permit."""
-    if formula is not None:
-        constraints = replace(constraints, formula=formula)
-    if required:
-        constraints = replace(constraints, required=tuple(dict.fromkeys((*constraints.required, *required))))
-    if allowed and constraints.allowed is None:
-        constraints = replace(constraints, allowed=allowed)
-    return constraints
+    return replace(
+        constraints,
+        formula=constraints.formula if formula is None else formula,
+        required=tuple(dict.fromkeys((*constraints.required, *required))),
+        allowed=allowed if allowed and constraints.allowed is None else constraints.allowed,
+    )
 
 
 def of_each(rows: Sequence[Any], make: Callable[[Any], T]) -> list[T]:

@@ -103,7 +103,7 @@ class Sampler:
         self.model = load_model(model_dir, self.mesh)
         self.tokenizer = load_tokenizer(self.model.tokenizer_path)
         self.closed = False
-        self._name = str(model_dir)
+        self.name = str(model_dir)
         self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
         self._engines: dict[Any, Engine] = {}
         self._judges = Judges()
@@ -213,7 +213,7 @@ class Sampler:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise UserError(f"the sampler of {self._name} is closed; load the model again")
+            raise UserError(f"the sampler of {self.name} is closed; load the model again")
 
     def _while_open(self, draws: Iterator[Draw]) -> Iterator[Draw]:
         for draw in draws:

@@ -257,7 +257,7 @@ def test_constraints_are_part_of_the_ledgers_identity(model_dir, tmp_path):
         ({"conditions": {"pretty_formula": "Mg(Al(OH)2)12"}}, r"61 atoms of MgAl12\(HO\)24 can take"),
         (
             {"conditions": {"pretty_formula": "NaCl", "elements": ["Na", "K"]}},
-            "Cl is in NaCl, but it is not among those allowed: Na, K",
+            "Cl is in NaCl, but it is not among those allowed: K, Na",
         ),
         (
             {"conditions": {"elements": ["Na", "K"]}, "constraints": Constraints(forbidden=("K",))},
