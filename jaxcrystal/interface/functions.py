@@ -104,12 +104,14 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
     """
     import json
 
+    from jaxcrystal import compilation_cache
     from jaxcrystal.config import Recipe, load, to_dict
     from jaxcrystal.training import loop
 
     def words(keys: Mapping[str, Any]) -> list[str]:
         return [f"{key}={json.dumps(value, default=str)}" for key, value in keys.items()]  # JSON is YAML
 
+    compilation_cache.enable()
     changes = words(overrides) if isinstance(overrides, Mapping) else list(overrides)
     if isinstance(recipe, Recipe):
         if not changes:

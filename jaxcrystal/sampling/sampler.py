@@ -15,6 +15,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
+from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
 from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.prompts import generation_prompt
@@ -97,6 +98,7 @@ class Sampler:
         settings: SamplerSettings = SamplerSettings(),
         mesh: Mesh | None = None,
     ) -> None:
+        compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
         self.trained = trained_attributes(Path(model_dir))
