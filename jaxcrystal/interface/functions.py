@@ -5,7 +5,7 @@ Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JS
 - one crystal or any iterable of them: pymatgen Structures, ASE Atoms, `Crystal`s, texts of CIFs, None for a failure;
 - a mapping from ids to them, or a pandas Series;
 - a pandas DataFrame with a column `structure` of such objects or `cif` of texts, and of whatever else is known;
-- `Crystals`, which `read` returned.
+- `Crystals`, which `read` returned, or `Attempts`, which a sampler did.
 
 All go through the one reader. Wherever a function takes `workers`:
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
-    from jaxcrystal.interface.tables import Crystals, Relaxations
+    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
     from jaxcrystal.reader.preparing import PrepareReport
     from jaxcrystal.reader.rows import Rows
     from jaxcrystal.training.loop import TrainReport
@@ -44,7 +44,16 @@ if TYPE_CHECKING:
     Place: TypeAlias = str | PathLike[str]
     One: TypeAlias = IStructure | Atoms | Crystal | str | None
     Source: TypeAlias = (
-        Place | Crystals | pd.DataFrame | pd.Series | Mapping[str, One] | Iterable[One] | IStructure | Atoms | Crystal
+        Place
+        | Crystals
+        | Attempts
+        | pd.DataFrame
+        | pd.Series
+        | Mapping[str, One]
+        | Iterable[One]
+        | IStructure
+        | Atoms
+        | Crystal
     )
 
 
@@ -275,8 +284,11 @@ def _readable(source: Any) -> Any:
     """As the reader takes it: crystals by id as a table, which has a place for ids."""
     import pandas as pd
 
+    from jaxcrystal.interface.tables import Attempts
     from jaxcrystal.reader.structures import is_structure
 
+    if isinstance(source, Attempts):
+        return source.to_pandas()
     if isinstance(source, pd.Series):
         source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())
     if isinstance(source, Mapping) and not is_structure(source):

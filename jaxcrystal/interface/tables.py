@@ -215,7 +215,7 @@ class Attempts(_Table[Attempt]):
 
     @property
     def crystals(self) -> list[Crystal | None]:
-        """What `read`, `relax` and `evaluate` take; None for an attempt that failed."""
+        """None for an attempt that failed."""
         return [row.crystal for row in self.rows]
 
     def structures(self) -> list[Structure | None]:

@@ -148,7 +148,7 @@ def test_a_loaded_model_gives_tables(model_dir):
         assert found.ids == list("012345") and [c.formula for c in found.crystals] == ["ClNa"] * 6
         assert [s.composition.reduced_formula for s in found.structures()] == ["NaCl"] * 6
         assert list(found.to_pandas()["text"]) == [row.text for row in found] == [row.text for row in found[:6]]
-        read = jaxcrystal.read(found.to_pandas())
+        read = jaxcrystal.read(found)
         assert read.ids == found.ids and [row.crystal for row in read] == found.crystals
         shown = found._repr_html_()
         assert "Attempts: 6 rows: 6 ok" in shown and shown.count("<svg") == 6
