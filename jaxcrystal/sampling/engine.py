@@ -51,7 +51,7 @@ from jaxcrystal.weights.saved import SavedModel
 STEPS_PER_CALL = 64  #: steps between two looks of the host
 JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow
 TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
-WORKING = 3  #: copies of all logits that a step takes at most, as compiled programs tell
+WORKING, WORKING_ON_LETTERS = 5, 2  #: copies of all logits that a step takes at most, as compiled programs show
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 LEAST_BLOCKS = 2  #: that a prompt has room for: programs differ only for longer ones
 
@@ -256,8 +256,9 @@ class Engine:
     def memory(self, prompt_tokens: int, prompts: int = 1) -> int:
         """Bytes on each device beside the model's, for so many prompts at once of up to so many tokens.
 
-        What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each row and token
-        of the vocabulary; parameters that lie divided over `fsdp` take more when they are gathered.
+        What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each token that is
+        read and each of the vocabulary, or `WORKING_ON_LETTERS` with a grammar; parameters that lie divided over `fsdp`
+        take more when they are gathered.
         """
         opened = jax.eval_shape(partial(self._open, self._places(prompts), _room(prompt_tokens)))
         slots_sharding, whole = self._shardings()
@@ -268,7 +269,7 @@ class Engine:
         )
         vocab = self._model.module.rules.parts(self._mesh, "vocab")
         logits = self._tokens() // self._parts * (1 + len(self._always)) * self._model.config.padded_vocab_size // vocab
-        return kept + 4 * WORKING * logits
+        return kept + 4 * (WORKING if self._letters is None else WORKING_ON_LETTERS) * logits
 
     def _places(self, prompts: int) -> int:
         """Prompts that there is room for at a time: of two numbers, so that few programs serve all."""

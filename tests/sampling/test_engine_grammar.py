@@ -22,8 +22,8 @@ from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task
-from jaxcrystal.sampling.methods import Temperature, TopP
+from jaxcrystal.sampling.engine import TOKENS_PER_SLOT, Draw, Ending, Engine, Task
+from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import SavedModel, describe
 
@@ -146,6 +146,37 @@ def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
         assert draw.log_probability < draw.grammar_log_probability < 0
 
 
+@pytest.mark.parametrize("methods", [(Temperature(0.9), TopP(0.9)), (Greedy(),)], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("jump", [2, 4, 7])
+def test_forced_tokens_that_share_a_step_give_the_same_texts(model, methods, jump):
+    """As a step for each: texts, both log-probabilities, whatever the formulas; fewer steps are taken."""
+    limits = [limits_of(model), limits_of(model, formula="LiO"), limits_of(model, num_atoms=(1, 1))]
+    tasks = [Task(number, index) for number in range(3) for index in range(8)]
+
+    def drawn(jump: int) -> list[Draw]:
+        return list(engine_of(model, slots=7, methods=methods, jump=jump).draw_all([PROMPT] * 3, 5, tasks, limits))
+
+    for one, several in zip(drawn(1), drawn(jump), strict=True):
+        assert several.tokens.tolist() == one.tokens.tolist() and several.ending == one.ending
+        for name in ("log_probability", "grammar_log_probability"):
+            assert getattr(several, name) == pytest.approx(getattr(one, name), rel=1e-5, abs=1e-4)
+
+
+def test_half_of_a_text_is_forced(model):
+    """Counted by the grammar itself along random texts: what the engine saves is not small."""
+    grammar, forced, total = grammar_of(model), 0, 0
+    letter = {int(token): number for number, token in enumerate(grammar.tokens)}
+    allowed, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
+    draws = list(engine_of(model).draw(PROMPT, 0, range(16)))
+    state = grammar.start(jax.tree.map(lambda x: np.stack([x] * 16), grammar.limits()))
+    for t in range(max(len(draw.tokens) for draw in draws)):
+        running = np.array([t < len(draw.tokens) for draw in draws])
+        forced += (np.asarray(allowed(state)).sum(1) == 1)[running].sum()
+        total += running.sum()
+        state = advance(state, np.array([letter[int(draw.tokens[t])] if t < len(draw.tokens) else 0 for draw in draws]))
+    assert 0.3 < forced / total < 0.7
+
+
 @pytest.fixture(scope="module")
 def usual(model):
     return [told(draw) for draw in engine_of(model, slots=1).draw(PROMPT, 7, range(12))]
@@ -169,13 +200,14 @@ def test_a_crystal_does_not_depend_on_devices(usual):
 
 
 def test_the_vocabulary_stays_divided():
-    """The mask is made where its columns lie: no device holds that of all."""
+    """Logits are summed up, and letters picked, where their columns lie: no device holds those of all."""
     mesh = make_mesh(MeshConfig(1, 1, 2))
     model = random_model(mesh=mesh)
     engine = engine_of(model, methods=(Temperature(0.9),), slots=16, mesh=mesh)
     text = engine.compile_decode(8).as_text()
     vocab = model.config.padded_vocab_size
-    assert f"[16,{vocab // 2}]" in text and not re.search(rf"\[16,(1,)?{vocab}\]", text)
+    tokens = 16 * TOKENS_PER_SLOT
+    assert re.search(rf"\[{tokens},(1,)?{vocab // 2}\]", text) and not re.search(rf"\[{tokens},(1,)?{vocab}\]", text)
 
 
 def test_logits_that_are_no_numbers_end_a_text_as_before(model):
