@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.sampling.attempt import NAN_LOGITS, TRUNCATED, Attempt
-from jaxcrystal.sampling.conditions import Target, of_each, targets, trained_attributes
+from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
 from jaxcrystal.sampling.judging import Judgement, Judges
 from jaxcrystal.sampling.memory import fitting, memory_left
@@ -101,7 +101,7 @@ class Sampler:
         compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
-        self.trained = trained_attributes(Path(model_dir))
+        self.trained = Trained.read(Path(model_dir))
         self.model = load_model(model_dir, self.mesh)
         self.tokenizer = load_tokenizer(self.model.tokenizer_path)
         self.closed = False
@@ -109,12 +109,14 @@ class Sampler:
         self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
         self._engines: dict[Any, Engine] = {}
         self._judges = Judges()
+        self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
 
     def stream(
         self,
         num: int,
         *,
         conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        num_atoms: NumAtoms = None,
         constraints: Constraints = Constraints(),  # noqa: B008
         seed: int = 0,
         symprec: float = 0.1,
@@ -125,6 +127,8 @@ class Sampler:
         What the prompt states comes as keywords (`formula="LiFePO4"`, `elements`, `spacegroup`, `formation_energy` and
         `e_above_hull` in eV per atom, `band_gap` in eV), or as `conditions`, a mapping; a list of them makes as many
         prompts, of `num` attempts each. The grammar keeps to `constraints`, and to a stated formula or elements.
+        `num_atoms` of the cell, a number or the least and the most, is by default what training had for a formula of
+        that size; "any" leaves it to the model.
         `symprec`, in Å, is how far a crystal may be from the symmetry that is found of it.
 
         Raises UserError at once for what `targets`, `plan` and `draws` refuse.
@@ -132,13 +136,15 @@ class Sampler:
         if conditions is not None and stated:
             raise UserError("conditions come as keywords or as `conditions`, not as both")
         check_request(num, symprec)
-        wanted, unstated = targets(
+        wanted, notes = targets(
             stated if conditions is None else conditions,
             constraints,
+            num_atoms,
             grammar=self.settings.grammar,
             trained=self.trained,
         )
-        note_unstated(unstated)
+        say(line for kind, line in notes.items() if kind not in self._said)
+        self._said |= notes.keys()
         plan = self.plan(wanted)
         draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
         return self.attempts(draws, plan, num, seed, symprec)
@@ -274,14 +280,10 @@ def check_request(num: int, symprec: float) -> None:
         raise UserError(f"symprec is {symprec}; it must be above 0 Å (0.1 is usual for crystals that are not relaxed)")
 
 
-def note_unstated(attributes: Sequence[str]) -> None:
-    """Says what the grammar alone keeps to."""
-    if attributes:
-        print(
-            f"note: the model was not trained on {' and '.join(attributes)}: the prompt does not state it, the grammar "
-            "alone keeps to it",
-            file=sys.stderr,
-        )
+def say(notes: Iterable[str]) -> None:
+    """A line each, beside the output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _finite(x: float) -> float | None:

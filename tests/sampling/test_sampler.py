@@ -135,6 +135,29 @@ def test_what_training_never_stated_is_said_or_refused(trained_dir, capsys, tmp_
     assert "not trained on pretty_formula" in capsys.readouterr().err
 
 
+def test_cells_are_as_large_as_in_training(model_dir, tmp_path, capsys):
+    out = tmp_path / "model"
+    out.mkdir()
+    for path in model_dir.iterdir():
+        (out / path.name).symlink_to(path)
+    (out / "num_atoms.json").write_text('{"3": [3, 3], "2": [2, 2]}')
+    with Sampler(out, SamplerSettings(max_new_tokens=160, slots=8)) as sampler:
+
+        def sizes(**request):
+            return {len(row.crystal) for row in sampler.stream(8, **request)}
+
+        assert sizes(formula="H2O") == {3} and sizes(formula="NaCl") == {2}
+        (line,) = capsys.readouterr().err.splitlines()  # the second says nothing new
+        assert "(H2O: 3 to 3)" in line
+        assert sizes(formula="H2O", num_atoms=6) == {6}
+        assert max(sizes(formula="H2O", num_atoms="any")) > 3 and max(sizes()) > 3
+        assert capsys.readouterr().err == ""
+    sample(out, 2, tmp_path / "s.csv", conditions={"formula": "H2O"}, max_new_tokens=160)
+    assert "(H2O: 3 to 3)" in capsys.readouterr().err
+    (kept,) = json.loads((tmp_path / "s.csv.json").read_text())["request"]["grammar"]
+    assert json.loads(kept)["num_atoms"] == [3, 3]  # recorded
+
+
 def test_settings_out_of_range_are_refused_before_a_model_is_loaded(tmp_path):
     for settings in ({"slots": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 2.0}, {"guidance": -1.0}):
         with pytest.raises(UserError, match=f"{next(iter(settings)).replace('_', '.')[:5]}"):
