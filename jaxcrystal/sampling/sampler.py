@@ -250,18 +250,21 @@ class Sampler:
         grammar = self._grammar(plan)
 
         def make(slots: int) -> Engine:
-            return Engine(
-                self.model,
-                end_id=self.tokenizer.eos_id,
-                methods=self.settings.methods,
-                grammar=grammar,
-                guidance=self.settings.guide,
-                unconditional=self._encoded(self._prompt({})),
-                slots=slots * copies,
-                max_new_tokens=plan.max_new_tokens,
-                cache_dtype=self.settings.cache_dtype,
-                mesh=self.mesh,
-            )
+            key = (slots, plan.max_new_tokens, repr([target.constraints for target in plan.targets]))
+            if key not in self._engines:
+                self._engines[key] = Engine(
+                    self.model,
+                    end_id=self.tokenizer.eos_id,
+                    methods=self.settings.methods,
+                    grammar=grammar,
+                    guidance=self.settings.guide,
+                    unconditional=self._encoded(self._prompt({})),
+                    slots=slots * copies,
+                    max_new_tokens=plan.max_new_tokens,
+                    cache_dtype=self.settings.cache_dtype,
+                    mesh=self.mesh,
+                )
+            return self._engines[key]
 
         return fitting(
             make,

@@ -55,6 +55,29 @@ def test_a_stream_is_what_a_run_writes(sampler, model_dir, tmp_path):
     assert {row["formula"] for row in rows[:5]} == {"ClNa"} and {row["formula"] for row in rows[5:]} != {"ClNa"}
 
 
+def compiled_by(work) -> list[str]:
+    """Names of what JAX traces and compiles meanwhile."""
+    events = []
+
+    def listen(name, *_, **__):
+        events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        work()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return [name for name in events if "compile" in name]
+
+
+def test_a_request_that_is_made_again_compiles_nothing(sampler):
+    def request(num, seed):
+        return lambda: list(sampler.stream(num, formula="NaCl", seed=seed))
+
+    request(8, 0)()
+    assert compiled_by(request(7, 5)) == []
+
+
 def test_an_abandoned_stream_leaves_the_sampler_usable(sampler):
     whole = list(sampler.stream(20, seed=1))
     waiting = sampler.stream(20, seed=1)
