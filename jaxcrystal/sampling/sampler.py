@@ -182,11 +182,13 @@ class Sampler:
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
 
-        def text_of(draw: Draw) -> str:
-            return self.tokenizer.decode(draw.tokens[:-1] if draw.ending is Ending.FINISHED else draw.tokens)
+        def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
+            for draw in draws:
+                ended = draw.ending is Ending.FINISHED
+                text = self.tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
+                yield (draw, text), text if ended else None
 
-        items = ((draw, text_of(draw) if draw.ending is Ending.FINISHED else None) for draw in draws)
-        for draw, found in self._judges.judged(items, symprec):
+        for (draw, text), found in self._judges.judged(texts(), symprec):
             if found is None:
                 found = Judgement(TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS)
             yield Attempt(
@@ -195,7 +197,7 @@ class Sampler:
                 seed=seed,
                 prompt=plan.prompts[draw.prompt],
                 conditions=json.dumps(plan.targets[draw.prompt].conditions),
-                text=text_of(draw),
+                text=text,
                 log_probability=_finite(draw.log_probability),
                 grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
                 tokens=len(draw.tokens),
