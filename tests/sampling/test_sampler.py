@@ -187,6 +187,19 @@ def test_settings_out_of_range_are_refused_before_a_model_is_loaded(tmp_path):
             jaxcrystal.load(tmp_path, **settings)
 
 
+def test_attempts_are_resampled_prompt_by_prompt(model_dir):
+    with jaxcrystal.load(model_dir, temperature=1.0, top_p=1.0, slots=1, max_new_tokens=96) as sampler:
+        found = sampler.sample(8, conditions=[{"formula": "NaCl"}, {"formula": "MgO"}])
+    chosen = found.resample(3)
+    assert [row.formula for row in chosen] == ["ClNa"] * 3 + ["MgO"] * 3 and 2 <= found.effective_number <= 16
+    likeliest = max(found[:8], key=lambda row: row.grammar_log_probability)
+    assert likeliest in chosen.rows and found[8:].resample(2).counts == {"ok": 2}
+    with pytest.raises(UserError, match="these have no settings"):
+        jaxcrystal.Attempts(found).resample(1)
+    with pytest.raises(UserError, match="exact at temperature 1"):
+        jaxcrystal.Attempts(found, SamplerSettings()).resample(1)
+
+
 def test_a_loaded_model_gives_tables(model_dir):
     with jaxcrystal.load(model_dir, max_new_tokens=96) as sampler:
         found = sampler.sample(6, formula="NaCl", seed=2)
