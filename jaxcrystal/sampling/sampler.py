@@ -87,8 +87,8 @@ class Sampler:
     """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
 
     Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
-    stated and constrained. A request for more crystals than any before, or for less than a quarter of them, may compile
-    another pair, for another number of slots. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
+    stated and constrained. Several prompts in one request take another pair; so does, where the settings leave slots
+    open, a number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
 
     Raises UserError as `load_model`.
     """
@@ -174,10 +174,13 @@ class Sampler:
         limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
         return Plan(wanted, prompts, tokens, limits, limit)
 
-    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task]) -> Iterator[Draw]:
-        """The draw of each task, in their order. Raises UserError at once for slots that do not fit, or as `Engine`."""
+    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], total: int | None = None) -> Iterator[Draw]:
+        """The draw of each task, in their order; `total`: of the run whose rest they are, for it takes as many slots.
+
+        Raises UserError at once for slots that do not fit, or as `Engine`.
+        """
         self._check_open()
-        return self._engine(plan, len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
+        return self._engine(plan, total or len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
 
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
@@ -248,7 +251,7 @@ class Sampler:
         return TokenTables.build(self.tokenizer)
 
     def _engine(self, plan: Plan, tasks: int) -> Engine:
-        """One of few: for a power of two of slots, if that is not said."""
+        """One of few: of the slots that the settings say, or of a power of two."""
         copies = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # that draw rows of their own
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
@@ -276,7 +279,7 @@ class Sampler:
         return fitting(
             make,
             self.settings.slots,
-            1 << (rows - 1).bit_length(),
+            self.settings.slots or 1 << (rows - 1).bit_length(),
             lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
             memory_left(self.mesh),
         )

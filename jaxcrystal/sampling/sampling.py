@@ -110,7 +110,7 @@ def sample(
             ledger = Ledger(out, request, part)
             resumed = len(ledger)
             if resumed:
-                draws = sampler.draws(plan, seed, tasks[resumed:])
+                draws = sampler.draws(plan, seed, tasks[resumed:], len(tasks))
             if not ledger.complete:
                 _record(sampler.attempts(draws, plan, num, seed, symprec), ledger)
             ledger.finish()
