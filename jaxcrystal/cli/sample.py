@@ -45,7 +45,12 @@ def add(verb: Callable) -> None:
         help="press what is stated: 1 is the model as it is, 2 twice as far from what it says unasked",
     )
     limits = command.add_argument_group("constraints, which the grammar keeps; the prompt does not state them")
-    limits.add_argument("--num-atoms", type=options.atoms, metavar="N", help="of the cell: 8, or from 4 to 12 as 4-12")
+    limits.add_argument(
+        "--num-atoms",
+        type=options.atoms,
+        metavar="N",
+        help="of the cell: 8, or from 4 to 12 as 4-12, or any (default: as in training, for a formula of that size)",
+    )
     limits.add_argument("--require", type=options.symbols, metavar="A,B", help="elements, each at least once")
     limits.add_argument("--allow", type=options.symbols, metavar="A,B", help="elements; all others are forbidden")
     limits.add_argument("--forbid", type=options.symbols, metavar="A,B", help="elements")
@@ -100,7 +105,6 @@ def run(args: argparse.Namespace) -> None:
         "required": args.require and tuple(args.require),
         "allowed": args.allow and tuple(args.allow),
         "forbidden": args.forbid and tuple(args.forbid),
-        "num_atoms": args.num_atoms,
         "lengths": args.lengths,
         "angles": args.angles,
     }
@@ -111,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         num_valid=args.num_valid,
         conditions=flags if args.conditions is None else read(args.conditions),
+        num_atoms=args.num_atoms,
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
         grammar=args.grammar,
         guidance=args.guidance,

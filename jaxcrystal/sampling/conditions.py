@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, load
+from jaxcrystal.crystals import num_atoms as sizes
 from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, checked
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 
 T = TypeVar("T")
+
+NumAtoms: TypeAlias = int | tuple[int, int] | Literal["any"] | None  #: of a cell; None: as in training
+ANY = Constraints().num_atoms
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,20 @@ def _cells(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
         raise UserError(f"{where}: {error}") from None
 
 
-def trained_attributes(model_dir: Path) -> frozenset[str] | None:
-    """Those that the training texts of a model stated, by its recipe; None for a converted model, which has none."""
-    path = model_dir / "recipe.yaml"
-    if not path.exists():
-        return None
-    recipe = load(Recipe, path)
-    return _stated(recipe.augment, recipe.text.paper_compat)
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a model's training texts."""
+
+    attributes: Collection[str] | None = None  #: that they stated; None: not known, as of a converted model
+    num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
+
+    @classmethod
+    def read(cls, model_dir: Path) -> Trained:
+        """Of a model directory. Raises UserError for files that cannot be read."""
+        path = model_dir / "recipe.yaml"
+        recipe = load(Recipe, path) if path.exists() else None
+        attributes = None if recipe is None else _stated(recipe.augment, recipe.text.paper_compat)
+        return cls(attributes, sizes.load(model_dir))
 
 
 def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
@@ -82,38 +93,53 @@ def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
 def targets(
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     constraints: Constraints,
+    num_atoms: NumAtoms = None,
     *,
     grammar: bool,
-    trained: Collection[str] | None,
-) -> tuple[list[Target], list[str]]:
-    """The target of each row of conditions, and the attributes that the grammar alone keeps to.
+    trained: Trained,
+) -> tuple[list[Target], dict[str, str]]:
+    """The target of each row of conditions, and what is to be said of them: lines by their kind.
 
-    `trained` are the attributes that the model's training texts stated (None: not known, all may be stated). Another
-    one would be noise to the model: it is not stated if the grammar keeps to it, and refused if not.
+    An attribute that the training texts never stated would be noise to the model: it is not stated if the grammar keeps
+    to it, and refused if not. `num_atoms` of the cell, a number or the least and the most, is by default what training
+    had for a formula of that size; `any` leaves it to the model.
 
     Raises UserError, with the number of the row where there are several, for conditions that do not exist, that the
     model was not trained on, or that contradict each other or the constraints; for a row that is there twice; for
     constraints without a grammar to keep them.
     """
+    if num_atoms not in (None, "any"):
+        if constraints.num_atoms != ANY:
+            raise UserError("num_atoms is stated twice, by itself and among the constraints")
+        constraints = replace(
+            constraints, num_atoms=(num_atoms, num_atoms) if isinstance(num_atoms, int) else num_atoms
+        )
     if not grammar and constraints != Constraints():
         raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
     rows = [conditions] if isinstance(conditions, Mapping) else list(conditions)
     if not rows:
         raise UserError("there is no row of conditions, not even an empty one")
+    as_trained = num_atoms is None and constraints.num_atoms == ANY
     unstated: dict[str, None] = {}
+    limited: list[str] = []
 
     def target(row: Mapping[str, Any]) -> Target:
         wanted = checked(row)
         kept = constraints
         for attribute, value in wanted.items():
             implied = BY_ATTRIBUTE[attribute].implied if grammar else None
-            if trained is not None and attribute not in trained:
+            if trained.attributes is not None and attribute not in trained.attributes:
                 if implied is None:
-                    names = ", ".join(name for name in ATTRIBUTES if name in trained) or "none"
+                    names = ", ".join(name for name in ATTRIBUTES if name in trained.attributes) or "none"
                     raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
                 unstated[attribute] = None
             if implied is not None:
                 kept = _narrowed(kept, **implied(value))
+        size = sum(kept.unit.values())
+        if as_trained and grammar and size in trained.num_atoms:
+            low, high = trained.num_atoms[size]
+            kept = replace(kept, num_atoms=(low, high))
+            limited.append(f"{kept.formula}: {low} to {high}")
         stated = {name: value for name, value in wanted.items() if name not in unstated}
         return Target(stated, kept if grammar else None)
 
@@ -124,7 +150,23 @@ def targets(
             raise UserError(
                 f"conditions, row {number}: the same as row {other}; raise num for more crystals of one prompt"
             )
-    return found, list(unstated)
+    return found, _notes(list(unstated), limited)
+
+
+def _notes(unstated: Sequence[str], limited: Sequence[str]) -> dict[str, str]:
+    notes = {}
+    if unstated:
+        notes["unstated"] = (
+            f"the model was not trained on {' and '.join(unstated)}: the prompt does not state it, the grammar alone "
+            "keeps to it"
+        )
+    if limited:
+        more = f" and {len(limited) - 1} more" if len(limited) > 1 else ""
+        notes["num_atoms"] = (
+            f"atoms of a cell are as many as training had for formulas of that size ({limited[0]}{more}); num_atoms "
+            "says otherwise, and `any` leaves it to the model"
+        )
+    return notes
 
 
 def _narrowed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.sampling.attempt import NAN_LOGITS, TRUNCATED, Attempt
-from jaxcrystal.sampling.conditions import Target, of_each, targets, trained_attributes
+from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
 from jaxcrystal.sampling.judging import Judgement, Judges
 from jaxcrystal.sampling.memory import fitting, memory_left
@@ -87,8 +87,8 @@ class Sampler:
     """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
 
     Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
-    stated and constrained. A request for more crystals than any before, or for less than a quarter of them, may compile
-    another pair, for another number of slots. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
+    stated and constrained. Several prompts in one request take another pair; so does, where the settings leave slots
+    open, a number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
 
     Raises UserError as `load_model`.
     """
@@ -102,7 +102,7 @@ class Sampler:
         compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
-        self.trained = trained_attributes(Path(model_dir))
+        self.trained = Trained.read(Path(model_dir))
         self.model = load_model(model_dir, self.mesh)
         self.tokenizer = load_tokenizer(self.model.tokenizer_path)
         self.closed = False
@@ -110,12 +110,14 @@ class Sampler:
         self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
         self._engines: dict[Any, Engine] = {}
         self._judges = Judges()
+        self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
 
     def stream(
         self,
         num: int,
         *,
         conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        num_atoms: NumAtoms = None,
         constraints: Constraints = Constraints(),  # noqa: B008
         seed: int = 0,
         symprec: float = 0.1,
@@ -126,6 +128,8 @@ class Sampler:
         What the prompt states comes as keywords (`formula="LiFePO4"`, `elements`, `spacegroup`, `formation_energy` and
         `e_above_hull` in eV per atom, `band_gap` in eV), or as `conditions`, a mapping; a list of them makes as many
         prompts, of `num` attempts each. The grammar keeps to `constraints`, and to a stated formula or elements.
+        `num_atoms` of the cell, a number or the least and the most, is by default what training had for a formula of
+        that size; "any" leaves it to the model.
         `symprec`, in Å, is how far a crystal may be from the symmetry that is found of it.
 
         Raises UserError at once for what `targets`, `plan` and `draws` refuse.
@@ -133,16 +137,18 @@ class Sampler:
         if conditions is not None and stated:
             raise UserError("conditions come as keywords or as `conditions`, not as both")
         check_request(num, symprec)
-        wanted, unstated = targets(
+        wanted, notes = targets(
             stated if conditions is None else conditions,
             constraints,
+            num_atoms,
             grammar=self.settings.grammar,
             trained=self.trained,
         )
-        note_unstated(unstated)
+        say(line for kind, line in notes.items() if kind not in self._said)
+        self._said |= notes.keys()
         plan = self.plan(wanted)
         draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
-        return self.attempts(draws, plan, num, seed, symprec)
+        return self._while_open(self.attempts(draws, plan, num, seed, symprec))
 
     def plan(self, wanted: Sequence[Target]) -> Plan:
         """Prompts and room for the texts behind them.
@@ -168,20 +174,24 @@ class Sampler:
         limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
         return Plan(wanted, prompts, tokens, limits, limit)
 
-    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task]) -> Iterator[Draw]:
-        """The draw of each task, in their order. Raises UserError at once for slots that do not fit, or as `Engine`."""
+    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], total: int | None = None) -> Iterator[Draw]:
+        """The draw of each task, in their order; `total`: of the run whose rest they are, for it takes as many slots.
+
+        Raises UserError at once for slots that do not fit, or as `Engine`.
+        """
         self._check_open()
-        draws = self._engine(plan, len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
-        return self._while_open(draws)
+        return self._engine(plan, total or len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
 
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
 
-        def text_of(draw: Draw) -> str:
-            return self.tokenizer.decode(draw.tokens[:-1] if draw.ending is Ending.FINISHED else draw.tokens)
+        def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
+            for draw in draws:
+                ended = draw.ending is Ending.FINISHED
+                text = self.tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
+                yield (draw, text), text if ended else None
 
-        items = ((draw, text_of(draw) if draw.ending is Ending.FINISHED else None) for draw in draws)
-        for draw, found in self._judges.judged(items, symprec):
+        for (draw, text), found in self._judges.judged(texts(), symprec):
             if found is None:
                 found = Judgement(TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS)
             yield Attempt(
@@ -190,7 +200,7 @@ class Sampler:
                 seed=seed,
                 prompt=plan.prompts[draw.prompt],
                 conditions=json.dumps(plan.targets[draw.prompt].conditions),
-                text=text_of(draw),
+                text=text,
                 log_probability=_finite(draw.log_probability),
                 grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
                 tokens=len(draw.tokens),
@@ -218,10 +228,15 @@ class Sampler:
         if self.closed:
             raise UserError(f"the sampler of {self.name} is closed; load the model again")
 
-    def _while_open(self, draws: Iterator[Draw]) -> Iterator[Draw]:
-        for draw in draws:
-            yield draw
+    def _while_open(self, rows: Iterator[Attempt]) -> Iterator[Attempt]:
+        """Once it is closed, its arrays and processes are gone: what they raise is not what went wrong."""
+        try:
+            for row in rows:
+                self._check_open()
+                yield row
+        except Exception:
             self._check_open()
+            raise
 
     def _encoded(self, prompt: str) -> list[int]:
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
@@ -236,7 +251,7 @@ class Sampler:
         return TokenTables.build(self.tokenizer)
 
     def _engine(self, plan: Plan, tasks: int) -> Engine:
-        """One of few: for a power of two of slots, if that is not said."""
+        """One of few: of the slots that the settings say, or of a power of two."""
         copies = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # that draw rows of their own
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
@@ -264,7 +279,7 @@ class Sampler:
         return fitting(
             make,
             self.settings.slots,
-            1 << (rows - 1).bit_length(),
+            self.settings.slots or 1 << (rows - 1).bit_length(),
             lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
             memory_left(self.mesh),
         )
@@ -278,14 +293,10 @@ def check_request(num: int, symprec: float) -> None:
         raise UserError(f"symprec is {symprec}; it must be above 0 Å (0.1 is usual for crystals that are not relaxed)")
 
 
-def note_unstated(attributes: Sequence[str]) -> None:
-    """Says what the grammar alone keeps to."""
-    if attributes:
-        print(
-            f"note: the model was not trained on {' and '.join(attributes)}: the prompt does not state it, the grammar "
-            "alone keeps to it",
-            file=sys.stderr,
-        )
+def say(notes: Iterable[str]) -> None:
+    """A line each, beside the output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _finite(x: float) -> float | None:

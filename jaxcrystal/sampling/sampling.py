@@ -23,10 +23,10 @@ from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import OK, Attempt
-from jaxcrystal.sampling.conditions import targets, trained_attributes
+from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Task
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, finished, join
-from jaxcrystal.sampling.sampler import Sampler, SamplerSettings, check_request, note_unstated
+from jaxcrystal.sampling.sampler import Sampler, SamplerSettings, check_request, say
 from jaxcrystal.weights.saved import SavedModel
 
 
@@ -55,6 +55,7 @@ def sample(
     *,
     num_valid: int | None = None,
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
+    num_atoms: NumAtoms = None,
     constraints: Constraints = Constraints(),  # noqa: B008
     seed: int = 0,
     symprec: float = 0.1,
@@ -65,8 +66,8 @@ def sample(
     `num_valid` no more than it takes until so many of them are ok.
 
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
-    `conditions`, `constraints`, `seed` and `symprec` are those of `Sampler.stream`, and `settings` those of
-    `SamplerSettings`. Each copy of the model on `mesh` (default: one device) draws on its own. Processes that were
+    `conditions`, `num_atoms`, `constraints`, `seed` and `symprec` are those of `Sampler.stream`; `settings` are fields
+    of `SamplerSettings`. Each copy of the model on `mesh` (default: one device) draws on its own. Processes that were
     joined (`hosts.start`) share the rows: each has a mesh of its own devices and draws a part, and the first joins the
     parts where it sees them all.
 
@@ -76,13 +77,13 @@ def sample(
     if num_valid is not None and not 1 <= num_valid <= num:
         raise UserError(f"num_valid is {num_valid}; it must lie between 1 and num, which is {num}")
     shaped = SamplerSettings(**settings)
-    trained = trained_attributes(Path(model_dir))
-    wanted, unstated = targets(conditions, constraints, grammar=shaped.grammar, trained=trained)
+    trained = Trained.read(Path(model_dir))
+    wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
     if hosts.is_first():
-        note_unstated(unstated)
+        say(notes.values())
     with Sampler(model_dir, shaped, mesh) as sampler:
         plan = sampler.plan(wanted)
         request = Request(
@@ -109,7 +110,7 @@ def sample(
             ledger = Ledger(out, request, part)
             resumed = len(ledger)
             if resumed:
-                draws = sampler.draws(plan, seed, tasks[resumed:])
+                draws = sampler.draws(plan, seed, tasks[resumed:], len(tasks))
             if not ledger.complete:
                 _record(sampler.attempts(draws, plan, num, seed, symprec), ledger)
             ledger.finish()

@@ -1,6 +1,7 @@
 """Training from a recipe to a model directory: `jaxcrystal train CONFIG`.
 
     OUT/recipe.yaml        the recipe, as it was run
+    OUT/num_atoms.json     of the training set, by size of formula (`crystals.num_atoms`)
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from jaxcrystal import hosts
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
-from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
@@ -98,6 +99,7 @@ def train(recipe: Recipe) -> TrainReport:
         with hosts.together():
             if hosts.is_first():
                 _write_recipe(out, recipe)
+                num_atoms.store(feed.examples.crystals, out)
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 

@@ -7,7 +7,7 @@ import pytest
 from jaxcrystal.config import Augment, Recipe, TextFormat, to_dict
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
-from jaxcrystal.sampling.conditions import Target, read, targets, trained_attributes
+from jaxcrystal.sampling.conditions import Target, Trained, read, targets
 
 
 def test_a_row_is_a_prompt_and_an_empty_cell_is_not_stated(tmp_path):
@@ -75,10 +75,11 @@ def test_what_a_spreadsheet_writes_before_the_first_letter_is_no_part_of_it(tmp_
 
 
 NONE = Constraints()
+UNKNOWN = Trained()
 
 
-def target_of(conditions, constraints=NONE, grammar=True, trained=None) -> Target:
-    ((target,), _) = targets(conditions, constraints, grammar=grammar, trained=trained)
+def target_of(conditions, constraints=NONE, num_atoms=None, grammar=True, trained=UNKNOWN) -> Target:
+    ((target,), _) = targets(conditions, constraints, num_atoms, grammar=grammar, trained=trained)
     return target
 
 
@@ -93,7 +94,7 @@ def test_one_composition_is_one_prompt_and_one_constraint():
     assert peroxide.conditions == {"pretty_formula": "Li2O2"} and peroxide.constraints.unit == {"Li": 1, "O": 1}
     assert target_of({"elements": ["O", "Li", "O"]}).conditions == {"elements": ["Li", "O"]}
     with pytest.raises(UserError, match="row 3: the same as row 1; raise num"):
-        targets([{"formula": "ClNa"}, {}, {"pretty_formula": "Na2Cl2"}], Constraints(), grammar=True, trained=None)
+        targets([{"formula": "ClNa"}, {}, {"pretty_formula": "Na2Cl2"}], Constraints(), grammar=True, trained=Trained())
     with pytest.raises(UserError, match="pretty_formula is stated twice"):
         target_of({"formula": "ClNa", "pretty_formula": "NaCl"})
 
@@ -114,18 +115,18 @@ def test_numbers_that_are_none_are_refused(value):
 
 
 def test_what_a_model_was_not_trained_on_is_never_stated():
-    known = {"band_gap", "spacegroup.number"}
+    known = Trained({"band_gap", "spacegroup.number"})
     with pytest.raises(UserError, match=r"not trained on e_above_hull; .*knows: spacegroup.number, band_gap"):
         target_of({"e_above_hull": 0.0}, trained=known)
     rows = [{"formula": "NaCl", "band_gap": 5.0}, {"elements": ["Na"]}]
-    found, unstated = targets(rows, Constraints(), grammar=True, trained=known)
+    found, notes = targets(rows, Constraints(), grammar=True, trained=known)
     assert [target.conditions for target in found] == [{"band_gap": 5.0}, {}]
     assert found[0].constraints == Constraints(formula="NaCl")
-    assert unstated == ["pretty_formula", "elements"]
+    assert "not trained on pretty_formula and elements" in notes["unstated"]
     with pytest.raises(UserError, match="row 1: the model was not trained on pretty_formula"):
         targets(rows, Constraints(), grammar=False, trained=known)
     with pytest.raises(UserError, match="it knows: none"):
-        target_of({"band_gap": 1.0}, trained=())
+        target_of({"band_gap": 1.0}, trained=Trained(()))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,29 @@ def test_what_a_model_was_not_trained_on_is_never_stated():
     ],
 )
 def test_a_recipe_tells_what_training_stated(tmp_path, augment, text, expected):
-    assert trained_attributes(tmp_path) is None
+    assert Trained.read(tmp_path) == Trained(None, {})
     (tmp_path / "recipe.yaml").write_text(json.dumps(to_dict(Recipe(augment=augment, text=text))))
-    assert trained_attributes(tmp_path) == expected
+    assert Trained.read(tmp_path).attributes == expected
+
+
+def test_a_cell_is_as_large_as_training_had_it_for_such_a_formula():
+    trained = Trained(None, {3: (3, 18), 7: (14, 28)})
+    for conditions, num_atoms, expected in (
+        ({"formula": "H2O"}, None, (3, 18)),
+        ({"formula": "LiFePO4"}, None, (14, 28)),
+        ({"formula": "LiFePO4"}, "any", (1, None)),
+        ({"formula": "LiFePO4"}, 7, (7, 7)),
+        ({"formula": "LiFePO4"}, (7, 21), (7, 21)),
+        ({"formula": "NaCl"}, None, (1, None)),  # training had none of two atoms
+        ({"elements": ["H", "O"]}, None, (1, None)),
+        ({}, 5, (5, 5)),
+    ):
+        assert target_of(conditions, NONE, num_atoms, trained=trained).constraints.num_atoms == expected
+    assert target_of({"formula": "H2O"}, Constraints(num_atoms=(6, 6)), trained=trained).constraints.num_atoms == (6, 6)
+    assert target_of({"formula": "H2O"}, grammar=False, trained=trained).constraints is None
+    _, notes = targets([{"formula": "H2O"}, {"formula": "SiO2"}], NONE, grammar=True, trained=trained)
+    assert "(H2O: 3 to 18 and 1 more)" in notes["num_atoms"] and "`any` leaves it to the model" in notes["num_atoms"]
+    with pytest.raises(UserError, match="num_atoms is stated twice"):
+        target_of({}, Constraints(num_atoms=(6, 6)), 6)
+    with pytest.raises(UserError, match="nothing to keep the constraints"):
+        target_of({}, num_atoms=6, grammar=False)

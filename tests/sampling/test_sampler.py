@@ -55,6 +55,35 @@ def test_a_stream_is_what_a_run_writes(sampler, model_dir, tmp_path):
     assert {row["formula"] for row in rows[:5]} == {"ClNa"} and {row["formula"] for row in rows[5:]} != {"ClNa"}
 
 
+def compiled_by(work) -> list[str]:
+    """Names of what JAX traces and compiles meanwhile."""
+    events = []
+
+    def listen(name, *_, **__):
+        events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        work()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return [name for name in events if "compile" in name]
+
+
+def test_no_request_compiles_again_whatever_it_states(sampler):
+    def request(num, **stated):
+        return lambda: list(sampler.stream(num, **stated))
+
+    request(8, formula="NaCl")()
+    assert compiled_by(request(8, formula="NaCl", seed=5)) == []
+    assert compiled_by(request(7, formula="LiFe", band_gap=1.0, num_atoms=2)) == []
+    assert compiled_by(request(5, elements=["O", "H"], constraints=Constraints(lengths=(3, 9)))) == []
+    two = [{"formula": "NaCl"}, {"formula": "MgO", "spacegroup": 225}]
+    request(4, conditions=two)()  # another pair of programs: for several prompts
+    many = [{"band_gap": float(x)} for x in range(30)]
+    assert compiled_by(request(1, conditions=many)) == []
+
+
 def test_an_abandoned_stream_leaves_the_sampler_usable(sampler):
     whole = list(sampler.stream(20, seed=1))
     waiting = sampler.stream(20, seed=1)
@@ -135,10 +164,46 @@ def test_what_training_never_stated_is_said_or_refused(trained_dir, capsys, tmp_
     assert "not trained on pretty_formula" in capsys.readouterr().err
 
 
+def test_cells_are_as_large_as_in_training(model_dir, tmp_path, capsys):
+    out = tmp_path / "model"
+    out.mkdir()
+    for path in model_dir.iterdir():
+        (out / path.name).symlink_to(path)
+    (out / "num_atoms.json").write_text('{"3": [3, 3], "2": [2, 2]}')
+    with Sampler(out, SamplerSettings(max_new_tokens=160, slots=8)) as sampler:
+
+        def sizes(**request):
+            return {len(row.crystal) for row in sampler.stream(8, **request)}
+
+        assert sizes(formula="H2O") == {3} and sizes(formula="NaCl") == {2}
+        (line,) = capsys.readouterr().err.splitlines()  # the second says nothing new
+        assert "(H2O: 3 to 3)" in line
+        assert sizes(formula="H2O", num_atoms=6) == {6}
+        assert max(sizes(formula="H2O", num_atoms="any")) > 3 and len(sizes()) > 1
+        assert capsys.readouterr().err == ""
+    sample(out, 2, tmp_path / "s.csv", conditions={"formula": "H2O"}, max_new_tokens=160)
+    assert "(H2O: 3 to 3)" in capsys.readouterr().err
+    (kept,) = json.loads((tmp_path / "s.csv.json").read_text())["request"]["grammar"]
+    assert json.loads(kept)["num_atoms"] == [3, 3]  # recorded
+
+
 def test_settings_out_of_range_are_refused_before_a_model_is_loaded(tmp_path):
     for settings in ({"slots": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 2.0}, {"guidance": -1.0}):
         with pytest.raises(UserError, match=f"{next(iter(settings)).replace('_', '.')[:5]}"):
             jaxcrystal.load(tmp_path, **settings)
+
+
+def test_attempts_are_resampled_prompt_by_prompt(model_dir):
+    with jaxcrystal.load(model_dir, temperature=1.0, top_p=1.0, slots=1, max_new_tokens=96) as sampler:
+        found = sampler.sample(8, conditions=[{"formula": "NaCl"}, {"formula": "MgO"}])
+    chosen = found.resample(3)
+    assert [row.formula for row in chosen] == ["ClNa"] * 3 + ["MgO"] * 3 and 2 <= found.effective_number <= 16
+    likeliest = max(found[:8], key=lambda row: row.grammar_log_probability)
+    assert likeliest in chosen.rows and found[8:].resample(2).counts == {"ok": 2}
+    with pytest.raises(UserError, match="these have no settings"):
+        jaxcrystal.Attempts(found).resample(1)
+    with pytest.raises(UserError, match="exact at temperature 1"):
+        jaxcrystal.Attempts(found, SamplerSettings()).resample(1)
 
 
 def test_a_loaded_model_gives_tables(model_dir):
