@@ -74,6 +74,7 @@ class Request:
     seed: int
     num: int  #: attempts for each prompt, prompt after prompt
     num_valid: int | None = None  #: attempts end once so many are ok
+    draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
     @property
     def rows(self) -> int:
@@ -245,7 +246,8 @@ def _counted(out: Path, request: Request) -> Counter[str] | None:
         saved = json.loads(header.read_text())
         then = saved["request"]
         now = json.loads(json.dumps(dataclasses.asdict(request)))
-        differing = [(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
+        decided = {"draws"} if "counts" in saved else set()  # of a finished ledger nothing is drawn any more
+        differing = [(key, then.get(key), now[key]) for key in now if key not in decided and then.get(key) != now[key]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{header} describes no samples; remove it or choose another name") from None
     if differing:
