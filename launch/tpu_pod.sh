@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains or samples on every host of a TPU pod slice. Run it where `gcloud` is logged in, from the checkout:
 #   export TPU_NAME=my-v5e-256 ZONE=us-east5-b BUCKET=gs://my-bucket
-#   bash launch/tpu_pod.sh train configs/llama2_7b_mp20.yaml
+#   bash launch/tpu_pod.sh train llama2_7b_mp20
 #   bash launch/tpu_pod.sh sample --model runs/llama2_7b_mp20 --num 100000 --out runs/samples.parquet
 # Arguments are those of `jaxcrystal`; what lies in data/, models/ and runs/ is the bucket's. A slice that is preempted
 # saves first; run this again to go on.
@@ -12,7 +12,7 @@ TPU_NAME=${TPU_NAME:?name of the TPU slice}
 ZONE=${ZONE:?its zone}
 BUCKET=${BUCKET:?gs:// folder with data/ and models/, which also takes runs/}
 
-: "${1:?a verb, as in: train configs/llama2_7b_mp20.yaml}"
+: "${1:?a verb, as in: train llama2_7b_mp20}"
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker all --command "$1"
