@@ -18,14 +18,20 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker all --command "$1"
 }
 
-tar -czf /tmp/jaxcrystal.tar.gz --exclude .git --exclude .venv --exclude runs --exclude data .
+tar -czf /tmp/jaxcrystal.tar.gz --exclude ./.git --exclude ./.venv --exclude ./runs --exclude ./data --exclude ./models .
 gcloud compute tpus tpu-vm scp /tmp/jaxcrystal.tar.gz "$TPU_NAME": --zone "$ZONE" --worker all
 # All hosts write one checkpoint together, so the folder of the run must be the same for all: the bucket, mounted.
 on_all_hosts "
   set -e
   mkdir -p ~/jaxcrystal ~/bucket && tar -xzf jaxcrystal.tar.gz -C ~/jaxcrystal && cd ~/jaxcrystal
   mountpoint -q ~/bucket || gcsfuse --implicit-dirs '${BUCKET#gs://}' ~/bucket
-  ln -sfn ~/bucket/data data && ln -sfn ~/bucket/models models && mkdir -p ~/bucket/runs && ln -sfn ~/bucket/runs runs
-  source launch/environment.sh && make_environment tpu
+  source launch/environment.sh
+  mkdir -p ~/bucket/runs
+  for each in data models runs; do
+    # A folder of the host's own would stand before the bucket's.
+    [ -L \$each ] || [ ! -e \$each ] || fail \"~/jaxcrystal/\$each on \$HOSTNAME is no link into the bucket; remove it\"
+    ln -sfn ~/bucket/\$each \$each
+  done
+  install_python && make_environment tpu
 "
 on_all_hosts "cd ~/jaxcrystal && .venv/bin/jaxcrystal $(printf '%q ' "$@")"
