@@ -18,8 +18,10 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker all --command "$1"
 }
 
-tar -czf /tmp/jaxcrystal.tar.gz --exclude ./.git --exclude ./.venv --exclude ./runs --exclude ./data --exclude ./models .
-gcloud compute tpus tpu-vm scp /tmp/jaxcrystal.tar.gz "$TPU_NAME": --zone "$ZONE" --worker all
+packed=$(mktemp -d)
+trap 'rm -rf "$packed"' EXIT
+tar -czf "$packed/jaxcrystal.tar.gz" --exclude ./.git --exclude ./.venv --exclude ./runs --exclude ./data --exclude ./models .
+gcloud compute tpus tpu-vm scp "$packed/jaxcrystal.tar.gz" "$TPU_NAME": --zone "$ZONE" --worker all
 # All hosts write one checkpoint together, so the folder of the run must be the same for all: the bucket, mounted.
 on_all_hosts "
   set -e
