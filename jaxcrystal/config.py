@@ -286,6 +286,8 @@ class Recipe(Settings):
 def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """`cls` from a YAML file and `key.sub=value` overrides (values in YAML's notation).
 
+    A `path` without folder and ending, where no such file lies, is the name of a recipe of the package (`recipes`).
+
     Raises UserError that names the file or override, and the key: for a missing file, bad YAML, a key that is unknown
     or there twice, a wrong type, a number out of its bounds.
     """
@@ -324,11 +326,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name; they lie in it when it is installed, else in the checkout."""
+    here = Path(__file__).parent
+    folder = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), here)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if folder != here}
+
+
 def _read(path: Path) -> dict[str, Any]:
+    if path.name == str(path) and not path.suffix and not path.is_file():
+        known = recipes()
+        if str(path) not in known:
+            raise UserError(
+                f"there is no recipe {str(path)!r}; give a YAML file, or the name of one of {', '.join(known)}"
+            )
+        path = known[str(path)]
     try:
         data = yaml.load(path.read_text(), _Loader) or {}
     except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read the configuration {path}: {error.strerror}; give a YAML file, or the name of one of "
+            f"{', '.join(recipes())}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

@@ -88,12 +88,9 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how the attempts ended."""
-    import jax
-
     from jaxcrystal import hosts
-    from jaxcrystal.config import MeshConfig
     from jaxcrystal.crystals.grammar import Constraints
-    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.mesh import copies_mesh
     from jaxcrystal.sampling.conditions import read
     from jaxcrystal.sampling.sampling import sample
 
@@ -128,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         slots=args.slots,
         cache_dtype=args.cache_dtype,
         max_new_tokens=args.max_new_tokens,
-        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor), jax.local_devices()),
+        mesh=copies_mesh(args.tensor),
     )
     if not hosts.is_first():
         return

@@ -105,7 +105,8 @@ def prepare(
 def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> TrainReport:
     """Fine-tunes a LLaMA with adapters, or trains a small one; goes on where a run of the same recipe was stopped.
 
-    - `recipe`: a YAML file, a Recipe, or its keys as a mapping (`configs/` and `jaxcrystal.config` list them).
+    - `recipe`: a YAML file, the name of one that comes with the package (`configs/`; such as "tiny_cpu"), a Recipe, or
+      its keys as a mapping (`jaxcrystal.config` lists them).
     - `overrides`: keys to set otherwise, such as {"optimizer.learning_rate": 1e-3}, or as `--set` takes them:
       ["optimizer.learning_rate=1e-3"].
 
