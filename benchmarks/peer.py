@@ -1,4 +1,4 @@
-"""The peer: Hugging Face's LLaMA, with PEFT's adapters or all weights, trained by a plain torch loop, as well as one can.
+"""The peer: Hugging Face's LLaMA, with PEFT's adapters or all weights, trained by a plain torch loop.
 
 Texts are made and tokenized on the host while the step before runs, padded to the longest of their batch, and trained
 with scaled-dot-product attention, fused AdamW on a GPU, and the loss over counted tokens of the whole step. A step may
