@@ -128,7 +128,7 @@ def test_an_engine_that_fails_is_told_and_answers_no_more(capfd):
     import train_step
 
     ours, theirs = multiprocessing.Pipe()
-    train_step.serve(theirs, "peer", "float32", "no setting")
+    train_step.serve(theirs, "peer", False, "float32", "no setting")
     engine = train_step.Engine("broken", "peer", ())
     assert train_step.ask(engine, ours) is None and engine.error.startswith("TypeError")
     assert train_step.ask(engine, ours, [0]) is None and not theirs.poll()
