@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 from tqdm import tqdm
 
-from jaxcrystal import hosts
+from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
@@ -48,6 +48,7 @@ class SampleReport:
         return self.counts.get(OK, 0)
 
 
+@locks.holds(lambda model_dir, num, out, **_: out, hosts.held)
 def sample(
     model_dir: str | Path,
     num: int,
