@@ -69,6 +69,21 @@ def test_sampler(tmp_path):
 
 
 @pytest.mark.slow
+def test_living_sampler(tmp_path):
+    import living_sampler
+    import table
+
+    living_sampler.main(["--quick", "--out", str(tmp_path)])
+    result = only_result(tmp_path)
+    for name in ("first_8_seconds", "second_request_seconds"):
+        assert result[name].keys() == {"cold", "warm"} and min(result[name].values()) > 0
+    assert {name: found["crystals"] for name, found in result["many"].items()} == {"one run": 3, "one sampler": 3}
+    assert all(found["programs"] >= 2 for found in result["many"].values())
+    text = table.rendered(tmp_path)
+    assert "3 formulas, a crystal each" in text and "| none are kept |" in text
+
+
+@pytest.mark.slow
 def test_calibration(tmp_path, shared):
     import calibration
     import table

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from jaxcrystal import compilation_cache
+from jaxcrystal import cli, compilation_cache
 from jaxcrystal.errors import UserError
 
 #: Compiles something; says which folder is in use and how often it was read.
@@ -64,6 +64,29 @@ def test_a_folder_that_cannot_be_written_is_a_note(tmp_path):
     assert (folder, hits) == ("None", 0)
     assert note.startswith("note: compiled programs cannot be kept in ") and note.count("\n") == 1
     assert "JAXCRYSTAL_COMPILATION_CACHE=off" in note
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["convert", "hf", "--out", "llama"],
+        ["train", "recipe.yaml"],
+        ["sample", "--model", "run", "--num", "1", "--out", "s.csv"],
+        ["export", "--model", "run", "--format", "hf", "--out", "x"],
+    ],
+)
+def test_every_verb_that_compiles_keeps_its_programs(typed, tmp_path, monkeypatch):
+    class Enabled(Exception):
+        pass
+
+    def enable():
+        raise Enabled
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("steps: 5\n")
+    monkeypatch.setattr(compilation_cache, "enable", enable)
+    with pytest.raises(Enabled):
+        cli.main(typed)
 
 
 def test_unlike_processors_have_folders_of_their_own(monkeypatch):

@@ -19,7 +19,7 @@ class Sampler(sampler.Sampler):
 
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
-        return Attempts(self.stream(num, **request))
+        return Attempts(self.stream(num, **request), self.settings)
 
     def __repr__(self) -> str:
         return f"<Sampler of {self.name}{', closed' if self.closed else ''}>"

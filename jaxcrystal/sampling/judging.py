@@ -5,6 +5,7 @@ spglib is C, and some cells keep it for a minute or end its process: such a crys
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,11 +49,12 @@ def judgement(text: str, symprec: float | None) -> Judgement:
 
 
 class Judges:
-    """Processes that judge texts. They start with the first text and live until `close`."""
+    """Processes that judge texts. They start with the first text and live until `close`, or as long as this object."""
 
     def __init__(self, processes: int = PROCESSES, timeout: float = TIMEOUT) -> None:
         self._processes, self._timeout = processes, timeout
         self._open = ExitStack()
+        weakref.finalize(self, self._open.close)
         self._workers: Workers | None = None
 
     def judged(self, items: Iterable[tuple[T, str | None]], symprec: float) -> Iterator[tuple[T, Judgement | None]]:
@@ -65,18 +67,18 @@ class Judges:
             self._workers = self._open.enter_context(local(self._processes))
         one = partial(_judged, workers=self._workers, symprec=symprec, timeout=self._timeout)
         waiting: deque[tuple[T, Future[Judgement | None]]] = deque()
-        with ThreadPoolExecutor(self._processes) as threads:  # each waits for a process
-            threads.submit(one, "")  # a process that starts now is ready when the device has drawn
-            try:
-                for item, text in items:
-                    waiting.append((item, threads.submit(one, text)))
-                    while waiting and (waiting[0][1].done() or len(waiting) > AHEAD):
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                for item, future in waiting:
-                    yield item, future.result()
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
+        threads = ThreadPoolExecutor(self._processes)  # each waits for a process
+        threads.submit(one, "")  # a process that starts now is ready when the device has drawn
+        try:
+            for item, text in items:
+                waiting.append((item, threads.submit(one, text)))
+                while waiting and (waiting[0][1].done() or len(waiting) > AHEAD):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # whoever leaves does not wait for a crystal that hangs
 
     def close(self) -> None:
         """Ends the processes."""

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
-from jaxcrystal.crystals.grammar import Constraints, Grammar
+from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
 from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
@@ -79,6 +79,7 @@ class Plan:
     targets: Sequence[Target]
     prompts: list[str]
     tokens: list[list[int]]  #: of each prompt, with the beginning of sequence
+    limits: list[Limits] | None  #: that the grammar keeps behind each prompt; None without grammar
     max_new_tokens: int
 
 
@@ -147,7 +148,7 @@ class Sampler:
         self._said |= notes.keys()
         plan = self.plan(wanted)
         draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
-        return self.attempts(draws, plan, num, seed, symprec)
+        return self._while_open(self.attempts(draws, plan, num, seed, symprec))
 
     def plan(self, wanted: Sequence[Target]) -> Plan:
         """Prompts and room for the texts behind them.
@@ -169,15 +170,14 @@ class Sampler:
         if limit is None:
             limit = max(1, min(LONGEST_TEXT, self.model.config.max_position_embeddings - longest))
         check_context(self.model.config, longest, limit)
-        plan = Plan(wanted, prompts, tokens, limit)
-        self._grammar(plan)
-        return plan
+        grammar = self._grammar(limit)
+        limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
+        return Plan(wanted, prompts, tokens, limits, limit)
 
     def draws(self, plan: Plan, seed: int, tasks: Sequence[Task]) -> Iterator[Draw]:
         """The draw of each task, in their order. Raises UserError at once for slots that do not fit, or as `Engine`."""
         self._check_open()
-        draws = self._engine(plan, len(tasks)).draw_all(plan.tokens, seed, tasks)
-        return self._while_open(draws)
+        return self._engine(plan, len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
 
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
@@ -225,20 +225,23 @@ class Sampler:
         if self.closed:
             raise UserError(f"the sampler of {self.name} is closed; load the model again")
 
-    def _while_open(self, draws: Iterator[Draw]) -> Iterator[Draw]:
-        for draw in draws:
-            yield draw
+    def _while_open(self, rows: Iterator[Attempt]) -> Iterator[Attempt]:
+        """Once it is closed, its arrays and processes are gone: what they raise is not what went wrong."""
+        try:
+            for row in rows:
+                self._check_open()
+                yield row
+        except Exception:
             self._check_open()
+            raise
 
     def _encoded(self, prompt: str) -> list[int]:
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
 
-    def _grammar(self, plan: Plan) -> Grammar | None:
+    def _grammar(self, max_new_tokens: int) -> Grammar | None:
         if not self.settings.grammar:
             return None
-        vocab = self.model.config.padded_vocab_size
-        kept = [target.constraints for target in plan.targets]
-        return Grammar.build(self._tables, self.model.text, plan.max_new_tokens, vocab, kept)
+        return Grammar.build(self._tables, self.model.text, max_new_tokens)
 
     @cached_property
     def _tables(self) -> TokenTables:
@@ -249,24 +252,26 @@ class Sampler:
         copies = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # that draw rows of their own
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
-        grammar = self._grammar(plan)
 
         def make(slots: int) -> Engine:
-            key = (slots, plan.max_new_tokens, repr([target.constraints for target in plan.targets]))
+            key = (slots, plan.max_new_tokens)
             if key not in self._engines:
-                self._engines[key] = Engine(
-                    self.model,
-                    end_id=self.tokenizer.eos_id,
-                    methods=self.settings.methods,
-                    grammar=grammar,
-                    guidance=self.settings.guide,
-                    unconditional=self._encoded(self._prompt({})),
-                    slots=slots * copies,
-                    max_new_tokens=plan.max_new_tokens,
-                    cache_dtype=self.settings.cache_dtype,
-                    mesh=self.mesh,
-                )
+                self._engines[key] = engine(slots)
             return self._engines[key]
+
+        def engine(slots: int) -> Engine:
+            return Engine(
+                self.model,
+                end_id=self.tokenizer.eos_id,
+                methods=self.settings.methods,
+                grammar=self._grammar(plan.max_new_tokens),
+                guidance=self.settings.guide,
+                unconditional=self._encoded(self._prompt({})),
+                slots=slots * copies,
+                max_new_tokens=plan.max_new_tokens,
+                cache_dtype=self.settings.cache_dtype,
+                mesh=self.mesh,
+            )
 
         return fitting(
             make,

@@ -15,7 +15,7 @@ from pymatgen.core import Composition
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.grammar import Constraints, Grammar
+from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
 from jaxcrystal.crystals.text import parse
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
@@ -52,14 +52,17 @@ def model() -> SavedModel:
     return random_model()
 
 
-def grammar_of(model: SavedModel, limit: int = LIMIT, **constraints) -> Grammar:
-    tables = TokenTables.build(load_tokenizer(model.tokenizer_path))
-    return Grammar.build(tables, model.text, limit, model.config.padded_vocab_size, [Constraints(**constraints)])
+def grammar_of(model: SavedModel, limit: int = LIMIT) -> Grammar:
+    return Grammar.build(TokenTables.build(load_tokenizer(model.tokenizer_path)), model.text, limit)
 
 
-def engine_of(model: SavedModel, grammar: Grammar | None = None, **options) -> Engine:
-    defaults = {"methods": (Temperature(0.9), TopP(0.9)), "slots": 64, "max_new_tokens": LIMIT}
-    return Engine(model, **{"end_id": 2, "grammar": grammar or grammar_of(model), **defaults, **options})
+def engine_of(model: SavedModel, limit: int = LIMIT, **options) -> Engine:
+    defaults = {"methods": (Temperature(0.9), TopP(0.9)), "slots": 64, "max_new_tokens": limit}
+    return Engine(model, **{"end_id": 2, "grammar": grammar_of(model, limit), **defaults, **options})
+
+
+def limits_of(model: SavedModel, limit: int = LIMIT, **constraints) -> Limits:
+    return grammar_of(model, limit).limits(Constraints(**constraints))
 
 
 def crystal_of(draw: Draw, tokenizer=TOKENIZER):
@@ -81,13 +84,11 @@ FORMULAS = ("Si", "NaCl", "MgO2", "LiFeO2", "SrTiO3", "Fe2O3", "CaCO3", "LaNiO3"
 
 def test_ten_formulas_in_one_run(model):
     """Each slot is kept to what its own crystal was asked for, whatever its neighbours and its forerunner were."""
-    tables = TokenTables.build(TOKENIZER)
-    constraints = [Constraints(formula=formula) for formula in FORMULAS]
-    grammar = Grammar.build(tables, model.text, 176, model.config.padded_vocab_size, constraints)
+    limits = [limits_of(model, 176, formula=formula) for formula in FORMULAS]
     tasks = [Task(number, index) for index in range(20) for number in range(10)]
-    engine = engine_of(model, grammar, slots=32, max_new_tokens=176)
+    engine = engine_of(model, 176, slots=32)
     sizes = set()
-    for draw in engine.draw_all([PROMPT] * 10, 0, tasks):
+    for draw in engine.draw_all([PROMPT] * 10, 0, tasks, limits):
         unit = Composition(FORMULAS[draw.prompt])
         crystal = crystal_of(draw)
         found = Composition("".join(crystal.symbols))
@@ -99,22 +100,22 @@ def test_ten_formulas_in_one_run(model):
 def test_random_masks_of_elements_in_one_run(model):
     random = np.random.default_rng(0)
     masks = [tuple(random.choice(ELEMENTS[1:95], 20, replace=False).tolist()) for _ in range(8)]
-    tables = TokenTables.build(TOKENIZER)
+    engine = engine_of(model)
     for name, fits in (("forbidden", lambda mask, x: not mask & x), ("allowed", lambda mask, x: x <= mask)):
-        constraints = [Constraints(**{name: mask}) for mask in masks]
-        grammar = Grammar.build(tables, model.text, LIMIT, model.config.padded_vocab_size, constraints)
+        limits = [limits_of(model, **{name: mask}) for mask in masks]
         tasks = [Task(number, index) for index in range(25) for number in range(8)]
-        drawn = list(engine_of(model, grammar).draw_all([PROMPT] * 8, 1, tasks))
+        drawn = list(engine.draw_all([PROMPT] * 8, 1, tasks, limits))
         assert all(fits(set(masks[draw.prompt]), set(crystal_of(draw).symbols)) for draw in drawn)
+    assert engine._run._cache_size() == engine._read_prompt._cache_size() == 1  # whatever the constraints
 
 
 def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):
     path = shared / "tokenizer/llama2/tokenizer.model"
     model = random_model(path, vocab_multiple=128)
     tokenizer = load_tokenizer(path)
-    grammar = grammar_of(model, num_atoms=(2, 3))
-    engine = engine_of(model, grammar, methods=(Temperature(0.9),), slots=16)
-    found = [crystal_of(draw, tokenizer) for draw in engine.draw(PROMPT, 0, range(48))]
+    engine = engine_of(model, methods=(Temperature(0.9),), slots=16)
+    draws = engine.draw(PROMPT, 0, range(48), limits_of(model, num_atoms=(2, 3)))
+    found = [crystal_of(draw, tokenizer) for draw in draws]
     assert {len(crystal) for crystal in found} == {2, 3}
     tables = TokenTables.build(tokenizer)
     assert any((tables.elements[z] >= 0).sum() > 1 for crystal in found for z in crystal.species)
@@ -122,8 +123,8 @@ def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):
 
 def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     """In float64, from the uncached model's logits and the grammar's own answers along each text."""
-    grammar = grammar_of(model, formula="LiO")
-    draws = list(engine_of(model, grammar, slots=7).draw(PROMPT, 3, range(20)))
+    grammar, limits = grammar_of(model), limits_of(model, formula="LiO")
+    draws = list(engine_of(model, slots=7).draw(PROMPT, 3, range(20), limits))
     tokens = np.zeros((20, len(PROMPT) + LIMIT), np.int32)
     for row, draw in zip(tokens, draws, strict=True):
         row[: len(PROMPT) + len(draw.tokens)] = [*PROMPT, *draw.tokens]
@@ -132,13 +133,14 @@ def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     probability = np.exp(logits - logits.max(-1, keepdims=True))
     probability /= probability.sum(-1, keepdims=True)
     answer, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
-    state, kept = grammar.start(jnp.zeros(20, jnp.int32)), np.zeros(20)
+    state, kept = grammar.start(jax.tree.map(lambda x: np.stack([x] * 20), limits)), np.zeros(20)
+    letter = {int(token): number for number, token in enumerate(grammar.tokens)}
     for t in range(len(PROMPT), tokens.shape[1]):
         allowed = np.asarray(answer(state))
         running = t - len(PROMPT) < np.array([len(draw.tokens) for draw in draws])
         with np.errstate(divide="ignore"):
-            kept += np.where(running, np.log((probability[:, t - 1] * allowed).sum(-1)), 0)
-        state = advance(state, tokens[:, t])
+            kept += np.where(running, np.log((probability[:, t - 1][:, grammar.tokens] * allowed).sum(-1)), 0)
+        state = advance(state, np.array([letter.get(int(token), 0) for token in tokens[:, t]]))
     np.testing.assert_allclose([draw.grammar_log_probability for draw in draws], kept, atol=2e-3)
     for draw in draws:
         assert draw.log_probability < draw.grammar_log_probability < 0

@@ -1,7 +1,10 @@
 """Texts are judged in other processes, in order; a crystal that hangs or kills spglib costs its space group alone."""
 
+import gc
+import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,27 @@ def test_what_is_abandoned_does_not_hold_the_processes(judges):
     assert next(waiting)[0] == 0
     waiting.close()
     assert list(judges.judged([(7, "")], 0.1)) == [(7, Judgement("parse_error:empty"))]
+
+
+def children() -> set[str]:
+    """Processes that this one has started and that live."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended
+            continue
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(stat.parent.name)
+    return found
+
+
+def test_the_processes_end_with_their_owner():
+    judges = Judges()
+    before = children()
+    assert len(list(judges.judged([(0, SALT), (1, SALT)], 0.1))) == 2
+    ours = children() - before
+    assert ours
+    del judges
+    gc.collect()
+    assert not ours & children()

@@ -313,6 +313,14 @@ def test_guidance_presses_what_is_stated(model_dir, tmp_path):
         sample(model_dir, 2, tmp_path / "t.parquet", conditions=[{"band_gap": 2.0}, {}], guidance=2.0)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-40}, {"guidance": 1e38, "conditions": {"band_gap": 1.0}}])
+def test_where_methods_leave_no_numbers_that_is_the_outcome(model_dir, tmp_path, options):
+    """A logit over 1e-40, or 1e38 times a difference of logits, is beyond float32."""
+    report = sample(model_dir, 4, tmp_path / "s.parquet", slots=4, **options)
+    assert report.counts == {"nan_logits": 4}
+    assert {row["cif"] for row in pq.read_table(tmp_path / "s.parquet").to_pylist()} == {None}
+
+
 def test_a_cache_of_int8_is_another_run(model_dir, tmp_path):
     options = {"seed": 1, "slots": 8, "cache_dtype": "int8"}
     sample(model_dir, 20, tmp_path / "s.parquet", **options)
