@@ -174,10 +174,17 @@ class Sampler:
         limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
         return Plan(wanted, prompts, tokens, limits, limit)
 
-    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task]) -> Iterator[Draw]:
-        """The draw of each task, in their order. Raises UserError at once for slots that do not fit, or as `Engine`."""
+    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], slots: int | None = None) -> Iterator[Draw]:
+        """The draw of each task, in their order, by `slots` a copy of the model (default: as `slots` has it).
+
+        Raises UserError at once for slots that do not fit, or as `Engine`.
+        """
         self._check_open()
-        return self._engine(plan, len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
+        return self._engine(plan, len(tasks), slots).draw_all(plan.tokens, seed, tasks, plan.limits)
+
+    def slots(self, plan: Plan, tasks: int) -> int:
+        """Crystals that a copy of the model draws at once, where so many are to be drawn."""
+        return self._engine(plan, tasks).slots // self._copies
 
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
@@ -247,9 +254,14 @@ class Sampler:
     def _tables(self) -> TokenTables:
         return TokenTables.build(self.tokenizer)
 
-    def _engine(self, plan: Plan, tasks: int) -> Engine:
+    @property
+    def _copies(self) -> int:
+        """Of the model, each of which draws rows of its own."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _engine(self, plan: Plan, tasks: int, slots: int | None = None) -> Engine:
         """One of few: for a power of two of slots, if that is not said."""
-        copies = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # that draw rows of their own
+        copies = self._copies
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
 
@@ -275,8 +287,8 @@ class Sampler:
 
         return fitting(
             make,
-            self.settings.slots,
-            1 << (rows - 1).bit_length(),
+            self.settings.slots if slots is None else slots,
+            1 << (rows - 1).bit_length() if slots is None else slots,
             lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
             memory_left(self.mesh),
         )
