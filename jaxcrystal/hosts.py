@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxcrystal import locks
 from jaxcrystal.errors import UserError
 
 LONGEST = 1000  #: bytes of an error that one host tells the others
@@ -167,3 +169,13 @@ def together() -> Iterator[None]:
                 problem = UserError(f"host {host}: {bytes(text).rstrip(bytes(1)).decode(errors='replace')}")
     if problem is not None:
         raise problem
+
+
+@contextmanager
+def held(out: str | Path) -> Iterator[None]:
+    """Holds the lock of an output for all processes of this job: the first has it, and all raise what it raises."""
+    with ExitStack() as lock:
+        with together():
+            if is_first():
+                lock.enter_context(locks.held(out))
+        yield

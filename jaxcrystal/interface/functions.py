@@ -193,6 +193,7 @@ def evaluate(
 
     from jaxcrystal.evaluation import evaluation
     from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.locks import held
     from jaxcrystal.report import report
 
     kept = None
@@ -200,7 +201,7 @@ def evaluate(
         kept = TemporaryDirectory(prefix="jaxcrystal-")
         out = kept.name
     folder = Path(out)
-    with _pool(workers) as pool, TemporaryDirectory() as scratch:
+    with held(folder), _pool(workers) as pool, TemporaryDirectory() as scratch:
 
         def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
             return source if source is None or _is_place(source) else _rows(source, name, pool)
@@ -224,7 +225,7 @@ def evaluate(
             limit=limit,
             workers=pool,
         )
-    report.write(folder)
+        report.write(folder)
     return Evaluation.read(folder, kept)
 
 

@@ -174,13 +174,17 @@ class Sampler:
         limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
         return Plan(wanted, prompts, tokens, limits, limit)
 
-    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], total: int | None = None) -> Iterator[Draw]:
-        """The draw of each task, in their order; `total`: of the run whose rest they are, for it takes as many slots.
+    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], slots: int | None = None) -> Iterator[Draw]:
+        """The draw of each task, in their order, by `slots` a copy of the model (default: as `slots` has it).
 
         Raises UserError at once for slots that do not fit, or as `Engine`.
         """
         self._check_open()
-        return self._engine(plan, total or len(tasks)).draw_all(plan.tokens, seed, tasks, plan.limits)
+        return self._engine(plan, len(tasks), slots).draw_all(plan.tokens, seed, tasks, plan.limits)
+
+    def slots(self, plan: Plan, tasks: int) -> int:
+        """Crystals that a copy of the model draws at once, where so many are to be drawn."""
+        return self._engine(plan, tasks).slots // self._copies
 
     def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
@@ -250,9 +254,15 @@ class Sampler:
     def _tables(self) -> TokenTables:
         return TokenTables.build(self.tokenizer)
 
-    def _engine(self, plan: Plan, tasks: int) -> Engine:
-        """One of few: of the slots that the settings say, or of a power of two."""
-        copies = self.mesh.shape["data"] * self.mesh.shape["fsdp"]  # that draw rows of their own
+    @property
+    def _copies(self) -> int:
+        """Of the model, each of which draws rows of its own."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _engine(self, plan: Plan, tasks: int, slots: int | None = None) -> Engine:
+        """One of few: of as many slots as are said here or by the settings, or of a power of two."""
+        copies = self._copies
+        slots = self.settings.slots if slots is None else slots
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
 
@@ -278,8 +288,8 @@ class Sampler:
 
         return fitting(
             make,
-            self.settings.slots,
-            self.settings.slots or 1 << (rows - 1).bit_length(),
+            slots,
+            slots or 1 << (rows - 1).bit_length(),
             lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
             memory_left(self.mesh),
         )

@@ -17,16 +17,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 from tqdm import tqdm
 
-from jaxcrystal import hosts
+from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
-from jaxcrystal.sampling.engine import Task
+from jaxcrystal.sampling.engine import Draw, Task
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, finished, join
-from jaxcrystal.sampling.sampler import Sampler, SamplerSettings, check_request, say
+from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
 from jaxcrystal.weights.saved import SavedModel
 
 
@@ -48,6 +48,7 @@ class SampleReport:
         return self.counts.get(OK, 0)
 
 
+@locks.holds(lambda model_dir, num, out, **_: out, hosts.held)
 def sample(
     model_dir: str | Path,
     num: int,
@@ -107,10 +108,11 @@ def sample(
             return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0)
         start = time.monotonic()
         with hosts.apart("sampled"):
-            ledger = Ledger(out, request, part)
+            ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)))
+            say(ledger.notes)
             resumed = len(ledger)
-            if resumed:
-                draws = sampler.draws(plan, seed, tasks[resumed:], len(tasks))
+            if resumed and not ledger.complete:
+                draws = _rest(sampler, plan, ledger)
             if not ledger.complete:
                 _record(sampler.attempts(draws, plan, num, seed, symprec), ledger)
             ledger.finish()
@@ -133,6 +135,18 @@ def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
+
+
+def _rest(sampler: Sampler, plan: Plan, ledger: Ledger) -> Iterator[Draw]:
+    """The draws that the ledger lacks, by as many slots as drew the others. Raises UserError where those do not fit."""
+    tasks = [Task(*divmod(row, ledger.request.num)) for row in ledger.missing]
+    asked = sampler.slots(plan, len(ledger.rows))
+    if sampler.settings.slots is not None and asked != ledger.slots:
+        say([f"{ledger.out} was begun with {ledger.slots} slots and goes on with them, not with {asked}"])
+    try:
+        return sampler.draws(plan, ledger.request.seed, tasks, ledger.slots)
+    except UserError as error:
+        raise UserError(f"{ledger.out} was begun with {ledger.slots} slots, and goes on with them: {error}") from None
 
 
 def _record(attempts: Iterator[Attempt], ledger: Ledger) -> None:

@@ -25,7 +25,7 @@ import yaml
 from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
-from jaxcrystal import hosts
+from jaxcrystal import hosts, locks
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -58,6 +58,7 @@ class TrainReport:
     stopped: signal.Signals | None = None  #: what stopped the run before its end; it is saved and can go on
 
 
+@locks.holds(lambda recipe: recipe.out, hosts.held)
 def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = Path(recipe.out)

@@ -29,6 +29,7 @@ from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.ledger import Ledger, Part, Request
 from jaxcrystal.sampling.sampling import fingerprint, sample
@@ -171,6 +172,51 @@ def test_a_finished_run_is_not_drawn_again(model_dir, tmp_path):
     assert again.counts == first.counts
     with pytest.raises(UserError, match="seed was 1, now it is 2"):
         sample(model_dir, 20, tmp_path / "s.csv", **{**options, "seed": 2})
+
+
+def test_a_run_that_is_made_longer_keeps_its_rows(model_dir, tmp_path, capsys):
+    """And is, with the same slots, the run that was as long from the beginning."""
+    options = {"conditions": [{"band_gap": 1.0}, {}], "seed": 1, "slots": 8}
+    sample(model_dir, 10, tmp_path / "whole.parquet", **options)
+    sample(model_dir, 4, tmp_path / "s.parquet", **options)
+    report = sample(model_dir, 10, tmp_path / "s.parquet", **options)
+    assert (report.resumed, report.attempts) == (8, 20)
+    assert "s.parquet had 4 attempts for each prompt, and goes on to 10\n" in capsys.readouterr().err
+    found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("s", "whole"))
+    assert_same_rows(found, expected)
+    with pytest.raises(UserError, match="num was 10, now it is 4"):
+        sample(model_dir, 4, tmp_path / "s.parquet", **options)
+
+
+def test_a_damaged_journal_costs_its_lines_and_is_ended_with_the_slots_that_began_it(model_dir, tmp_path, capsys):
+    out, options = tmp_path / "s.parquet", {"seed": 1, "num_atoms": (2, 4)}
+    sample(model_dir, 20, out, slots=8, **options)
+    table, header = pq.read_table(out), json.loads((tmp_path / "s.parquet.json").read_text())
+    out.unlink()
+    (tmp_path / "s.parquet.json").write_text(json.dumps({key: header[key] for key in ("request", "slots")}))
+    rows = [json.dumps(row) + "\n" for row in table.to_pylist()[:15]]
+    rows[5] = rows[5].replace('"index"', "@")
+    (tmp_path / "s.parquet.journal").write_text("".join(rows))
+    assert sample(model_dir, 20, out, slots=16, **options).resumed == 14
+    said = capsys.readouterr().err
+    assert f"note: 1 line of {out}.journal cannot be read; what is missing is drawn again\n" in said
+    assert f"note: {out} was begun with 8 slots and goes on with them, not with 16\n" in said
+    assert pq.read_table(out).equals(table)
+    assert json.loads((tmp_path / "s.parquet.json").read_text()) == header
+
+
+def test_where_the_slots_of_a_run_do_not_fit_it_says_so(model_dir, tmp_path, monkeypatch):
+    out = tmp_path / "s.parquet"
+    monkeypatch.setattr(Ledger, "finish", lambda ledger: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model_dir, 20, out, slots=16)
+    journal = tmp_path / "s.parquet.journal"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:5]))
+    monkeypatch.setattr(sampler, "memory_left", lambda mesh: 2**20)  # bytes: less than 16 slots take
+    message = r"s\.parquet was begun with 16 slots, and goes on with them: 16 slots take .* would fit"
+    with pytest.raises(UserError, match=message) as error:
+        sample(model_dir, 20, out)
+    assert "\n" not in str(error.value) and len(journal.read_text().splitlines()) == 5
 
 
 def test_it_ends_once_so_many_are_ok(model_dir, tmp_path):
