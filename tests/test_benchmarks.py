@@ -57,13 +57,14 @@ def test_sampler(tmp_path):
     sampler.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides are the same model
     result = only_result(tmp_path)
     left_out = {sampler.NO_REFILL, sampler.NO_PREFIX, sampler.SORTED}
-    sides = {sampler.OURS, sampler.FEW, sampler.GENERATE, sampler.INT8, sampler.GRAMMAR} | left_out
+    with_grammar = {sampler.GRAMMAR, sampler.ONE, sampler.ALL}
+    sides = {sampler.OURS, sampler.FEW, sampler.GENERATE, sampler.INT8} | left_out | with_grammar
     assert set(result["crystals_per_second"]) == sides
     assert set(result["ratios"]) == sides - {sampler.OURS, sampler.FEW}
     # A first token decides how long a text is, so one side with the same draws has the same lengths however it draws.
     ours, unfilled = (result["turns"][side][0]["lengths"] for side in (sampler.FEW, sampler.NO_REFILL))
     assert ours == unfilled and len(ours) == 6
-    for side in sides - {sampler.GRAMMAR}:
+    for side in sides - with_grammar:
         lengths = result["turns"][side][0]["lengths"]
         assert result["lengths"]["least"] <= min(lengths) <= max(lengths) <= result["lengths"]["most"]
 

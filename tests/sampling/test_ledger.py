@@ -504,3 +504,26 @@ def test_a_join_that_was_killed_while_it_removed_the_parts_is_ended(tmp_path):
         (tmp_path / name).write_bytes(parts[name])
     assert join(tmp_path / "s.csv", REQUEST) == COUNTS
     assert contents(tmp_path) == whole
+
+
+def test_a_ledger_whose_draws_had_other_keys_is_done_or_refused(tmp_path):
+    out = tmp_path / "s.parquet"
+    header = tmp_path / "s.parquet.json"
+
+    def age() -> None:
+        written = json.loads(header.read_text())
+        del written["request"]["draws"]
+        header.write_text(json.dumps(written))
+
+    ledger = Ledger(out, REQUEST)
+    ledger.append(attempt(0))
+    age()
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):
+        Ledger(out, REQUEST)
+    for index in range(1, 5):
+        ledger.append(attempt(index))
+    ledger.finish()
+    age()
+    assert finished(out, REQUEST) == {"ok": 5}
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):  # the new rows would be others
+        Ledger(out, dataclasses.replace(REQUEST, num=6))
