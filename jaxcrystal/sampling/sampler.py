@@ -87,8 +87,8 @@ class Sampler:
     """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
 
     Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
-    stated and constrained. A request for more crystals than any before, or for less than a quarter of them, may compile
-    another pair, for another number of slots. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
+    stated and constrained. Several prompts in one request take another pair; so does, where the settings leave slots
+    open, a number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
 
     Raises UserError as `load_model`.
     """
@@ -260,8 +260,8 @@ class Sampler:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def _engine(self, plan: Plan, tasks: int, slots: int | None = None) -> Engine:
-        """One of few: for a power of two of slots, if that is not said."""
-        copies = self._copies
+        """One of few: of `slots`, or those that the settings say, or of a power of two."""
+        copies, slots = self._copies, slots or self.settings.slots
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
 
@@ -287,8 +287,8 @@ class Sampler:
 
         return fitting(
             make,
-            self.settings.slots if slots is None else slots,
-            1 << (rows - 1).bit_length() if slots is None else slots,
+            slots,
+            slots or 1 << (rows - 1).bit_length(),
             lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
             memory_left(self.mesh),
         )
