@@ -208,8 +208,22 @@ def test_worker_processes_do_not_inherit_it(tmp_path):
         assert any(name.endswith(".lock") for name in open_files(0))
 
 
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    path, flock, times = place(tmp_path / "new"), locks._flock, []
+
+    def late(file: int) -> bool:
+        if not times:
+            path.unlink()  # its former holder ends between our opening and locking it
+        times.append(1)
+        return flock(file)
+
+    monkeypatch.setattr(locks, "_flock", late)
+    with held(tmp_path / "new"), pytest.raises(UserError, match="is being written by"):
+        held(tmp_path / "new").__enter__()
+    assert len(times) == 3
+
+
 def test_many_at_once_are_one_at_a_time(tmp_path):
-    """The file is removed at each end: who opened the old one must not believe that it holds the new one."""
     inside, most, refused = [], [], []
 
     def work() -> None:

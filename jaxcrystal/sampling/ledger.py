@@ -394,14 +394,17 @@ def _read_header(out: Path, request: Request, may_grow: bool = False) -> dict[st
         saved = json.loads(header.read_text())
         then = saved["request"]
         now = json.loads(json.dumps(dataclasses.asdict(request)))
-        decided = {"draws"} if "counts" in saved else set()  # of a finished ledger nothing is drawn any more
-        differing = [(key, then.get(key), now[key]) for key in now if key not in decided and then.get(key) != now[key]]
-        if may_grow:
-            differing = [(key, old, new) for key, old, new in differing if key != "num" or old > new]
+        differing = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+        if may_grow and "num" in differing and then["num"] < now["num"]:
+            del differing["num"]
+        elif "counts" in saved and "num" not in differing:
+            differing.pop("draws", None)  # nothing is drawn any more
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{header} describes no samples; remove it or choose another name") from None
     if differing:
-        changes = "; ".join(f"{key} was {_short(old)}, now it is {_short(new)}" for key, old, new in differing)
+        changes = "; ".join(
+            f"{key} was {_short(old)}, now it is {_short(new)}" for key, (old, new) in differing.items()
+        )
         raise UserError(
             f"{out} belongs to another run: {changes}. Choose another name, or remove {out.name} with its .json and "
             ".journal"

@@ -260,9 +260,8 @@ class Sampler:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def _engine(self, plan: Plan, tasks: int, slots: int | None = None) -> Engine:
-        """One of few: of as many slots as are said here or by the settings, or of a power of two."""
-        copies = self._copies
-        slots = self.settings.slots if slots is None else slots
+        """One of few: of `slots`, or those that the settings say, or of a power of two."""
+        copies, slots = self._copies, slots or self.settings.slots
         rows = max(1, -(-tasks // copies))
         longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
 

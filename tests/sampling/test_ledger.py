@@ -525,3 +525,5 @@ def test_a_ledger_whose_draws_had_other_keys_is_done_or_refused(tmp_path):
     ledger.finish()
     age()
     assert finished(out, REQUEST) == {"ok": 5}
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):  # the new rows would be others
+        Ledger(out, dataclasses.replace(REQUEST, num=6))
