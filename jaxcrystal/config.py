@@ -249,7 +249,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """AdamW, linear warm-up, cosine to `final_fraction` of the peak, clipping by global norm."""
+    """AdamW or Muon, linear warm-up, cosine to `final_fraction` of the peak, clipping by global norm."""
 
     learning_rate: Annotated[float, Bounds(1e-9, 10)] = 1e-4
     warmup_steps: Annotated[int, Bounds(0, 2**31 - 1)] = 100
@@ -258,6 +258,11 @@ class OptimizerConfig(Settings):
     beta1: Annotated[float, Bounds(0, 0.99999)] = 0.9
     beta2: Annotated[float, Bounds(0, 0.99999)] = 0.999
     clip_norm: Annotated[float, Bounds(1e-3, 1e6)] = 1.0  #: below, Adam's epsilon would outweigh the gradients
+    name: Literal["adamw", "muon"] = "adamw"  #: muon: for the layers' kernels; embedding, head and norms keep AdamW
+    muon_beta: Annotated[float, Bounds(0, 0.99999)] = 0.95  #: Muon's momentum
+    muon_rms: Annotated[float, Bounds(1e-4, 100)] = (
+        0.2  #: root mean square of Muon's update, over the rate; AdamW's is near 0.2
+    )
 
 
 @dataclass(frozen=True)
