@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,11 @@ class _Run:
         self.checkpoints, self.steps = checkpoints, steps
         self.rows = batch_sharding(trainer.mesh)
 
+    @cached_property
+    def _validated(self) -> Int[np.ndarray, "batches rows slots"]:
+        """Which crystals each validation reads: the first rows of the set, packed once."""
+        return self.validation.epoch(0)[: -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)]
+
     def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
         """From `state`, whose next batch is at `start`, to the last step, or until a signal stops it."""
         step = done = int(state.step)
@@ -180,15 +186,18 @@ class _Run:
                 state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
-                save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
-                # What is saved is validated first: the last update's loss is not known, and may be no number.
-                validate = step % self.recipe.validate_every == 0 or save
+                save = step % self.recipe.checkpoint_every == 0 or step == self.steps
+                # What is saved is validated first: the loss after the last update is unknown, and may be no number.
+                validate = step % self.recipe.validate_every == 0 or save or stop
                 if step % self.recipe.log_every == 0 or validate:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
+                if stop:  # not so behind a signal: a machine that is taken away may leave no time for both
+                    self.checkpoints.save(self.trainer, state, place)
+                    self.checkpoints.wait()
                 if validate:
                     validation_loss = self._validate(step, eval_step, state, crystals)
-                    if save or validation_loss < best:
+                    if not stop and (save or validation_loss < best):
                         self.checkpoints.save(self.trainer, state, place, validation_loss)
                     best = min(best, validation_loss)
                     since = time.perf_counter()
@@ -286,12 +295,13 @@ class _Run:
 
         Raises UserError if it is no number, naming `last`, the crystals of the step before.
         """
-        batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
-        key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        measured = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
+        key = self.validation.key(0)
+        batches = [self.validation.placed(batch, self.rows) for batch in self._validated]
+        measured = jax.device_get([eval_step(state, batch, key) for batch in batches])
         tokens = sum(int(m.tokens) for m in measured)
         loss = sum(float(m.loss) * int(m.tokens) for m in measured) / tokens
         if not math.isfinite(loss):
+            self.checkpoints.remove(step)
             self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
         self.journal.write(
             "validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in measured)
