@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ class Ledger:
         if not self._missing or attempt.index != self._missing[0]:
             raise ValueError(f"the ledger's next row is {next(iter(self._missing), None)}, not {attempt.index}")
         with _disk(self.out, GOES_ON), self._journal.open("a") as journal:
-            journal.write(json.dumps(dataclasses.asdict(attempt)) + "\n")
+            journal.write(_line(dataclasses.asdict(attempt)))
         self._last = max(self._last, self._missing.popleft())
         self.counts[attempt.status] += 1
 
@@ -224,7 +225,7 @@ class Ledger:
             with path.open("w") as journal:
                 for row in rows:
                     index = row["index"] // before.num * self.request.num + row["draw"]
-                    journal.write(json.dumps(row | {"index": index}) + "\n")
+                    journal.write(_line(row | {"index": index}))
 
         _write(_beside(self._journal, f".{self.request.num}"), lines)
         _describe(self.out, self.request, self.slots)
@@ -264,7 +265,7 @@ class Ledger:
         with self._journal.open("rb") as journal:
             for _, place in places:
                 journal.seek(place)
-                yield json.loads(journal.readline())
+                yield _row(journal.readline(), self.request)
 
 
 def finished(out: str | Path, request: Request) -> Counter[str] | None:
@@ -374,14 +375,25 @@ def _checked_counts(out: Path, header: dict[str, Any]) -> Counter[str]:
     return Counter(header["counts"])
 
 
+def _line(row: dict[str, Any]) -> str:
+    """The journal's line of a row, with a checksum of its own."""
+    return json.dumps(row | {"crc32": _crc32(row)}) + "\n"
+
+
+def _crc32(row: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())
+
+
 def _row(line: bytes, request: Request) -> dict[str, Any] | None:
     """The row of a journal's line; None for a damaged one."""
     try:
         row = json.loads(line)
+        if row.pop("crc32") != _crc32(row):
+            return None
         prompt, draw = divmod(row["index"], request.num)
         good = row["draw"] == draw and row["prompt"] == request.prompts[prompt] and row["seed"] == request.seed
         return row if good and isinstance(row["status"], str) and line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
 
 

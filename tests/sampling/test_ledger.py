@@ -262,6 +262,17 @@ def test_a_damaged_line_costs_its_row(tmp_path, name, old, new, last):
     assert all(found[path] == content for path, content in contents(tmp_path / "whole").items())
 
 
+def test_no_byte_of_a_line_can_change_unnoticed(tmp_path):
+    """The lowest bit of each byte of an ok row, one after the other: its row is drawn again, whatever it had become."""
+    write(tmp_path / "s.csv", ATTEMPTS[:1])
+    journal = tmp_path / "s.csv.journal"
+    whole = journal.read_bytes()
+    assert ATTEMPTS[0].status == "ok" and len(Ledger(tmp_path / "s.csv", REQUEST)) == 1
+    for place in range(len(whole)):
+        journal.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert 0 in Ledger(tmp_path / "s.csv", REQUEST).missing, whole[:place]
+
+
 def test_a_damaged_row_counts_among_those_of_num_valid(tmp_path):
     request = dataclasses.replace(REQUEST, num_valid=2)
     assert write(tmp_path / "s.csv", request=request).complete
@@ -380,6 +391,7 @@ def test_growth_that_was_killed_is_done_or_was_never_begun(tmp_path, monkeypatch
         assert len(Ledger(tmp_path / "s.csv", TWO)) == len(ledger)
     assert len(Ledger(tmp_path / "s.csv", grown)) == len(ledger)
     rows = [json.loads(line) for line in (tmp_path / "s.csv.journal").read_text().splitlines()]
+    assert all(row.pop("crc32") for row in rows)
     assert rows == [dataclasses.asdict(of_two(7)[row["index"]]) for row in rows]
 
 

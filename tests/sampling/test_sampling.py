@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +195,7 @@ def test_a_damaged_journal_costs_its_lines_and_is_ended_with_the_slots_that_bega
     table, header = pq.read_table(out), json.loads((tmp_path / "s.parquet.json").read_text())
     out.unlink()
     (tmp_path / "s.parquet.json").write_text(json.dumps({key: header[key] for key in ("request", "slots")}))
-    rows = [json.dumps(row) + "\n" for row in table.to_pylist()[:15]]
+    rows = [json.dumps(row | {"crc32": zlib.crc32(json.dumps(row).encode())}) + "\n" for row in table.to_pylist()[:15]]
     rows[5] = rows[5].replace('"index"', "@")
     (tmp_path / "s.parquet.journal").write_text("".join(rows))
     assert sample(model_dir, 20, out, slots=16, **options).resumed == 14
