@@ -55,7 +55,9 @@ class Linear(nn.Module):
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        narrow, wide = (self.axes[0], "rank"), ("rank", self.axes[1])
+        # Whole along the axis that fsdp divides: their bytes are few, their gathers would be messages for every layer.
+        first, last = (None if name == "embed" else name for name in self.axes)
+        narrow, wide = (first, "rank"), ("rank", last)
         a = self._adapter("a", uniform, narrow, (x.shape[-1], self.lora.rank))
         b = self._adapter("b", nn.initializers.zeros, wide, (self.lora.rank, self.features))
         x = nn.Dropout(self.lora.dropout)(x if adapted is None else adapted, deterministic)

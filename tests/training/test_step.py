@@ -1,6 +1,7 @@
 """One step: the same on every mesh, and it moves what it should and nothing else."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ import optax
 import pytest
 from small import SMALL, Numbers, RandomRows, crystal_set
 
+from jaxcrystal.aot.hlo import Program
 from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
@@ -135,6 +137,19 @@ def random_run(steps=2, evaluated=False, **options):
     if evaluated:
         told.append(jax.device_get(trainer.compile_eval(state, examples)(state, examples, jax.random.key(0))))
     return told, jax.device_get(state.trained), step, first
+
+
+def test_adapters_are_whole_on_every_device():
+    """Of them, a step over fsdp sends their gradients and nothing else, each once; the base's kernels are gathered."""
+    rank = 5  # no other array has an axis of this size
+    adapters = LoraConfig(rank=rank, dropout=0.0, targets=("q_proj", "o_proj", "up_proj", "down_proj"))
+    _, trained, step, _ = random_run(lora=adapters, mesh=(1, 8, 1))
+    sent = Program.parse(step.as_text()).work().collectives
+    kinds = {collective.kind for collective in sent if re.search(rf"\b{rank}\b", collective.shape)}
+    assert kinds == {"all-reduce"}
+    assert "all-gather" in {collective.kind for collective in sent}
+    _, alone, *_ = random_run(lora=adapters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), trained, alone)
 
 
 def test_remat_takes_less_memory_and_computes_the_same():
