@@ -1,4 +1,4 @@
-"""The peer: Hugging Face's LLaMA with PEFT's adapters, fine-tuned by a plain torch loop, as well as one can.
+"""The peer: Hugging Face's LLaMA, with PEFT's adapters or all weights, trained by a plain torch loop.
 
 Texts are made and tokenized on the host while the step before runs, padded to the longest of their batch, and trained
 with scaled-dot-product attention, fused AdamW on a GPU, and the loss over counted tokens of the whole step. A step may
@@ -33,7 +33,7 @@ class Peer:
         self,
         setting: Setting,
         config: LlamaConfig,
-        lora: LoraConfig,
+        lora: LoraConfig | None,
         optimizer: OptimizerConfig,
         tokenizer: str,
         batches: list[list[Task]],
@@ -46,6 +46,7 @@ class Peer:
         self.fast = material.transformers_tokenizer(self.tokenizer)
         self.model = self._model(config, lora)
         self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.host_seconds = 0.0  #: CPU-seconds in which texts were made, beside the steps
         self.clip_norm = optimizer.clip_norm
         self.optimizer = torch.optim.AdamW(
             self.trained,
@@ -55,7 +56,7 @@ class Peer:
             fused=self.device == "cuda",
         )
 
-    def _model(self, config: LlamaConfig, lora: LoraConfig) -> peft.PeftModel:
+    def _model(self, config: LlamaConfig, lora: LoraConfig | None) -> torch.nn.Module:
         theirs = transformers.LlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -80,6 +81,8 @@ class Peer:
         if self.setting.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
+        if lora is None:
+            return model.train()
         adapters = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
         )
@@ -89,7 +92,7 @@ class Peer:
         """These steps one after the other, from texts to updated adapters: seconds and what was seen."""
         losses, useful, computed = [], 0, 0
         self._finish()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time() - self.host_seconds
         # One thread makes the texts of the next step while this one runs; on a GPU that hides them wholly.
         with ThreadPoolExecutor(1) as host:
             ahead = host.submit(self._tensors, self.batches[steps[0]])
@@ -104,6 +107,7 @@ class Peer:
         seconds = time.perf_counter() - start
         return {
             "seconds": seconds,
+            "cpu_seconds": time.process_time() - self.host_seconds - cpu,
             "losses": [float(loss) for loss in losses],
             "useful_tokens": useful,
             "computed_tokens": computed,
@@ -127,6 +131,12 @@ class Peer:
 
     def _tensors(self, tasks: list[Task]) -> list[dict[str, Any]]:
         """The crystals of one step as the parts in which they are computed."""
+        start = time.thread_time()
+        parts = self._encoded(tasks)
+        self.host_seconds += time.thread_time() - start
+        return parts
+
+    def _encoded(self, tasks: list[Task]) -> list[dict[str, Any]]:
         tokens = material.encode([task.text(self.fmt) for task in tasks], self.fast, self.tokenizer)
         if self.setting.packed:
             rows = pack([len(t) for t in tokens], range(len(tokens)), self.setting.packed)

@@ -14,7 +14,8 @@ Other rows draw --few crystals, once, and are compared with ours that draws as f
 refill` draws as many as there are slots and waits for the longest of them; `each crystal reads the prompt itself`
 behind nothing but the begin of sequence; `top-p by a sort` sorts the vocabulary, as transformers does. Two add one: a
 cache of int8, and the grammar, which shows what keeping texts crystals costs: it, and not the table of lengths, decides
-what may come, so that tokens are compared.
+what may come, so that tokens are compared. Two rows leave something out of the grammar's: `a token at a time` takes a
+step also for tokens that the grammar forces, `drawn over all the vocabulary` applies methods and draws over all of it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ from jaxcrystal.crystals.grammar import Grammar
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.cache import BLOCK, whole_blocks
-from jaxcrystal.sampling.engine import Engine
+from jaxcrystal.model.cache import BLOCK
+from jaxcrystal.sampling.engine import JUMP, Engine, _room
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel
@@ -61,6 +62,8 @@ NO_PREFIX = "few, each crystal reads the prompt itself"
 SORTED = "few, top-p by a sort"
 INT8 = "few, cache of int8"
 GRAMMAR = "few, with the grammar"
+ONE = "few, with the grammar, a token at a time"
+ALL = "few, with the grammar, drawn over all the vocabulary"
 
 
 @struct.dataclass
@@ -83,8 +86,16 @@ class Lengths:
     vocab: int
     before: tuple[int, ...] = ()
 
-    def start(self, constraints: Int[Array, "slots"]) -> Progress:
-        return Progress(jnp.full(len(constraints), -len(self.before)), jnp.full(len(constraints), self.lengths.max()))
+    @property
+    def tokens(self) -> Int[np.ndarray, "vocab"]:
+        """All are its letters, so that nothing is gathered and draws go over the whole vocabulary."""
+        return np.arange(self.vocab)
+
+    def limits(self) -> Int[np.ndarray, ""]:
+        return np.int32(0)
+
+    def start(self, limits: Int[Array, "slots"]) -> Progress:
+        return Progress(jnp.full(len(limits), -len(self.before)), jnp.full(len(limits), self.lengths.max()))
 
     def advance(self, state: Progress, token: Int[Array, "slots"]) -> Progress:
         wanted = jnp.asarray(self.lengths)[token % len(self.lengths)]
@@ -97,6 +108,38 @@ class Lengths:
             return allowed
         told = jnp.arange(self.vocab) == jnp.asarray(self.before)[state.seen][:, None]  # -1 is the last of them
         return jnp.where(state.seen[:, None] < 0, told, allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class OverAll:
+    """A grammar whose letters are the whole vocabulary: methods and draws go over all columns."""
+
+    grammar: Grammar
+    vocab: int
+
+    @property
+    def tokens(self) -> Int[np.ndarray, "vocab"]:
+        return np.arange(self.vocab)
+
+    @property
+    def letter(self) -> Int[np.ndarray, "vocab"]:
+        """Of each token; one behind the last letter where there is none."""
+        letter = np.full(self.vocab, len(self.grammar.tokens))
+        letter[self.grammar.tokens] = np.arange(len(self.grammar.tokens))
+        return letter
+
+    def limits(self) -> Any:
+        return self.grammar.limits()
+
+    def start(self, limits: Any) -> Any:
+        return self.grammar.start(limits)
+
+    def advance(self, state: Any, token: Int[Array, "slots"]) -> Any:
+        return self.grammar.advance(state, jnp.asarray(self.letter)[token])
+
+    def allowed(self, state: Any) -> Bool[Array, "slots vocab"]:
+        allowed = self.grammar.allowed(state)
+        return jnp.pad(allowed, ((0, 0), (0, 1)))[:, self.letter]
 
 
 class TorchLengths(transformers.LogitsProcessor):
@@ -156,7 +199,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     nucleus = (Temperature(0.9), TopP(0.9))
 
     def engine(**options: Any) -> Engine:
-        usual = {"methods": nucleus, "grammar": kept, "max_new_tokens": limit}
+        usual = {"methods": nucleus, "grammar": kept, "max_new_tokens": limit, "jump": 1}
         return Engine(model, end_id=tokenizer.eos_id, slots=chosen.slots, **usual | options)
 
     def generate(batch: int, **options: Any) -> list[int]:
@@ -193,7 +236,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     ours = engine()
     told = Lengths(lengths, tokenizer.eos_id, vocab, before=tuple(prompt[1:]))
-    rules = Grammar.build(TokenTables.build(tokenizer), TextFormat(), limit, vocab)
+    rules = Grammar.build(TokenTables.build(tokenizer), TextFormat(), limit)
     sides = {
         OURS: drawn_by(ours, chosen.num),
         GENERATE: by_generate,
@@ -202,7 +245,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         NO_PREFIX: drawn_by(engine(grammar=told, max_new_tokens=limit + len(told.before)), before=len(told.before)),
         SORTED: drawn_by(engine(methods=(Temperature(0.9), SortedTopP(0.9)))),
         INT8: drawn_by(engine(cache_dtype="int8")),
-        GRAMMAR: drawn_by(engine(grammar=rules)),
+        GRAMMAR: drawn_by(engine(grammar=rules, jump=JUMP)),
+        ONE: drawn_by(engine(grammar=rules)),
+        ALL: drawn_by(engine(grammar=OverAll(rules, vocab), jump=JUMP)),
     }
     turns = take_turns(sides, chosen.rounds)
     rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
@@ -210,11 +255,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     ratios = {name: rates[FEW] / rate for name, rate in rates.items()}
     del ratios[OURS], ratios[FEW]
     ratios |= {GENERATE: rates[OURS] / rates[GENERATE], GRAMMAR: tokens[FEW] / tokens[GRAMMAR]}
+    ratios |= {name: tokens[GRAMMAR] / tokens[name] for name in (ONE, ALL)}
     result = {
         "benchmark": "sampler",
         "claim": "crystals/s of our engine / of HF generate, with as many at once",
         "ratio": ratios[GENERATE],
-        "ratios": ratios,  #: of crystals/s, to ours that draws as few; for the grammar of tokens/s
+        "ratios": ratios,  #: of crystals/s, to ours that draws as few; of tokens/s for rows of the grammar
         "crystals_per_second": rates,
         "tokens_per_second": tokens,
         "turns": turns,
@@ -269,7 +315,7 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
 
 def compile_all(engine: Engine, prompt_tokens: int) -> None:
     """Runs what `draw` runs, for no crystal."""
-    variables, blocks = engine._model.variables, whole_blocks(prompt_tokens)
+    variables, blocks = engine._model.variables, _room(prompt_tokens)
     with jax.set_mesh(engine._mesh):
         slots, desk, first = engine._start(1, blocks)
         prompt = np.zeros((blocks, BLOCK), np.int32)

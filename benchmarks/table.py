@@ -69,6 +69,20 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             close, worst = f"{100 * found['close']:.1f} %", f"{found['single_points']['energy']:.0e}"
             name = f"{found['potential']}, {found['peer']}"
             yield _row(name, *rates, f"{found['ratio']:.2f}", close, worst)
+    elif result["benchmark"] == "living_sampler":
+        yield f"{result['parameters']}; seconds from `import jaxcrystal`, or from the next call, to 8 crystals"
+        yield ""
+        yield "| compiled programs | first 8 | 8 of another formula |"
+        yield "| --- | --: | --: |"
+        for name, seconds in result["first_8_seconds"].items():
+            kept = {"cold": "none are kept", "warm": "kept"}[name]
+            yield _row(kept, f"{seconds:.1f}", f"{result['second_request_seconds'][name]:.1f}")
+        yield ""
+        yield f"| {result['formulas']:,} formulas, a crystal each | seconds | crystals/s | programs | compilation, s |"
+        yield "| --- | --: | --: | --: | --: |"
+        for name, found in result["many"].items():
+            rate = f"{found['crystals_per_second']:.1f}"
+            yield _row(name, f"{found['seconds']:.0f}", rate, str(found["programs"]), f"{found['compile_seconds']:.1f}")
     elif result["benchmark"] == "prepare":
         yield f"{result['rows']:,} rows; medians of runs in turns, and their ratio"
         yield ""

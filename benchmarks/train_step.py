@@ -1,6 +1,8 @@
 """Useful tokens per second of fine-tuning: our step against Hugging Face + PEFT, side by side in one run.
 
     python benchmarks/train_step.py --shape 50m          two CPU cores, some minutes
+    python benchmarks/train_step.py --shape tiny_cpu --tokenizer compact
+                                                         one core; all weights of a small model, in CPU-seconds
     python benchmarks/train_step.py --quick              seconds, a check that it runs; its figures mean nothing
     python benchmarks/train_step.py --shape 7b --one-at-a-time --data train.parquet --tokenizer tokenizer.model
                                                          one GPU; bfloat16; the README of this folder has more
@@ -8,8 +10,9 @@
 Adapters of rank 8 are trained on a frozen LLaMA of random weights. Each step has the same crystals with the same
 draws on both sides, and so the same tokens, which is asserted. Ours packs rows and writes them on the device. The peer
 makes texts, tokenizes and pads, in several settings; the best that pads is what the ratio is against, and a peer that
-packs like us is told beside it. Padding is computed and never counted. Each engine lives in a process of its own with
-a thread for every core; they take turns, so that noise hits all alike, and medians are told.
+packs like us stands beside it. Padding is computed and never counted. Each engine lives in a process of its own with
+a thread for every core; they take turns, so that noise hits all alike, and figures are medians. `tiny_cpu` trains all
+weights, pins each engine to the same core, and counts CPU-seconds, without those in which the peer makes its texts.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.training.speed import FORMULA, Multiplied
 
 
-def _llama(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int = 32000) -> dict[str, int]:
+def _llama(
+    hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int = 32000, tied: bool = False
+) -> dict[str, int]:
     return {
         "vocab_size": vocab,
         "hidden_size": hidden,
@@ -52,6 +57,7 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": hidden // heads,
+        "tie_word_embeddings": tied,
     }
 
 
@@ -64,11 +70,19 @@ class Shape:
     tokens_per_row: int
     peers: tuple[str, ...]
     dtype: str = "bfloat16"
+    adapters: bool = True  #: adapters are trained; False trains all weights
+    one_core: bool = False  #: every engine is pinned to the same core, and rates are over CPU-seconds
 
 
 _ON_GPU = ("micro=4", "micro=8", "micro=16", "micro=8,autocast", "micro=32,checkpointing", "packed=2048,micro=1")
 SHAPES = {
     "tiny": Shape(_llama(64, 128, 2, 4, 2, vocab=448), 2, 1024, ("", "micro=2"), "float32"),
+    "tiny_cpu": Shape(
+        _llama(128, 384, 4, 4, 4, vocab=448, tied=True),
+        *(8, 512, ("", "micro=8", "packed=512"), "float32"),
+        adapters=False,
+        one_core=True,
+    ),
     "50m": Shape(_llama(512, 1376, 8, 8, 8), 4, 512, ("", "micro=4", "micro=1", "packed=512"), "float32"),
     "7b": Shape(_llama(4096, 11008, 32, 32, 32), 16, 2048, _ON_GPU),
     "13b": Shape(_llama(5120, 13824, 40, 40, 40), 16, 2048, _ON_GPU),
@@ -106,15 +120,14 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
     keys = {f"model.{name}": value for name, value in shape.model.items()} | {
         "model.dtype": shape.dtype,
         "model.max_position_embeddings": 4096,
-        "lora.rank": 8,
-        "lora.alpha": 32,
-        "lora.dropout": 0.05,
         "data.train": data,
         "data.rows_per_batch": chosen.rows or shape.rows,
         "data.tokens_per_row": chosen.tokens_per_row or shape.tokens_per_row,
         "optimizer.warmup_steps": 1,
         "tokenizer": chosen.tokenizer,
     }
+    if shape.adapters:
+        keys |= {"lora.rank": 8, "lora.alpha": 32, "lora.dropout": 0.05}
     if chosen.weights:
         keys["model.weights"] = chosen.weights
     recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + chosen.set)
@@ -134,19 +147,23 @@ class Engine:
     kind: str  #: `ours` or `peer`
     make: tuple[Any, ...]  #: arguments of `serve`
     setting: Setting | None = None  #: of a peer
+    one_core: bool = False  #: pinned to one core
     turns: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
     @property
     def rates(self) -> list[float]:
-        """Useful tokens per second of each turn."""
-        return [turn["useful_tokens"] / turn["seconds"] for turn in self.turns]
+        """Useful tokens per second of each turn; per CPU-second on one core."""
+        clock = "cpu_seconds" if self.one_core else "seconds"
+        return [turn["useful_tokens"] / turn[clock] for turn in self.turns]
 
 
-def serve(connection: Connection, kind: str, dtype: str, *make: Any) -> None:
+def serve(connection: Connection, kind: str, one_core: bool, dtype: str, *make: Any) -> None:
     """The life of an engine's process: a turn for each list of steps, until None; then its facts."""
     try:
+        if one_core:  # both engines make as many threads as there are cores that they may use
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         if kind == "ours":
             from ours import Ours as Make
         else:
@@ -166,7 +183,7 @@ def living(engine: Engine, warm_up: list[int]) -> Iterator[Connection]:
     """A process of this engine, warmed up. Where it fails, for example for want of memory, the engine has an error."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, engine.kind, *engine.make), daemon=True)
+    process = context.Process(target=serve, args=(theirs, engine.kind, engine.one_core, *engine.make), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -267,10 +284,11 @@ def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSe
         texts = [task.text(recipe.text) for task in tasks[-1]]
         tokens += material.assert_same_tokens([rows], material.encode(texts, fast, tokenizer))
     dtype = recipe.model.dtype
-    engines = [Engine(OURS, "ours", (dtype, recipe, wanted + len(table)))]
+    one_core, peer = SHAPES[chosen.shape].one_core, "HF + PEFT" if recipe.lora else "HF"
+    engines = [Engine(OURS, "ours", (dtype, recipe, wanted + len(table)), one_core=one_core)]
     for setting in settings(chosen):
         make = (dtype, setting, recipe.model, recipe.lora, recipe.optimizer, recipe.tokenizer, tasks)
-        engines.append(Engine(f"HF + PEFT, {setting}", "peer", make, setting))
+        engines.append(Engine(f"{peer}, {setting}", "peer", make, setting, one_core))
     return engines, len(table), tokens / sum(map(len, tasks))
 
 
@@ -285,7 +303,7 @@ def summary(chosen: argparse.Namespace, recipe: Recipe, engines: Sequence[Engine
     # Of a model that is stored as floats, whatever --weights says: a token is multiplied with as many weights.
     shape = LlamaConfig(**{name: getattr(recipe.model, name) for name in SHAPES[chosen.shape].model})
     variables = abstract_variables(Llama(shape, recipe.lora), make_mesh(MeshConfig(1, 1, 1)))
-    flops = Multiplied.of(shape, variables, "lora")
+    flops = Multiplied.of(shape, variables, "lora" if recipe.lora else "params")
     per_token = flops.flops_per_token(context)
     peak = max((t["roofline_flops"] for t in told if "roofline_flops" in t), default=None)
     for t in told:
@@ -295,7 +313,8 @@ def summary(chosen: argparse.Namespace, recipe: Recipe, engines: Sequence[Engine
     whole = next((t for t in peers if t["setting"] == asdict(Setting())), None)
     return {
         "benchmark": "train_step",
-        "claim": "useful tokens/s of our step / of HF + PEFT in its best setting that pads",
+        "claim": "useful tokens/s of our step / of Hugging Face's in its best setting that pads",
+        "clock": "CPU-seconds of one core" if SHAPES[chosen.shape].one_core else "seconds",
         "ratio": ours / best["rate"] if ours and best else None,
         "ratio_against": best and best["name"],
         "ratio_same_batch": ours / whole["rate"] if ours and whole else None,  #: the whole step as one padded batch

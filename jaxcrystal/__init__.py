@@ -1,27 +1,33 @@
 """jaxcrystal: designs crystals with language models.
 
-From a script or a notebook: `jaxcrystal.read`, `prepare`, `train`, `evaluate`, `relax` (docs/python.md); the command
-line calls the same. Importing this costs nothing: each function imports what it needs when it is called.
+From a script or a notebook: `jaxcrystal.read`, `prepare`, `train`, `load`, `evaluate`, `relax` (docs/python.md); the
+command line calls the same. Importing this costs nothing: each function imports what it needs when it is called.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.interface.functions import evaluate, prepare, read, relax, train
+from jaxcrystal.interface.functions import evaluate, load, prepare, read, relax, train
 
 if TYPE_CHECKING:
     from jaxcrystal.crystals.crystal import Crystal
+    from jaxcrystal.crystals.grammar import Constraints
     from jaxcrystal.interface.evaluation import Evaluation
-    from jaxcrystal.interface.tables import Crystals, Relaxations
+    from jaxcrystal.interface.sampler import Sampler
+    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
 
 __version__ = "0.1.0"
 __all__ = [
+    "Attempts",
+    "Constraints",
     "Crystal",
     "Crystals",
     "Evaluation",
     "Relaxations",
+    "Sampler",
     "UserError",
     "evaluate",
+    "load",
     "prepare",
     "read",
     "relax",
@@ -30,10 +36,13 @@ __all__ = [
 
 #: Classes, by the module that holds them: read when they are first named, for they need numpy, pandas and jax.
 _CLASSES = {
+    "Attempts": "jaxcrystal.interface.tables",
+    "Constraints": "jaxcrystal.crystals.grammar",
     "Crystal": "jaxcrystal.crystals.crystal",
     "Crystals": "jaxcrystal.interface.tables",
     "Relaxations": "jaxcrystal.interface.tables",
     "Evaluation": "jaxcrystal.interface.evaluation",
+    "Sampler": "jaxcrystal.interface.sampler",
 }
 
 

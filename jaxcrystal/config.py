@@ -249,7 +249,7 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """AdamW, linear warm-up, cosine to `final_fraction` of the peak, clipping by global norm."""
+    """AdamW or Muon, linear warm-up, cosine to `final_fraction` of the peak, clipping by global norm."""
 
     learning_rate: Annotated[float, Bounds(1e-9, 10)] = 1e-4
     warmup_steps: Annotated[int, Bounds(0, 2**31 - 1)] = 100
@@ -258,6 +258,11 @@ class OptimizerConfig(Settings):
     beta1: Annotated[float, Bounds(0, 0.99999)] = 0.9
     beta2: Annotated[float, Bounds(0, 0.99999)] = 0.999
     clip_norm: Annotated[float, Bounds(1e-3, 1e6)] = 1.0  #: below, Adam's epsilon would outweigh the gradients
+    name: Literal["adamw", "muon"] = "adamw"  #: muon: for the layers' kernels; embedding, head and norms keep AdamW
+    muon_beta: Annotated[float, Bounds(0, 0.99999)] = 0.95  #: Muon's momentum
+    muon_rms: Annotated[float, Bounds(1e-4, 100)] = (
+        0.2  #: root mean square of Muon's update, over the rate; AdamW's is near 0.2
+    )
 
 
 @dataclass(frozen=True)
@@ -285,6 +290,8 @@ class Recipe(Settings):
 
 def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """`cls` from a YAML file and `key.sub=value` overrides (values in YAML's notation).
+
+    A `path` without folder and ending, where no such file lies, is the name of a recipe of the package (`recipes`).
 
     Raises UserError that names the file or override, and the key: for a missing file, bad YAML, a key that is unknown
     or there twice, a wrong type, a number out of its bounds.
@@ -324,11 +331,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name; they lie in it when it is installed, else in the checkout."""
+    here = Path(__file__).parent
+    folder = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), here)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if folder != here}
+
+
 def _read(path: Path) -> dict[str, Any]:
+    if path.name == str(path) and not path.suffix and not path.is_file():
+        known = recipes()
+        if str(path) not in known:
+            raise UserError(
+                f"there is no recipe {str(path)!r}; give a YAML file, or the name of one of {', '.join(known)}"
+            )
+        path = known[str(path)]
     try:
         data = yaml.load(path.read_text(), _Loader) or {}
     except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read the configuration {path}: {error.strerror}; give a YAML file, or the name of one of "
+            f"{', '.join(recipes())}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

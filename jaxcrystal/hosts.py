@@ -7,15 +7,18 @@ and Open MPI are recognised by what they put into the environment; elsewhere thr
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxcrystal import locks
 from jaxcrystal.errors import UserError
 
 LONGEST = 1000  #: bytes of an error that one host tells the others
@@ -43,6 +46,47 @@ def cluster(environment: Mapping[str, str]) -> str | None:
     return None
 
 
+def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of a task of `srun`, as positions among those that it sees; None where Slurm gave it none.
+
+    The tasks of a node divide its GPUs evenly: one task has all of them, a task per GPU has one each. (JAX by itself
+    takes the one GPU of the task's number on its node, however many there are.) Where `srun --gpus-per-task` already
+    shows each task only its own, it has all that it sees. Raises UserError where the tasks cannot divide them.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    if visible is not None:
+        seen = len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    else:
+        seen = int(on_node) if on_node.isdecimal() else 0
+    if not seen:
+        return None
+    if on_node.isdecimal() and seen < int(on_node):
+        return list(range(seen))
+    tasks = _slurm_tasks(environment)
+    share, rest = divmod(seen, tasks)
+    if rest or not share:
+        raise UserError(
+            f"{tasks} tasks cannot divide the {seen} GPUs of a node evenly; give sbatch --ntasks-per-node {seen}, or 1 "
+            "for one process with all of them"
+        )
+    first = int(environment["SLURM_LOCALID"]) * share
+    return list(range(first, first + share))
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Tasks of the step on this node; Slurm writes them for all nodes in turn, as 8(x2),4."""
+    counts: list[int] = []
+    for text in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", text.strip()):
+            counts += [int(match[1])] * int(match[2] or 1)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    if node < len(counts):
+        return counts[node]
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+    return -(-int(environment["SLURM_NTASKS"]) // nodes)
+
+
 def start(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
     """Joins this process to the others of its job; before anything else is asked of JAX.
 
@@ -62,13 +106,16 @@ def start(coordinator: str | None = None, processes: int | None = None, process_
             raise UserError(f"--coordinator is {coordinator!r}; write HOST:PORT of process 0")
         if not 0 <= process_id < processes:
             raise UserError(f"--process-id is {process_id}; it must lie between 0 and {processes - 1}")
+    # JAX's own variable, where the user set it, is left to JAX.
+    ours = missing and found == "Slurm" and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    devices = slurm_gpus(os.environ) if ours else None
     if jax.config.jax_cpu_collectives_implementation is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     where = found if missing else f"process {process_id} of {processes} at {coordinator}"
     try:
         # `deactivate`: who says where the others are is not contradicted by a cluster that is found besides.
         how = None if missing else "deactivate"
-        jax.distributed.initialize(coordinator, processes, process_id, cluster_detection_method=how)
+        jax.distributed.initialize(coordinator, processes, process_id, devices, cluster_detection_method=how)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the processes of this job ({where}): {' '.join(str(error).split())[:300]}; start the same "
@@ -122,3 +169,13 @@ def together() -> Iterator[None]:
                 problem = UserError(f"host {host}: {bytes(text).rstrip(bytes(1)).decode(errors='replace')}")
     if problem is not None:
         raise problem
+
+
+@contextmanager
+def held(out: str | Path) -> Iterator[None]:
+    """Holds the lock of an output for all processes of this job: the first has it, and all raise what it raises."""
+    with ExitStack() as lock:
+        with together():
+            if is_first():
+                lock.enter_context(locks.held(out))
+        yield

@@ -48,6 +48,21 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
     return _placed(sizes, devices[:needed], wanted)
 
 
+def copies_mesh(tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Copies of a model, each on `tensor` of this process's devices (default: all that it has).
+
+    Raises UserError where they cannot be divided so: a copy does not span processes.
+    """
+    devices = list(jax.local_devices() if devices is None else devices)
+    if tensor < 1 or len(devices) % tensor:
+        fits = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+        raise UserError(
+            f"--tensor is {tensor}, and this process has {len(devices)} devices, which hold a copy whole; "
+            f"choose one of {fits}, or hosts with more devices (docs/tpu.md says which model is sampled where)"
+        )
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
+
+
 def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], wanted: str) -> Mesh:
     """Neighbours on the mesh are neighbours on the torus, as far as its shape lets them."""
     types = (AxisType.Auto,) * len(AXES)

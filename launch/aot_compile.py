@@ -3,7 +3,7 @@
 they could be:
 
     pip install -c constraints.txt ".[tpu]"
-    python launch/aot_compile.py configs/llama2_7b_mp20.yaml --topology v5e:4x4
+    python launch/aot_compile.py llama2_7b_mp20 --topology v5e:4x4
 """
 
 import os

@@ -1,17 +1,32 @@
-# Sourced by demo.sh and test.sh: a virtual environment of our own, made when it is missing or out of date.
+# Sourced by the scripts beside it: a virtual environment of our own, made when it is missing or out of date.
 #   make_environment EXTRAS    installs jaxcrystal[EXTRAS] into .venv and leaves its python in $PYTHON
+#   install_python             where the PATH has no Python 3.11 or newer, as on older TPU images: installs one with uv
 
 fail() {
   echo "$(basename "$0"): $1" >&2
   exit 1
 }
 
-make_environment() {
-  local extras=$1 stamp=.venv/installed-$1 base
+base=
+find_python() {
   for base in python3 python3.13 python3.12 python3.11; do
     command -v "$base" >/dev/null && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
     base=
   done
+}
+
+install_python() {
+  find_python
+  [ -z "$base" ] || return 0
+  export PATH=$HOME/.local/bin:$PATH
+  local remedy="install Python 3.11 or newer on this host, or take an image that has it"
+  command -v uv >/dev/null || python3 -m pip install --quiet --user uv || fail "could not install uv; $remedy"
+  uv python install --quiet 3.12 && base=$(uv python find 3.12) || fail "uv could not install Python 3.12; $remedy"
+}
+
+make_environment() {
+  local extras=$1 stamp=.venv/installed-$1
+  [ -n "$base" ] || find_python
   [ -n "$base" ] || fail "needs Python 3.11 or newer on the PATH; install it and run this again"
   PYTHON=$PWD/.venv/bin/python
   if [ ! -x "$PYTHON" ]; then

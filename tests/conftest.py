@@ -16,6 +16,8 @@ if OURS:  # before JAX is imported, which reads these; workers inherit them
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcrystal-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    # What is kept for a user (fingerprints, compiled programs) is not kept for who runs the tests.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jaxcrystal-tests-")
 # pytest's workers are one a core: threads of torch's would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
@@ -29,7 +31,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 def pytest_unconfigure() -> None:
     if OURS:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+            shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -57,15 +57,31 @@ def test_sampler(tmp_path):
     sampler.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides are the same model
     result = only_result(tmp_path)
     left_out = {sampler.NO_REFILL, sampler.NO_PREFIX, sampler.SORTED}
-    sides = {sampler.OURS, sampler.FEW, sampler.GENERATE, sampler.INT8, sampler.GRAMMAR} | left_out
+    with_grammar = {sampler.GRAMMAR, sampler.ONE, sampler.ALL}
+    sides = {sampler.OURS, sampler.FEW, sampler.GENERATE, sampler.INT8} | left_out | with_grammar
     assert set(result["crystals_per_second"]) == sides
     assert set(result["ratios"]) == sides - {sampler.OURS, sampler.FEW}
     # A first token decides how long a text is, so one side with the same draws has the same lengths however it draws.
     ours, unfilled = (result["turns"][side][0]["lengths"] for side in (sampler.FEW, sampler.NO_REFILL))
     assert ours == unfilled and len(ours) == 6
-    for side in sides - {sampler.GRAMMAR}:
+    for side in sides - with_grammar:
         lengths = result["turns"][side][0]["lengths"]
         assert result["lengths"]["least"] <= min(lengths) <= max(lengths) <= result["lengths"]["most"]
+
+
+@pytest.mark.slow
+def test_living_sampler(tmp_path):
+    import living_sampler
+    import table
+
+    living_sampler.main(["--quick", "--out", str(tmp_path)])
+    result = only_result(tmp_path)
+    for name in ("first_8_seconds", "second_request_seconds"):
+        assert result[name].keys() == {"cold", "warm"} and min(result[name].values()) > 0
+    assert {name: found["crystals"] for name, found in result["many"].items()} == {"one run": 3, "one sampler": 3}
+    assert all(found["programs"] >= 2 for found in result["many"].values())
+    text = table.rendered(tmp_path)
+    assert "3 formulas, a crystal each" in text and "| none are kept |" in text
 
 
 @pytest.mark.slow
@@ -112,7 +128,7 @@ def test_an_engine_that_fails_is_told_and_answers_no_more(capfd):
     import train_step
 
     ours, theirs = multiprocessing.Pipe()
-    train_step.serve(theirs, "peer", "float32", "no setting")
+    train_step.serve(theirs, "peer", False, "float32", "no setting")
     engine = train_step.Engine("broken", "peer", ())
     assert train_step.ask(engine, ours) is None and engine.error.startswith("TypeError")
     assert train_step.ask(engine, ours, [0]) is None and not theirs.poll()

@@ -78,8 +78,9 @@ OPTIONS = [
     ("sample", ["--formation-energy", "-1.5"], {"conditions": {"formation_energy_per_atom": -1.5}}),
     ("sample", ["--band-gap", "0"], {"conditions": {"band_gap": 0.0}}),  # zero is a wish, not the lack of one
     ("sample", ["--e-above-hull", "0.05"], {"conditions": {"e_above_hull": 0.05}}),
-    ("sample", ["--num-atoms", "8"], {"constraints": Constraints(num_atoms=(8, 8))}),
-    ("sample", ["--num-atoms", "4-12"], {"constraints": Constraints(num_atoms=(4, 12))}),
+    ("sample", ["--num-atoms", "8"], {"num_atoms": (8, 8)}),
+    ("sample", ["--num-atoms", "4-12"], {"num_atoms": (4, 12)}),
+    ("sample", ["--num-atoms", "any"], {"num_atoms": "any"}),
     ("sample", ["--require", "Li, O"], {"constraints": Constraints(required=("Li", "O"))}),
     ("sample", ["--allow", "Li,O"], {"constraints": Constraints(allowed=("Li", "O"))}),
     ("sample", ["--forbid", "U"], {"constraints": Constraints(forbidden=("U",))}),
@@ -148,7 +149,7 @@ def received(monkeypatch, tmp_path):
         def reach(*args, **kwargs):
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()
-            raise Reached(call.arguments)
+            raise Reached(call.arguments | call.arguments.pop("settings", {}))
 
         with monkeypatch.context() as patch:
             patch.setattr(name, reach)

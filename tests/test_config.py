@@ -22,6 +22,25 @@ def test_every_recipe_loads(path):
     assert from_dict(Recipe, to_dict(recipe)) == recipe
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_recipe_is_found_by_its_name_wherever_we_are(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(Recipe, path.stem, ["seed=7"]) == load(Recipe, path, ["seed=7"])
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(UserError, match=r"there is no recipe 'tiny'; .* llama2_7b_mp20, tiny_cpu"):
+        load(Recipe, "tiny")
+    with pytest.raises(UserError, match=r"cannot read .*/tiny.yaml: No such file .*llama2_7b_mp20, tiny_cpu"):
+        load(Recipe, "configs/tiny.yaml")
+
+
+def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "tiny_cpu").write_text("seed: 11")
+    monkeypatch.chdir(tmp_path)
+    assert load(Recipe, "tiny_cpu").seed == 11
+
+
 def test_the_command_line_wins(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("steps: 5\nlora: {rank: 4, targets: [q_proj]}\noptimizer: {learning_rate: 1e-3}\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxcrystal"
-GROUND = {"jaxcrystal", "config", "errors", "hosts", "mesh", "workers", "worker_process"}
+GROUND = {"jaxcrystal", "compilation_cache", "config", "errors", "hosts", "locks", "mesh", "workers", "worker_process"}
 #: What each room may import beside the ground and itself.
 ROOMS = {
     "crystals": set(),
@@ -21,7 +21,7 @@ ROOMS = {
     "evaluation/likeness": {"crystals"},
     "evaluation": {"crystals", "reader", "relaxation", "hull", "evaluation/likeness"},
     "report": {"crystals", "reader", "evaluation"},
-    "interface": {"crystals", "reader", "training", "relaxation", "evaluation", "report"},
+    "interface": {"crystals", "reader", "training", "sampling", "relaxation", "evaluation", "report"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.
 HOST_ONLY = {"torch", "matgl", "chgnet", "pymatgen", "ase", "smact", "matplotlib"}
@@ -73,7 +73,10 @@ def test_the_package_itself_imports_the_interface_alone():
     found = imports(PACKAGE / "__init__.py", top_level_only=True)
     assert {name for name in found if name.startswith("jaxcrystal")} == {
         "jaxcrystal.errors.UserError",
-        *(f"jaxcrystal.interface.functions.{name}" for name in ("evaluate", "prepare", "read", "relax", "train")),
+        *(
+            f"jaxcrystal.interface.functions.{name}"
+            for name in ("evaluate", "load", "prepare", "read", "relax", "train")
+        ),
     }
     found = imports(PACKAGE / "interface" / "functions.py", top_level_only=True)
     assert {name.split(".")[0] for name in found} <= {

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh, replicated
+from jaxcrystal.mesh import ShardingRules, batch_sharding, copies_mesh, make_mesh, replicated
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,11 @@ def test_constrain_follows_the_mesh_that_is_set():
     assert len(constrain(x).sharding.device_set) == 1
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
         assert constrain(x).addressable_shards[0].data.shape == (2, 3)
+
+
+def test_a_copy_of_the_model_stays_on_the_devices_of_its_process():
+    devices = jax.devices()
+    assert dict(copies_mesh(2, devices[:4]).shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+    for tensor in (8, 3, 0):
+        with pytest.raises(UserError, match=f"--tensor is {tensor}, and this process has 4 .* one of 1, 2, 4, or"):
+            copies_mesh(tensor, devices[:4])

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compiles the real steps of a recipe for a TPU topology, without the hardware.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="a recipe")
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a recipe's file, or its name")
     parser.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:4x4x4, v6e:8x8, ...")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--step", choices=("train", "decode", "both"), default="both")

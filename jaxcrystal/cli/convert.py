@@ -47,10 +47,12 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what the model is and how to go on with it."""
+    from jaxcrystal import compilation_cache
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.saved import convert
 
+    compilation_cache.enable()
     config = convert(
         args.source,
         args.out,

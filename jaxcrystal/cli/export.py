@@ -32,10 +32,12 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Exports, and prints how much was written."""
+    from jaxcrystal import compilation_cache
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.export import export
 
+    compilation_cache.enable()
     report = export(
         args.model,
         args.out,

@@ -16,13 +16,15 @@ def symbols(typed: str) -> list[str]:
     return typed.replace(" ", "").split(",")
 
 
-def atoms(typed: str) -> tuple[int, int]:
-    """`8` or `4-12` as the least and the most."""
+def atoms(typed: str) -> tuple[int, int] | str:
+    """`8` or `4-12` as the least and the most; `any` as it is."""
+    if typed == "any":
+        return typed
     low, dash, high = typed.partition("-")
     try:
         return int(low), int(high if dash else low)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{typed!r} is neither a number nor a range like 4-12") from None
+        raise argparse.ArgumentTypeError(f"{typed!r} is neither a number nor a range like 4-12 nor any") from None
 
 
 def interval(typed: str) -> tuple[float, float]:

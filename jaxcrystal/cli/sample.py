@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxcrystal.cli import options
+from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, CONDITIONS
 from jaxcrystal.errors import UserError
 
 
@@ -28,23 +29,14 @@ def add(verb: Callable) -> None:
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     conditions = command.add_argument_group("conditions, stated in the prompt")
-    conditions.add_argument("--formula", metavar="F", help="for example LiFePO4; the grammar keeps to multiples of it")
-    conditions.add_argument(
-        "--elements",
-        type=options.symbols,
-        metavar="A,B",
-        help="for example Li,O; the grammar keeps to all of these, no others",
-    )
-    conditions.add_argument("--spacegroup", type=int, metavar="N", help="1 to 230")
-    conditions.add_argument("--formation-energy", type=float, metavar="X", help="eV per atom")
-    conditions.add_argument("--band-gap", type=float, metavar="X", help="eV")
-    conditions.add_argument("--e-above-hull", type=float, metavar="X", help="eV per atom")
+    for each in CONDITIONS:
+        conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
     conditions.add_argument(
         "--conditions",
         type=Path,
         metavar="FILE",
         help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
-        "pretty_formula, elements (Li O), spacegroup.number, formation_energy_per_atom, band_gap, e_above_hull",
+        + ", ".join(BY_ATTRIBUTE),
     )
     conditions.add_argument(
         "--guidance",
@@ -53,7 +45,12 @@ def add(verb: Callable) -> None:
         help="press what is stated: 1 is the model as it is, 2 twice as far from what it says unasked",
     )
     limits = command.add_argument_group("constraints, which the grammar keeps; the prompt does not state them")
-    limits.add_argument("--num-atoms", type=options.atoms, metavar="N", help="of the cell: 8, or from 4 to 12 as 4-12")
+    limits.add_argument(
+        "--num-atoms",
+        type=options.atoms,
+        metavar="N",
+        help="of the cell: 8, or from 4 to 12 as 4-12, or any (default: as in training, for a formula of that size)",
+    )
     limits.add_argument("--require", type=options.symbols, metavar="A,B", help="elements, each at least once")
     limits.add_argument("--allow", type=options.symbols, metavar="A,B", help="elements; all others are forbidden")
     limits.add_argument("--forbid", type=options.symbols, metavar="A,B", help="elements")
@@ -91,23 +88,13 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how the attempts ended."""
-    import jax
-
     from jaxcrystal import hosts
-    from jaxcrystal.config import MeshConfig
     from jaxcrystal.crystals.grammar import Constraints
-    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.mesh import copies_mesh
     from jaxcrystal.sampling.conditions import read
     from jaxcrystal.sampling.sampling import sample
 
-    flags = {
-        "pretty_formula": args.formula,
-        "elements": args.elements,
-        "spacegroup.number": args.spacegroup,
-        "formation_energy_per_atom": args.formation_energy,
-        "band_gap": args.band_gap,
-        "e_above_hull": args.e_above_hull,
-    }
+    flags = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
     flags = {name: value for name, value in flags.items() if value is not None}
     if flags and args.conditions is not None:
         raise UserError("conditions come from --conditions or from the other options, not from both")
@@ -115,7 +102,6 @@ def run(args: argparse.Namespace) -> None:
         "required": args.require and tuple(args.require),
         "allowed": args.allow and tuple(args.allow),
         "forbidden": args.forbid and tuple(args.forbid),
-        "num_atoms": args.num_atoms,
         "lengths": args.lengths,
         "angles": args.angles,
     }
@@ -126,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         num_valid=args.num_valid,
         conditions=flags if args.conditions is None else read(args.conditions),
+        num_atoms=args.num_atoms,
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
         grammar=args.grammar,
         guidance=args.guidance,
@@ -138,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         slots=args.slots,
         cache_dtype=args.cache_dtype,
         max_new_tokens=args.max_new_tokens,
-        mesh=make_mesh(MeshConfig(data=-1, fsdp=1, tensor=args.tensor), jax.local_devices()),
+        mesh=copies_mesh(args.tensor),
     )
     if not hosts.is_first():
         return

@@ -20,10 +20,11 @@ def add(verb: Callable) -> None:
         "train",
         run,
         "fine-tune a LLaMA with adapters, or train a small one from random weights",
-        "CONFIG is a YAML recipe (see configs/). A run that was stopped goes on when it is started again.",
+        "CONFIG is a YAML recipe, or the name of one that comes with the package, such as tiny_cpu. A run that was "
+        "stopped goes on when it is started again.",
         resumes=True,
     )
-    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe")
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe, or the name of one")
     command.add_argument(
         "--set",
         action="append",

@@ -3,18 +3,19 @@
     a ␣ b ␣ c ⏎ α ␣ β ␣ γ ⏎ ─┬─▶ symbol ⏎ x ␣ y ␣ z ─┬─▶ end of sequence
                              └───────── ⏎ ◀──────────┘
 
-The automaton reads and writes letters: ten digits, the point, the two separators, the end, and the tokens that symbols
-are made of. Three questions decide which of them may come, and each looks ahead, so that no text runs into a wall:
+The automaton reads and writes letters, each of which is a token of the vocabulary: digits (one a letter, or groups of
+up to three as LLaMA-3 has them), the point, the two separators, the end, and the tokens that symbols are made of. Three
+rules decide which letters may come, and each looks ahead, so that no text runs into a wall:
 
-  a number    p·10ᵐ ≤ value < (p + 1)·10ᵐ once its digits so far read p and m are to come: the next digit may come if
+  a number    p·10ᵐ ≤ value < (p + 1)·10ᵐ once its digits so far read p and m are to come: the next digits may come if
               this meets the interval of the field. Angles close a cell if |α - β| < γ < min(α + β, 360° - α - β).
   a symbol    tokens lead through a tree, at whose leaves and branches elements sit: a token may come if one of the
               elements behind it may.
   an atom     may come if the smallest crystal that holds it as well, and all that is still required, has no more atoms
               than allowed and fits into the tokens that are left; the end may come once nothing is required any more.
 
-All numbers are whole ones in units of the last decimal, all state is a few integers a slot. The vocabulary enters in
-one place: a gather that spreads the answers for the letters over its tokens.
+All numbers are whole ones in units of the last decimal, all state is a few integers a slot. Constraints are arrays, not
+constants: one compiled program serves all of them, each slot its own.
 
 The grammar refuses what `crystals.text.parse` refuses, and two things more: lengths and angles outside `Constraints`
 (by default an edge shorter than any bond, or an angle within 1° of 0° or 180°), and texts that do not fit.
@@ -22,9 +23,8 @@ The grammar refuses what `crystals.text.parse` refuses, and two things more: len
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
@@ -35,13 +35,14 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
+from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.crystals.writer import EMPTY, TokenTables
 from jaxcrystal.errors import UserError
 
 SHORTEST, LONGEST = 0.7, 256.0  #: Å: no bond is shorter; the crystal's grid ends
 FLATTEST = 1.0  #: degrees from 0 and from 180; what closes beyond, float64 could not tell from what does not
 
-POINT, SPACE, NEWLINE, END, SYMBOLS = 10, 11, 12, 13, 14  #: letters; before them the digits, from SYMBOLS on symbols'
+POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on symbols'
 ALPHA, BETA, GAMMA, SYMBOL, X, Z = 3, 4, 5, 6, 7, 9  #: fields of a text, in its order, from a = 0
 WHOLE = 3  #: digits that a number may have before the point
 POINTED = WHOLE + 1  #: the column behind the point
@@ -116,28 +117,16 @@ class Constraints:
         return set(self.unit or self.allowed or ELEMENTS[1:]) - set(self.forbidden)
 
 
-def read_formula(formula: str) -> Counter[str]:
-    """How many atoms of each element a formula has: "Ca3(PO4)2" has 3 Ca, 2 P, 8 O. Raises UserError if it is none."""
-    groups = [Counter[str]()]
-    rest = formula
-    while rest:
-        token = re.match(r"([A-Z][a-z]?|\(|\))([1-9][0-9]*)?", rest)
-        if token is None or (token[1] == "(" and token[2]) or (token[1] == ")" and len(groups) == 1):
-            raise UserError(
-                f"the formula {formula!r} cannot be read from {rest!r} on; write it as LiFePO4 or Ca3(PO4)2"
-            )
-        name, times = token[1], int(token[2] or 1)
-        if name == "(":
-            groups.append(Counter())
-        else:
-            part = groups.pop() if name == ")" else Counter([name])
-            if name != ")" and name not in ATOMIC_NUMBER:
-                raise UserError(f"{name!r} of the formula {formula!r} is no chemical element")
-            groups[-1].update({symbol: count * times for symbol, count in part.items()})
-        rest = rest[token.end() :]
-    if len(groups) > 1 or not groups[0]:
-        raise UserError(f"the formula {formula!r} {'is empty' if not groups[0] else 'lacks a )'}")
-    return groups[0]
+@struct.dataclass
+class Limits:
+    """One set of constraints as arrays, or those of many slots with a leading axis: what `Grammar.limits` gives."""
+
+    low: Int32[Array, "*slots 10"]  #: least value of each field, in units of its last decimal
+    high: Int32[Array, "*slots 10"]
+    permitted: Bool[Array, "*slots 119"]  #: elements that may be written
+    required: Bool[Array, "*slots 119"]
+    unit: Int32[Array, "*slots 119"]  #: atoms of the formula; 0 everywhere without one
+    num_atoms: Int32[Array, "*slots 2"]  #: least and most
 
 
 @struct.dataclass
@@ -151,98 +140,95 @@ class State:
     angles: Int32[Array, "slots 2"]  #: α and β, in units of their last decimal, once they are written
     room: Int32[Array, "slots"]  #: tokens for all that follows the cell
     counts: Int32[Array, "slots 119"]  #: atoms so far, by atomic number
-    constraints: Int32[Array, "slots"]  #: which of the grammar's the slot keeps to
+    limits: Limits  #: that the slot keeps to
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """The automaton for one tokenizer, text format and limit of tokens, and for some constraints. Its methods are pure.
+    """The automaton for one tokenizer, text format and limit of tokens. Its methods are pure.
 
-    `allowed` says what may come after `start` and any number of `advance`. Whatever is chosen of it, the end of
-    sequence comes at the latest as the last token of the limit, and then `crystals.text.parse` reads a crystal that
-    meets the constraints. An idle slot may advance by any token; its state means nothing until it is started again.
+    `allowed` says which letters may come after `start` and any number of `advance`. Whatever is chosen of them, the end
+    of sequence comes at the latest as the last token of the limit, and then `crystals.text.parse` reads a crystal that
+    meets the slot's `Limits`. An idle slot may advance by any letter; its state means nothing until it starts again.
     """
 
-    letter: Int[np.ndarray, "vocab"]  #: of each token; that of a token of no use is `letters`, which never may come
-    letters: int
-    child: Int[np.ndarray, "nodes symbols"]  #: where a symbol's token leads; the last node leads to no element
+    tokens: Int[np.ndarray, "letters"]  #: of the vocabulary
+    digits: Int[np.ndarray, "numbers 2"]  #: of the first letters: what each reads as, and how many digits it has
+    child: Int[np.ndarray, "nodes symbols"]  #: where a symbol's letter leads; the last node leads to no element
     element: Int[np.ndarray, "nodes"]  #: atomic number of the symbol that is complete there, or 0
     behind: Bool[np.ndarray, "nodes 119"]  #: elements that can still be reached
     atom: Int[np.ndarray, "119"]  #: tokens of an atom: symbol and coordinates, each with the separator behind
     decimals: Int[np.ndarray, "10"]  #: of each field
-    low: Int[np.ndarray, "constraints 10"]  #: least value of each field, in units of its last decimal
-    high: Int[np.ndarray, "constraints 10"]
-    permitted: Bool[np.ndarray, "constraints 119"]
-    required: Bool[np.ndarray, "constraints 119"]
-    unit: Int[np.ndarray, "constraints 119"]  #: atoms of the formula; 0 everywhere without one
-    num_atoms: Int[np.ndarray, "constraints 2"]  #: least and most
+    paper_compat: bool  #: a coordinate may be 1, as the original's rounding writes it
     limit: int  #: tokens of a text, the end of sequence included
 
     @classmethod
-    def build(
-        cls,
-        tables: TokenTables,
-        text: TextFormat,
-        limit: int,
-        vocab: int,
-        constraints: Sequence[Constraints] = (Constraints(),),
-    ) -> Grammar:
-        """For texts of at most `limit` tokens, over logits of `vocab` columns.
+    def build(cls, tables: TokenTables, text: TextFormat, limit: int) -> Grammar:
+        """For texts of at most `limit` tokens.
 
-        Raises UserError if no cell or no crystal that meets some of the constraints is sure to fit.
+        The tokens of `tables.digits` are those of all numbers of one digit, then, if the vocabulary groups digits, of
+        two and of three, in order: a run of digits is spelled in the largest groups, from its left.
         """
         symbols, child, element = _tree(tables.elements)
-        letter = np.full(vocab, SYMBOLS + len(symbols), np.int32)
-        letter[[*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *symbols]] = np.arange(
-            SYMBOLS + len(symbols)
-        )
         behind = element[:, None] == np.arange(len(ELEMENTS))
         behind[:, 0] = False
         for node in reversed(range(len(child))):  # children come after their parent; the last node is its own child
             behind[node] |= behind[child[node]].any(0)
         decimals = np.repeat([text.length_decimals, text.angle_decimals, 0, text.coord_decimals], [3, 3, 1, 3])
-        lengths = [_interval("lengths", c.lengths, text.length_decimals, below=LONGEST) for c in constraints]
-        angles = [_interval("angles", c.angles, text.angle_decimals, below=180) for c in constraints]
-        coords = (0, 10**text.coord_decimals - (not text.paper_compat))
-        intervals = np.array(
-            [3 * [a] + 3 * [b] + [(0, 0)] + 3 * [coords] for a, b in zip(lengths, angles, strict=True)]
-        )
-        coordinate = 1 + 1 + text.coord_decimals
-        grammar = cls(
-            letter=letter,
-            letters=SYMBOLS + len(symbols),
+        widths = next(n for n in range(1, 4) if sum(10**k for k in range(1, n + 1)) == len(tables.digits))
+        digits = np.array([(value, k) for k in range(1, widths + 1) for value in range(10**k)])
+        coordinate = 1 + 1 + -(-text.coord_decimals // widths)
+        return cls(
+            tokens=np.array([*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *symbols]),
+            digits=digits,
             child=child,
             element=element,
             behind=behind,
             atom=(tables.elements != EMPTY).sum(1) + 1 + 3 * (coordinate + 1),
             decimals=decimals,
-            low=intervals[..., 0],
-            high=intervals[..., 1],
-            permitted=np.array([_is_among(c.permitted) for c in constraints]),
-            required=np.array([_is_among(c.required) for c in constraints]),
-            unit=np.array([[c.unit[symbol] for symbol in ELEMENTS] for c in constraints]),
-            # No atom is shorter than a token.
-            num_atoms=np.array([(c.num_atoms[0], c.num_atoms[1] or limit) for c in constraints]),
+            paper_compat=text.paper_compat,
             limit=limit,
         )
-        for number, stated in enumerate(constraints):
-            grammar._check_fit(number, stated)
-        return grammar
 
-    def _check_fit(self, number: int, constraints: Constraints) -> None:
+    @property
+    def group(self) -> int:
+        """Digits of the widest letter: a run of digits is cut into such groups, from its left."""
+        return int(self.digits[:, 1].max())
+
+    def limits(self, constraints: Constraints = Constraints()) -> Limits:
+        """The constraints as arrays. Raises UserError if no cell or no crystal that meets them is sure to fit."""
+        length, angle, coord = (int(self.decimals[field]) for field in (0, ALPHA, X))
+        a = _interval("lengths", constraints.lengths, length, below=LONGEST)
+        b = _interval("angles", constraints.angles, angle, below=180)
+        x = (0, 10**coord - (not self.paper_compat))
+        low, high = np.array([a] * 3 + [b] * 3 + [(0, 0)] + [x] * 3, np.int32).T
+        limits = Limits(
+            low=low,
+            high=high,
+            permitted=_is_among(constraints.permitted),
+            required=_is_among(constraints.required),
+            unit=np.array([constraints.unit[symbol] for symbol in ELEMENTS], np.int32),
+            # No atom is shorter than a token.
+            num_atoms=np.array([constraints.num_atoms[0], constraints.num_atoms[1] or self.limit], np.int32),
+        )
+        self._check_fit(limits, constraints)
+        return limits
+
+    def _check_fit(self, limits: Limits, constraints: Constraints) -> None:
         turn = 360 * 10 ** self.decimals[ALPHA]
-        if 3 * self.low[number, ALPHA] >= turn:
+        if 3 * limits.low[ALPHA] >= turn:
             raise UserError(f"no cell has three angles of {constraints.angles[0]} or more, as the model writes them")
-        whole = np.array([len(str(x)) for x in self.high[number, :SYMBOL] // 10 ** self.decimals[:SYMBOL]])
-        cell = int((whole + self.decimals[:SYMBOL] + (self.decimals[:SYMBOL] > 0) + 1).sum())
-        low, unit, required = self.num_atoms[number, 0], self.unit[number], self.required[number]
+        whole = np.array([len(str(x)) for x in limits.high[:SYMBOL] // 10 ** self.decimals[:SYMBOL]])
+        decimals = self.decimals[:SYMBOL]
+        cell = int((-(-whole // self.group) - (-decimals // self.group) + (decimals > 0) + 1).sum())
+        low, unit, required = int(limits.num_atoms[0]), limits.unit, limits.required
         if size := unit.sum():
             units = -(-low // size)
             atoms, tokens = units * size, units * (unit @ self.atom)
             what = f"{atoms} atoms of {constraints.formula}"
         else:
             atoms = max(low, required.sum())
-            filler = (atoms - required.sum()) * self.atom[self.permitted[number]].min()
+            filler = (atoms - required.sum()) * self.atom[limits.permitted].min()
             tokens = self.atom[required].sum() + filler
             what = "a crystal of one atom" if atoms == 1 else f"a crystal of {atoms} atoms"
         if cell + tokens > self.limit:
@@ -251,9 +237,9 @@ class Grammar:
                 + (f", which holds about {max(0, (self.limit - cell) * atoms // tokens)} atoms" if atoms > 1 else "")
             )
 
-    def start(self, constraints: Int[Array, "slots"]) -> State:
-        """Before the first token; `constraints` says which each slot keeps to, counted from 0."""
-        slots = len(constraints)
+    def start(self, limits: Limits) -> State:
+        """Before the first token; `limits` has a leading axis of slots."""
+        slots = len(limits.low)
         zero = jnp.zeros(slots, jnp.int32)
         return State(
             field=zero,
@@ -263,30 +249,32 @@ class Grammar:
             angles=jnp.zeros((slots, 2), jnp.int32),
             room=jnp.full(slots, self.limit, jnp.int32),
             counts=jnp.zeros((slots, len(ELEMENTS)), jnp.int32),
-            constraints=constraints.astype(jnp.int32),
+            limits=limits,
         )
 
-    def advance(self, state: State, token: Int[Array, "slots"]) -> State:
-        """After one more token, which was allowed."""
-        letter = jnp.asarray(self.letter)[token]
-        digit, point, symbol = letter < POINT, letter == POINT, (letter >= SYMBOLS) & (letter < self.letters)
-        ends = (letter == SPACE) | (letter == NEWLINE)
+    def advance(self, state: State, letter: Int[Array, "slots"]) -> State:
+        """After one more letter, which was allowed."""
+        numbers = len(self.digits)
+        digit = letter < numbers
+        read, width = jnp.asarray(self.digits)[jnp.where(digit, letter, 0)].T
+        letter = letter - numbers
+        point, symbol, ends = letter == POINT, letter >= SYMBOLS, (letter == SPACE) | (letter == NEWLINE)
         in_symbol, in_cell = state.field == SYMBOL, state.field < SYMBOL
         child = jnp.asarray(self.child)[state.node, jnp.clip(letter - SYMBOLS, 0, self.child.shape[1] - 1)]
         written = jnp.where(ends & in_symbol, jnp.asarray(self.element)[state.node], 0)
         angle = jnp.stack([ends & (state.field == ALPHA), ends & (state.field == BETA)], axis=1)
         return state.replace(
             field=jnp.where(ends, jnp.where(state.field == Z, SYMBOL, state.field + 1), state.field),
-            value=jnp.where(ends, 0, jnp.where(digit, 10 * state.value + letter, state.value)),
-            column=jnp.where(ends, 0, jnp.where(point, POINTED, state.column + digit)),
+            value=jnp.where(ends, 0, jnp.where(digit, _power(width) * state.value + read, state.value)),
+            column=jnp.where(ends, 0, jnp.where(point, POINTED, state.column + jnp.where(digit, width, 0))),
             node=jnp.where(ends, 0, jnp.where(symbol, child, state.node)),
             angles=jnp.where(angle, state.value[:, None], state.angles),
             room=state.room - in_cell,
             counts=state.counts + ((written > 0)[:, None] & (written[:, None] == jnp.arange(len(ELEMENTS)))),
         )
 
-    def allowed(self, state: State) -> Bool[Array, "slots vocab"]:
-        """Tokens that may come next."""
+    def allowed(self, state: State) -> Bool[Array, "slots letters"]:
+        """Letters that may come next."""
         number = state.field != SYMBOL
         digits, point, complete = self._number(state)
         atoms = self._atoms(state)
@@ -304,13 +292,11 @@ class Grammar:
             number & complete & ~last_of_line,
             jnp.where(number, complete & more, named),
             complete & (state.field == Z) & self._satisfied(state),
-            jnp.zeros_like(number),
         ]
-        point, space, newline, end, never = (x[:, None] for x in single)
-        letters = [number[:, None] & digits, point, space, newline, end, ~number[:, None] & symbols, never]
-        return jnp.concatenate(letters, axis=1)[:, self.letter]
+        letters = [number[:, None] & digits, *(x[:, None] for x in single), ~number[:, None] & symbols]
+        return jnp.concatenate(letters, axis=1)
 
-    def _number(self, state: State) -> tuple[Bool[Array, "slots 10"], Bool[Array, "slots"], Bool[Array, "slots"]]:
+    def _number(self, state: State) -> tuple[Bool[Array, "slots numbers"], Bool[Array, "slots"], Bool[Array, "slots"]]:
         """Which digits may come next, whether the point may, and whether the number may end."""
         decimals = jnp.asarray(self.decimals)[state.field]
         low, high = self._bounds(state)
@@ -319,17 +305,23 @@ class Grammar:
 
         def meets(p: Int[Array, "slots *n"], to_come: Int[Array, "slots *n"]) -> Bool[Array, "slots *n"]:
             """Whether digits p, with so many to come, can lead into the field's interval."""
-            power = jnp.asarray(10 ** np.arange(10, dtype=np.int32))[jnp.clip(to_come, 0, 9)]
+            power = _power(jnp.clip(to_come, 0, 9))
             ahead = (slice(None), *[None] * (p.ndim - 1))
             return (p * power <= high[ahead]) & ((p + 1) * power > low[ahead])
 
-        p = 10 * value[:, None, None] + jnp.arange(10)[:, None]
-        more = jnp.arange(WHOLE)  # whole digits after the next one; none after a leading zero
-        possible = (more == 0) | (whole[:, None, None] & (column[:, None, None] + 1 + more <= WHOLE) & (p > 0))
-        to_come = jnp.where(whole, decimals, decimals + POINTED - column - 1)[:, None, None] + more
-        room = jnp.where(whole, (column < WHOLE) & ((column == 0) | (value > 0)), column < POINTED + decimals)
+        read, width = (jnp.asarray(x)[:, None] for x in self.digits.T)
+        full = width == self.group  # only behind a whole group may a run of digits go on
+        at, first = column[:, None, None], (column == 0)[:, None, None]
+        p = value[:, None, None] * _power(width) + read
+        more = jnp.arange(WHOLE)  # whole digits after these; none after a leading zero
+        fits = (at + width + more <= WHOLE) & ((more == 0) | (full & (p > 0)))
+        fits &= jnp.where(first, (width == 1) | (read >= _power(width - 1)), p >= _power(width))
+        left = (decimals + POINTED)[:, None, None] - at - width  # decimals that then are to come
+        fits = jnp.where(whole[:, None, None], fits, (more == 0) & (left >= 0) & (full | (left == 0)))
+        to_come = jnp.where(whole, decimals, 0)[:, None, None] + jnp.where(whole[:, None, None], more, left)
+        open_run = jnp.where(whole, column, column - POINTED) % self.group == 0
         p, to_come = jnp.broadcast_arrays(p, to_come)
-        digits = room[:, None] & (possible & meets(p, to_come)).any(-1)
+        digits = open_run[:, None] & (fits & meets(p, to_come)).any(-1)
         begun = whole & (column > 0)
         point = begun & (decimals > 0) & meets(value, decimals)
         complete = jnp.where(decimals > 0, column == POINTED + decimals, begun) & (low <= value) & (value <= high)
@@ -337,8 +329,9 @@ class Grammar:
 
     def _bounds(self, state: State) -> tuple[Int[Array, "slots"], Int[Array, "slots"]]:
         """The interval of the field, where the angles so far leave one to those that follow."""
-        low, high = (jnp.asarray(x)[state.constraints, state.field] for x in (self.low, self.high))
-        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), jnp.asarray(self.low[:, ALPHA])[state.constraints]
+        bounds = (state.limits.low, state.limits.high)
+        low, high = (jnp.take_along_axis(x, state.field[:, None], axis=1)[:, 0] for x in bounds)
+        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), state.limits.low[:, ALPHA]
         alpha, beta = state.angles.T
         most = jnp.select(
             [state.field == ALPHA, state.field == BETA, state.field == GAMMA],
@@ -351,8 +344,8 @@ class Grammar:
     def _atoms(self, state: State) -> Bool[Array, "slots 119"]:
         """Elements of which one more atom leaves a way to the end."""
         counts, room = state.counts, state.room[:, None]
-        permitted, required, unit = self._composition(state)
-        low, high = self._size(state)
+        permitted, required, unit = state.limits.permitted, state.limits.required, state.limits.unit
+        low, high = jnp.split(state.limits.num_atoms, 2, axis=1)
         missing = required & (counts == 0)
         atoms = (counts + missing).sum(-1, keepdims=True) + ~missing
         tokens = ((counts + missing) @ self.atom)[:, None] + ~missing * self.atom
@@ -368,26 +361,16 @@ class Grammar:
 
     def _satisfied(self, state: State) -> Bool[Array, "slots"]:
         """Nothing is required any more."""
-        _, required, unit = self._composition(state)
-        low, _ = self._size(state)
+        required, unit, low = state.limits.required, state.limits.unit, state.limits.num_atoms[:, :1]
         atoms, size = (x.sum(-1, keepdims=True) for x in (state.counts, unit))
         whole = (state.counts * size == atoms * unit).all(-1) & (atoms[:, 0] % jnp.maximum(size[:, 0], 1) == 0)
         complete = jnp.where(size[:, 0] > 0, whole, ~(required & (state.counts == 0)).any(-1))
         return complete & (atoms >= low)[:, 0]
 
-    def _composition(
-        self, state: State
-    ) -> tuple[Bool[Array, "slots 119"], Bool[Array, "slots 119"], Int[Array, "slots 119"]]:
-        """Elements that each slot may write, those that it must, and the atoms of its formula."""
-        permitted, required, unit = (
-            jnp.asarray(x)[state.constraints] for x in (self.permitted, self.required, self.unit)
-        )
-        return permitted, required, unit
 
-    def _size(self, state: State) -> tuple[Int[Array, "slots 1"], Int[Array, "slots 1"]]:
-        """Least and most atoms."""
-        low, high = jnp.split(jnp.asarray(self.num_atoms)[state.constraints], 2, axis=1)
-        return low, high
+def _power(exponent: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """10 to it, for 0 to 9."""
+    return jnp.asarray(10 ** np.arange(10, dtype=np.int32))[exponent]
 
 
 def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:

@@ -9,15 +9,14 @@ pieces one after the other.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxcrystal.config import ATTRIBUTES, TextFormat
+from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import text
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
-from jaxcrystal.errors import UserError
+from jaxcrystal.crystals.conditions import sentence, subjects
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 
 INTRODUCTION = "Below is a description of a bulk material."
 REQUEST = (
@@ -29,44 +28,6 @@ INFILL_INTRODUCTION = (
     f' "{text.MASK}":\n'
 )
 INFILL_REQUEST = f"\nGenerate an element that could replace {text.MASK} in the bulk material:\n"
-
-_SUBJECT = {
-    "pretty_formula": "The chemical formula is",
-    "elements": "The elements are",
-    "spacegroup.number": "The spacegroup number is",
-    "formation_energy_per_atom": "The formation energy per atom is",
-    "band_gap": "The band gap is",
-    "e_above_hull": "The energy above the convex hull is",
-}
-
-
-def sentence(attribute: str, value: Any, paper_compat: bool = False) -> str:
-    """One condition, for example " The band gap is 1.1200.": energies in eV (per atom), gaps in eV, four decimals.
-
-    `paper_compat` writes energies as the original did, without trailing zeros. Raises UserError for an attribute
-    that is not one of `config.ATTRIBUTES`, or a value that it cannot take.
-    """
-    if attribute not in _SUBJECT:
-        raise UserError(f"unknown condition {attribute!r}; known are {', '.join(ATTRIBUTES)}")
-    try:
-        if attribute == "elements":
-            for symbol in value:
-                if symbol not in ATOMIC_NUMBER:
-                    raise UserError(f"{symbol!r} is no chemical element")
-            stated = ", ".join(value)
-        elif attribute == "spacegroup.number":
-            if not 1 <= int(value) <= 230:
-                raise UserError(f"space group {value} does not exist; numbers run from 1 to 230")
-            stated = str(int(value))
-        elif attribute == "pretty_formula":
-            stated = str(value)
-        else:
-            if not math.isfinite(float(value)):
-                raise ValueError
-            stated = str(round(float(value), 4)) if paper_compat else f"{float(value):.4f}"
-    except (TypeError, ValueError):
-        raise UserError(f"{value!r} is no value of {attribute}") from None
-    return f" {_SUBJECT[attribute]} {stated}."
 
 
 def generation_prompt(attributes: Mapping[str, Any], paper_compat: bool = False) -> str:
@@ -86,5 +47,5 @@ def infilling(crystal: Crystal, masked: int, fmt: TextFormat) -> str:
 
 def words() -> list[str]:
     """Every word that the prompts' own wording uses, each once, with the space before it."""
-    wording = [INTRODUCTION, REQUEST, INFILL_INTRODUCTION, INFILL_REQUEST, *_SUBJECT.values()]
+    wording = [INTRODUCTION, REQUEST, INFILL_INTRODUCTION, INFILL_REQUEST, *subjects()]
     return sorted({f" {word}" for piece in wording for word in re.findall(r"[A-Za-z]+", piece.replace(text.MASK, ""))})

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray, UInt32
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.conditions import sentence
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, CrystalBatch
 from jaxcrystal.crystals.text import MASK
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
@@ -111,7 +112,7 @@ def sentence_tokens(
     def tokens(name: str, label: dict[str, Any]) -> list[int]:
         if label.get(name) is None:
             return []
-        text = prompts.sentence(name, label[name], paper_compat)
+        text = sentence(name, label[name], paper_compat)
         if text not in known:
             known[text] = tokenizer.encode(prompts.INTRODUCTION + text)[start:]
         return known[text]

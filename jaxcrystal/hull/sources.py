@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxcrystal import locks
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull, is_hull_file, source
@@ -72,6 +73,7 @@ def known_hull(paths: Sequence[str | Path], references: str | Path | None, label
     return Hull.from_table(paths[0], ElementReferences.from_file(references))
 
 
+@locks.holds(lambda inputs, out, **_: out)
 def build(
     inputs: Sequence[str | Path],
     out: str | Path,

@@ -1,11 +1,11 @@
-"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `evaluate`, `relax`. The command line calls them.
+"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `load`, `evaluate`, `relax`.
 
 Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JSON, extxyz, a folder), or from memory:
 
 - one crystal or any iterable of them: pymatgen Structures, ASE Atoms, `Crystal`s, texts of CIFs, None for a failure;
 - a mapping from ids to them, or a pandas Series;
 - a pandas DataFrame with a column `structure` of such objects or `cif` of texts, and of whatever else is known;
-- `Crystals`, which `read` returned.
+- `Crystals`, which `read` returned, or `Attempts`, which a sampler did.
 
 All go through the one reader. Wherever a function takes `workers`:
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from jaxcrystal.config import Recipe
     from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
-    from jaxcrystal.interface.tables import Crystals, Relaxations
+    from jaxcrystal.interface.sampler import Sampler
+    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
     from jaxcrystal.reader.preparing import PrepareReport
     from jaxcrystal.reader.rows import Rows
     from jaxcrystal.training.loop import TrainReport
@@ -43,7 +44,16 @@ if TYPE_CHECKING:
     Place: TypeAlias = str | PathLike[str]
     One: TypeAlias = IStructure | Atoms | Crystal | str | None
     Source: TypeAlias = (
-        Place | Crystals | pd.DataFrame | pd.Series | Mapping[str, One] | Iterable[One] | IStructure | Atoms | Crystal
+        Place
+        | Crystals
+        | Attempts
+        | pd.DataFrame
+        | pd.Series
+        | Mapping[str, One]
+        | Iterable[One]
+        | IStructure
+        | Atoms
+        | Crystal
     )
 
 
@@ -95,7 +105,8 @@ def prepare(
 def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> TrainReport:
     """Fine-tunes a LLaMA with adapters, or trains a small one; goes on where a run of the same recipe was stopped.
 
-    - `recipe`: a YAML file, a Recipe, or its keys as a mapping (`configs/` and `jaxcrystal.config` list them).
+    - `recipe`: a YAML file, the name of one that comes with the package (`configs/`; such as "tiny_cpu"), a Recipe, or
+      its keys as a mapping (`jaxcrystal.config` lists them).
     - `overrides`: keys to set otherwise, such as {"optimizer.learning_rate": 1e-3}, or as `--set` takes them:
       ["optimizer.learning_rate=1e-3"].
 
@@ -103,12 +114,14 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
     """
     import json
 
+    from jaxcrystal import compilation_cache
     from jaxcrystal.config import Recipe, load, to_dict
     from jaxcrystal.training import loop
 
     def words(keys: Mapping[str, Any]) -> list[str]:
         return [f"{key}={json.dumps(value, default=str)}" for key, value in keys.items()]  # JSON is YAML
 
+    compilation_cache.enable()
     changes = words(overrides) if isinstance(overrides, Mapping) else list(overrides)
     if isinstance(recipe, Recipe):
         if not changes:
@@ -117,6 +130,26 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
     if isinstance(recipe, Mapping):
         return loop.train(load(Recipe, None, [*words(recipe), *changes]))
     return loop.train(load(Recipe, Path(recipe), changes))
+
+
+def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
+    """A sampler of the model that `train` or `jaxcrystal convert` wrote: loaded once, it draws for call after call.
+
+    - `tensor`: devices that share a copy of the model; the others of this process hold copies.
+    - `settings`: what the compiled programs depend on, as `jaxcrystal sample` has it: `temperature`, `top_p`, `top_k`,
+      `min_p`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens` (`sampling.sampler.SamplerSettings`).
+
+    Raises UserError if there is no such model, or for a setting out of range.
+    """
+    import jax
+
+    from jaxcrystal.config import MeshConfig
+    from jaxcrystal.interface.sampler import Sampler
+    from jaxcrystal.mesh import make_mesh
+    from jaxcrystal.sampling.sampler import SamplerSettings
+
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
+    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh)
 
 
 def evaluate(
@@ -160,6 +193,7 @@ def evaluate(
 
     from jaxcrystal.evaluation import evaluation
     from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.locks import held
     from jaxcrystal.report import report
 
     kept = None
@@ -167,7 +201,7 @@ def evaluate(
         kept = TemporaryDirectory(prefix="jaxcrystal-")
         out = kept.name
     folder = Path(out)
-    with _pool(workers) as pool, TemporaryDirectory() as scratch:
+    with held(folder), _pool(workers) as pool, TemporaryDirectory() as scratch:
 
         def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
             return source if source is None or _is_place(source) else _rows(source, name, pool)
@@ -191,7 +225,7 @@ def evaluate(
             limit=limit,
             workers=pool,
         )
-    report.write(folder)
+        report.write(folder)
     return Evaluation.read(folder, kept)
 
 
@@ -252,8 +286,11 @@ def _readable(source: Any) -> Any:
     """As the reader takes it: crystals by id as a table, which has a place for ids."""
     import pandas as pd
 
+    from jaxcrystal.interface.tables import Attempts
     from jaxcrystal.reader.structures import is_structure
 
+    if isinstance(source, Attempts):
+        return source.to_pandas()
     if isinstance(source, pd.Series):
         source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())
     if isinstance(source, Mapping) and not is_structure(source):

@@ -1,25 +1,31 @@
-"""What the functions return: crystals that were read and crystals that were relaxed, a row each; shown by notebooks."""
+"""What the functions return: crystals that were read, drawn or relaxed, a row each; shown by notebooks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.errors import UserError
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
+from jaxcrystal.sampling.attempt import Attempt
+from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+
+    from jaxcrystal.sampling.sampler import SamplerSettings
 
 SHOWN = 10  #: rows that a notebook shows
 DRAWN_ATOMS = 40  #: a cell of more is not drawn
@@ -68,7 +74,7 @@ class Relaxed:
         )
 
 
-Kind = TypeVar("Kind", Row, Relaxed)
+Kind = TypeVar("Kind", Row, Relaxed, Attempt)
 
 
 class _Table(ABC, Generic[Kind]):
@@ -196,6 +202,65 @@ class Crystals(_Table[Row]):
             structure = None if crystal is None else crystal.to_structure()
             cells.append([_picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
+        return _table(self._summary(), heads, cells, len(self))
+
+
+class Attempts(_Table[Attempt]):
+    """Attempts to draw a crystal: `Attempt`s, with `text`, `status`, `crystal`, `structure`, `log_probability` …"""
+
+    def __init__(self, rows: Iterable[Attempt], settings: SamplerSettings | None = None) -> None:
+        self._rows = tuple(rows)
+        self.settings = settings  #: of the sampler that drew them
+
+    @property
+    def rows(self) -> tuple[Attempt, ...]:
+        return self._rows
+
+    def _of(self, rows: tuple[Attempt, ...]) -> Attempts:
+        return Attempts(rows, self.settings)
+
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        """None for an attempt that failed."""
+        return [row.crystal for row in self.rows]
+
+    @property
+    def effective_number(self) -> float:
+        """Of attempts, once they are weighted as `resample` weighs them; summed over prompts. Raises as it."""
+        return sum(effective_number(weight) for _, weight in self._weighted())
+
+    def resample(self, count: int, seed: int = 0) -> Attempts:
+        """`count` of each prompt's attempts, with repetition: as the model alone draws under the constraints.
+
+        The grammar renormalises token by token, and its crystals are not the model's in proportion; resampling by their
+        weights, exp(grammar_log_probability), makes them so as attempts grow in number (`effective_number` says how
+        near that is). Raises UserError unless they were drawn with the grammar at temperature 1 and top-p 1.
+        """
+        return self._of(tuple(rows[i] for rows, weight in self._weighted() for i in resample(weight, count, seed)))
+
+    def _weighted(self) -> Iterator[tuple[tuple[Attempt, ...], np.ndarray]]:
+        if self.settings is None:
+            raise UserError("attempts are resampled as a sampler drew them; these have no settings")
+        check_exact(self.settings.methods, self.settings.guidance)
+        for _, group in groupby(self.rows, key=lambda row: row.prompt):
+            rows = tuple(group)
+            yield rows, weights([row.grammar_log_probability for row in rows])
+
+    def structures(self) -> list[Structure | None]:
+        return [row.structure for row in self.rows]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row an attempt, with the columns of a ledger (docs/sampling.md); `jaxcrystal.read` reads it again."""
+        return pd.DataFrame([asdict(row) for row in self.rows], columns=[field.name for field in fields(Attempt)])
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for row in self.rows[:SHOWN]:
+            crystal = row.crystal
+            shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
+            group = "" if row.space_group is None else str(row.space_group)
+            cells.append([_picture(row.structure), row.id, *shape, group, escape(row.outcome)])
+        heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
         return _table(self._summary(), heads, cells, len(self))
 
 

@@ -1,18 +1,23 @@
 """Attention on any platform that never keeps its [time, time] weights: XLA's own products, block by block.
 
-    queries  │ block 0 │ block 1 │ block 2 │        each block of queries against no key that follows it: of the square
-    keys     │ 0       │ 0 1     │ 0 1 2   │        of weights, little more than the half that causality leaves
+    queries  │ block 0 │ block 1 │ block 2 │ block 3 │
+    keys     │ 0       │ 0 1     │   1 2   │     2 3 │    no key that follows, and no block of other segments before
 
-Forward keeps the logarithm of each softmax's sum; backward makes a block's weights from it again (arXiv 2205.14135).
+A block of queries meets one block of keys after the other, from the first that holds one of its segments, under a
+softmax whose maximum and sum are kept up to date (arXiv 1805.02867); backward makes the weights again from the
+logarithm of that sum (arXiv 2205.14135). Query heads that share a key head are rows of one product.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-BLOCK = 128  #: queries that are taken at a time
+BLOCK = 64  #: queries, and keys, that are taken at a time
 
 
 def blocks(
@@ -22,66 +27,110 @@ def blocks(
     segments: Int[Array, "batch time"] | None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Causal attention within equal segments."""
+    batch, time, heads, width = queries.shape
+    kv_heads, size = keys.shape[2], min(BLOCK, time)
     if segments is None:
-        segments = jnp.ones(queries.shape[:2], jnp.int32)
-    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, queries.shape[3])
-    queries, keys, values = jnp.einsum("btkgd->bkgtd", grouped), jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-    return jnp.einsum("bkgtd->btkgd", _blocks(queries, keys, values, segments)).reshape(
-        *segments.shape, -1, grouped.shape[4]
-    )
+        segments = jnp.ones((batch, time), jnp.int32)
+
+    def cut(x: Array) -> Array:
+        """[batch, time, ...] -> [blocks, batch, size, ...]; the last block is filled with zeros, which follow all."""
+        x = jnp.pad(x, ((0, 0), (0, -time % size), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+    grouped = jnp.einsum("nbtkgd->nbkgtd", cut(queries.reshape(batch, time, kv_heads, -1, width)))
+    merged = grouped.reshape(*grouped.shape[:3], -1, width)
+    keys, values = (jnp.swapaxes(cut(x), 2, 3) for x in (keys, values))
+    segments = cut(segments)
+    output = _blocks(merged, keys, values, segments, first_blocks(segments)).reshape(grouped.shape)
+    return jnp.einsum("nbkgtd->bntkgd", output).reshape(batch, -1, heads, width)[:, :time]
 
 
-def _spans(time: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, time)) for start in range(0, time, BLOCK)]
+def first_blocks(segments: Int[Array, "blocks batch size"]) -> Int[Array, "blocks"] | list[int]:
+    """For each block of queries the first block of keys that may hold one of its segments in some row.
+
+    Blocks are compared by the range of their segments, padding (0) as the last one: exact where segments are numbered
+    in order. On several devices it is 0, since each would have to wait for what the others' rows need.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return [0] * len(segments)
+    ordered = jnp.where(segments == 0, jnp.iinfo(jnp.int32).max, segments)
+    least, most = ordered.min(axis=-1), ordered.max(axis=-1)
+    overlap = (least[:, None] <= most[None]) & (most[:, None] >= least[None])
+    return jnp.argmax(overlap.any(axis=-1), axis=1).astype(jnp.int32)
 
 
 def _product(pattern: str, x: Array, y: Array) -> Array:
     return jnp.einsum(pattern, x.astype(y.dtype), y, preferred_element_type=jnp.float32)
 
 
-def _scores(queries: Array, keys: Array, segments: Array, start: int, end: int) -> Array:
-    """Of queries start:end to the keys before `end`: no other comes before one of them."""
-    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    seen &= segments[:, start:end, None] == segments[:, None, :end]
-    scores = _product("bkgtd,bksd->bkgts", queries[..., start:end, :], keys[..., :end, :]) * keys.shape[-1] ** -0.5
-    return jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+def _scores(queries: Array, keys: Array, segments: Array, i: int, j: Array) -> Float[Array, "b k gt s"]:
+    """Of the i-th block of queries to the j-th of keys."""
+    size = keys.shape[-2]
+    seen = (i - j) * size + jnp.arange(size)[:, None] >= jnp.arange(size)
+    seen &= segments[i][:, :, None] == segments[j][:, None, :]
+    scores = _product("bkqd,bksd->bkqs", queries[i], keys[j]) * keys.shape[-1] ** -0.5
+    seen = jnp.tile(seen[:, None], (1, 1, scores.shape[-2] // size, 1))
+    return jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
 
 
 @jax.custom_vjp
 def _blocks(
-    queries: Float[Array, "b k g t d"], keys: Float[Array, "b k t d"], values: Float[Array, "b k t d"], segments: Array
-) -> Float[Array, "b k g t d"]:
+    queries: Float[Array, "n b k gt d"],
+    keys: Float[Array, "n b k t d"],
+    values: Float[Array, "n b k t d"],
+    segments: Int[Array, "n b t"],
+    first: Int[Array, "n"] | list[int],
+) -> Float[Array, "n b k gt d"]:
     """Forward keeps the logarithm of each softmax's sum; backward makes the weights from it again, block by block."""
-    return _blocks_forward(queries, keys, values, segments)[0]
+    return _blocks_forward(queries, keys, values, segments, first)[0]
 
 
-def _blocks_forward(queries: Array, keys: Array, values: Array, segments: Array) -> tuple[Array, tuple[Array, ...]]:
+def _blocks_forward(queries: Array, keys: Array, values: Array, segments: Array, first: Any) -> tuple[Array, tuple]:
     outputs, log_sums = [], []
-    for start, end in _spans(queries.shape[-2]):
-        scores = _scores(queries, keys, segments, start, end)
-        log_sum = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-        outputs.append(_product("bkgts,bksd->bkgtd", jnp.exp(scores - log_sum), values[..., :end, :]))
-        log_sums.append(log_sum)
-    output = jnp.concatenate(outputs, axis=-2).astype(queries.dtype)
-    return output, (queries, keys, values, segments, output, jnp.concatenate(log_sums, axis=-2))
+    for i in range(len(queries)):
+
+        def add(j: Array, state: tuple[Array, ...], i: int = i) -> tuple[Array, ...]:
+            # Where a block hides all its keys from a query, its weights here are 1; the factor then clears them, as
+            # the last block holds the query's own key.
+            top, total, output = state
+            scores = _scores(queries, keys, segments, i, j)
+            higher = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
+            factor, weights = jnp.exp(top - higher), jnp.exp(scores - higher)
+            total = total * factor + weights.sum(axis=-1, keepdims=True)
+            return higher, total, output * factor + _product("bkqs,bksd->bkqd", weights, values[j])
+
+        output = jnp.zeros(queries.shape[1:], jnp.float32)
+        total = jnp.zeros_like(output[..., :1])
+        top = jnp.full_like(total, jnp.finfo(jnp.float32).min)
+        top, total, output = lax.fori_loop(first[i], i + 1, add, (top, total, output))
+        outputs.append((output / total).astype(queries.dtype))
+        log_sums.append(top + jnp.log(total))
+    output = jnp.stack(outputs)
+    return output, (queries, keys, values, segments, first, output, jnp.stack(log_sums))
 
 
-def _blocks_backward(kept: tuple[Array, ...], d_output: Array) -> tuple[Array, Array, Array, None]:
+def _blocks_backward(kept: tuple[Any, ...], d_output: Array) -> tuple[Array | None, ...]:
     """arXiv 2205.14135, appendix B.2: Σ weights · d_weights of a query is the scalar product of output and d_output."""
-    queries, keys, values, segments, output, log_sums = kept
+    queries, keys, values, segments, first, output, log_sums = kept
     shares = jnp.sum(d_output.astype(jnp.float32) * output, axis=-1, keepdims=True)
     d_queries = []
     d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
-    for start, end in _spans(queries.shape[-2]):
-        own, before = (..., slice(start, end), slice(None)), (..., slice(end), slice(None))
-        weights = jnp.exp(_scores(queries, keys, segments, start, end) - log_sums[own])
-        d_values = d_values.at[before].add(_product("bkgts,bkgtd->bksd", weights, d_output[own]))
-        d_weights = _product("bkgtd,bksd->bkgts", d_output[own], values[before])
-        d_scores = weights * (d_weights - shares[own]) * keys.shape[-1] ** -0.5
-        d_queries.append(_product("bkgts,bksd->bkgtd", d_scores, keys[before]))
-        d_keys = d_keys.at[before].add(_product("bkgts,bkgtd->bksd", d_scores, queries[own]))
-    d_queries = jnp.concatenate(d_queries, axis=-2)
-    return d_queries.astype(queries.dtype), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+    for i in range(len(queries)):
+
+        def add(j: Array, state: tuple[Array, ...], i: int = i) -> tuple[Array, ...]:
+            d_query, d_keys, d_values = state
+            weights = jnp.exp(_scores(queries, keys, segments, i, j) - log_sums[i])
+            d_values = d_values.at[j].add(_product("bkqs,bkqd->bksd", weights, d_output[i]))
+            d_weights = _product("bkqd,bksd->bkqs", d_output[i], values[j])
+            d_scores = weights * (d_weights - shares[i]) * keys.shape[-1] ** -0.5
+            d_keys = d_keys.at[j].add(_product("bkqs,bkqd->bksd", d_scores, queries[i]))
+            return d_query + _product("bkqs,bksd->bkqd", d_scores, keys[j]), d_keys, d_values
+
+        d_query = jnp.zeros(queries.shape[1:], jnp.float32)
+        d_query, d_keys, d_values = lax.fori_loop(first[i], i + 1, add, (d_query, d_keys, d_values))
+        d_queries.append(d_query.astype(queries.dtype))
+    return jnp.stack(d_queries), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None, None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)

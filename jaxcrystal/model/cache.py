@@ -1,13 +1,15 @@
 """Keys and values of tokens already seen, and attention to them.
 
-    what a row attends to:   its prompt              │  its own tail, in blocks      │  the tokens of this call
-                             ▓▓▓▓▓▓▓▓▓▓▓▓            │  ▓▓▓▓ ▓▓▓▓ ▓▓·· ····          │  ▓
-                             stored and read once,   │  only blocks in which there   │  causally
-                             whoever shares it       │  is something are read        │
+    what a row attends to:   its prompt, in blocks   │  its own tail, in blocks      │  the tokens of this call
+                             ▓▓▓▓ ▓▓··               │  ▓▓▓▓ ▓▓▓▓ ▓▓·· ····          │  ▓ ▓
+                             stored once, whoever    │  only blocks in which there   │  causally
+                             follows it              │  is something are read        │
 
-Each part is summed with a softmax of its own, and the parts are joined at the end (arXiv 2205.14135, section 3.1), so
+Each block is summed with a softmax of its own, and the parts are joined at the end (arXiv 2205.14135, section 3.1), so
 nothing is copied together. Rows are of very different lengths when each begins a crystal as soon as its last one is
 done; so the blocks that hold something, of all rows, are put in one list, and a loop goes through it, some at a time.
+What a row costs depends on its own prompt and tail, not on how many prompts there are; a single prompt, which all rows
+follow, is read once for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: blocks that are read together, if there are so many
 
 #: The axes of what is stored, as far as they are divided over devices.
-PROMPT_AXES, TAIL_AXES = (None, "kv_heads"), (None, "batch", None, "kv_heads")
+PROMPT_AXES, TAIL_AXES = (None, None, None, "kv_heads"), (None, "batch", None, "kv_heads")
 
 
 @struct.dataclass
@@ -43,6 +45,25 @@ Stored = Array | Codes
 
 
 @struct.dataclass
+class Ragged:
+    """Tokens of a call of which each row has a number of its own: [tokens, 1] instead of [rows, time]."""
+
+    row: Int[Array, "tokens"]  #: of those on the token's device, counted from 0; padding has numbers that no row has
+    offset: Int[Array, "tokens"]  #: among the row's tokens of this call
+    count: Int[Array, "rows"]  #: tokens of each row
+    width: int = struct.field(pytree_node=False)  #: most tokens of a row
+
+    def grid(self, x: Float[Array, "tokens one *n"], rows: int) -> Float[Array, "rows width *n"]:
+        """Row by row, 0 where a row has no more tokens."""
+        nothing = jnp.zeros((rows, self.width, *x.shape[2:]), x.dtype)
+        return nothing.at[self.row, self.offset].set(x[:, 0], mode="drop")
+
+    def flat(self, x: Float[Array, "rows width *n"]) -> Float[Array, "tokens one *n"]:
+        """Token by token again."""
+        return x.at[self.row, self.offset].get(mode="clip")[:, None]
+
+
+@struct.dataclass
 class Cache:
     """Keys and values of every layer: of prompts that rows share, and of what each row has read itself.
 
@@ -50,13 +71,14 @@ class Cache:
     a row to forget some of them (padding, a finished row) lowers its `lengths`; what lies beyond is never read.
     """
 
-    prompt_keys: Stored  #: [layers, kv_heads, prompts · room, head_dim]; the entries of prompt p begin at p · room
+    prompt_keys: Stored  #: [layers, prompts, blocks, kv_heads, BLOCK, head_dim]
     prompt_values: Stored
     prompt_lengths: Int[Array, "prompts"]
     keys: Stored  #: [layers, rows, blocks, kv_heads, BLOCK, head_dim]
     values: Stored
     lengths: Int[Array, "rows"]  #: entries of each row's tail
     prompt: Int[Array, "rows"]  #: which of the prompts a row follows
+    ragged: Ragged | None = None  #: how the tokens of the next call lie, if not as [rows, time]
 
     @classmethod
     def empty(
@@ -79,7 +101,7 @@ class Cache:
             entries = jnp.zeros((*shape, width), dtype)
             return Codes(entries, jnp.zeros(shape, jnp.float32)) if dtype == jnp.int8 else entries
 
-        shared = (layers, heads, prompts * whole_blocks(room) * BLOCK)
+        shared = (layers, prompts, whole_blocks(room), heads, BLOCK)
         own = (layers, rows, whole_blocks(tail), heads, BLOCK)
         return cls(
             nothing(*shared),
@@ -96,12 +118,9 @@ class Cache:
 
         Rows that follow another prompt are not touched.
         """
-        room = jax.tree.leaves(self.prompt_keys)[0].shape[2] // len(self.prompt_lengths)
 
         def put(stored: Array, tail: Array) -> Array:
-            entries = jnp.moveaxis(tail[:, 0], 2, 1)  # [layers, kv_heads, blocks, BLOCK, ...]
-            entries = entries.reshape(*entries.shape[:2], room, *entries.shape[4:])
-            return jax.lax.dynamic_update_slice_in_dim(stored, entries, number * room, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(stored, tail, number, axis=1)
 
         return self.replace(
             prompt_keys=jax.tree.map(put, self.prompt_keys, read.keys),
@@ -121,14 +140,20 @@ class Cache:
         rules: ShardingRules,
     ) -> Cache:
         """With these entries behind each row's tail. Entries that the tail has no room for are lost: reserve enough."""
+        ragged = self.ragged
 
-        def own(tail: tuple[Stored, Stored], lengths: Array, new: tuple[Array, Array]) -> tuple[Stored, Stored]:
+        def own(
+            tail: tuple[Stored, Stored], lengths: Array, ragged: Ragged | None, new: tuple[Array, Array]
+        ) -> tuple[Stored, Stored]:
             layers, rows, time, heads, _ = new[0].shape
-            at = lengths[:, None, None] + jnp.arange(time)[:, None]
+            row, offset = jnp.arange(rows)[:, None, None], jnp.arange(time)[:, None]
+            if ragged is not None:
+                row, offset = (x[:, None, None] for x in (ragged.row, ragged.offset))
+            at = lengths.at[row].get(mode="clip") + offset
             # Every index is said, also those that are all of an axis: TPUs copy the whole tail otherwise.
             where = (
                 jnp.arange(layers)[:, None, None, None],
-                jnp.arange(rows)[:, None, None],
+                row,
                 at // BLOCK,
                 jnp.arange(heads),
                 at % BLOCK,
@@ -142,9 +167,11 @@ class Cache:
         # A masked value is multiplied by 0, but 0 · NaN is NaN: a row's next sequence must not find one.
         new = (keys, jnp.where(jnp.isfinite(values), values, 0))
         written = (None, "batch", None, "kv_heads")
-        own = _on_each_device(own, rules, len(self.lengths), (TAIL_AXES, ("batch",), written), TAIL_AXES)
-        tail = own((self.keys, self.values), self.lengths, new)
-        return self.replace(keys=tail[0], values=tail[1], lengths=self.lengths + keys.shape[2])
+        inputs = (TAIL_AXES, ("batch",), _by_token(ragged), written)
+        own = _on_each_device(own, rules, len(self.lengths), inputs, TAIL_AXES)
+        tail = own((self.keys, self.values), self.lengths, ragged, new)
+        lengths = self.lengths + (keys.shape[2] if ragged is None else ragged.count)
+        return self.replace(keys=tail[0], values=tail[1], lengths=lengths, ragged=None)
 
 
 def whole_blocks(tokens: int) -> int:
@@ -169,7 +196,7 @@ def attend(
     layer: Int[Array, ""],
     rules: ShardingRules,
 ) -> Float[Array, "rows time heads head_dim"]:
-    """softmax(q kᵀ / √head_dim) v over the prompt, the tail and this call's tokens, these causally.
+    """softmax(q kᵀ / √head_dim) v over the row's prompt, its tail and its tokens of this call, these causally.
 
     Heads are grouped (arXiv 2305.13245): query head h reads key head h // (heads / kv_heads). Scores and sums are
     float32; a row's result does not depend on what other rows are or how long they are.
@@ -177,23 +204,29 @@ def attend(
     shape = queries.shape
 
     def own(queries: Array, keys: Array, values: Array, cache: Cache, layer: Array) -> Array:
+        rows, ragged = len(cache.lengths), cache.ragged
+        if ragged is not None:
+            # 0 · NaN is NaN: a token that is masked, behind another of the same call, must not hold one. What is no
+            # number stays so in the token's own residual stream.
+            values = jnp.where(jnp.isfinite(values), values, 0)
+            queries, keys, values = (ragged.grid(x, rows) for x in (queries, keys, values))
         time = queries.shape[1]
-        prompt = _part(
-            queries,
-            *jax.tree.map(lambda x: x[layer], (cache.prompt_keys, cache.prompt_values)),
-            visible=_own_prompt(cache)[:, None],
-            axes="ksd",
-        )
         now = _part(
             queries,
             *(jnp.moveaxis(x, 1, 2) for x in (keys, values)),
             visible=jnp.tril(jnp.ones((time, time), bool))[None],
         )
-        tail = _tail(queries, (cache.keys, cache.values), layer, cache.lengths)
-        parts = jax.tree.map(lambda a, b, c: jnp.concatenate([a[:, None], b, c[:, None]], axis=1), prompt, tail, now)
+        prompt, tail = (cache.prompt_keys, cache.prompt_values), (cache.keys, cache.values)
+        if len(cache.prompt_lengths) == 1:
+            before = _shared(queries, prompt, layer, cache.prompt_lengths[0])
+        else:
+            before = _listed(queries, prompt, layer, cache.prompt, cache.prompt_lengths[cache.prompt])
+        parts = [before, _listed(queries, tail, layer, jnp.arange(rows), cache.lengths)]
+        parts = jax.tree.map(lambda *x: jnp.concatenate([*x[:2], x[2][:, None]], axis=1), *parts, now)
         share = jnp.exp(parts.highest - parts.highest.max(1, keepdims=True))
         output = (share[..., None] * parts.output).sum(1) / (share * parts.total).sum(1)[..., None]
-        return jnp.moveaxis(output, 3, 1).astype(queries.dtype)  # [rows, time, kv_heads, group, head_dim]
+        output = jnp.moveaxis(output, 3, 1).astype(queries.dtype)  # [rows, time, kv_heads, group, head_dim]
+        return output if ragged is None else ragged.flat(output)
 
     heads = ("batch", None, "kv_heads")
     entries = Cache(
@@ -204,28 +237,49 @@ def attend(
         values=TAIL_AXES,
         lengths=("batch",),
         prompt=("batch",),
+        ragged=_by_token(cache.ragged),
     )
-    own = _on_each_device(own, rules, shape[0], (heads, heads, heads, entries, ()), heads)
+    own = _on_each_device(own, rules, len(cache.lengths), (heads, heads, heads, entries, ()), heads)
     queries = queries.reshape(*shape[:2], keys.shape[2], -1, shape[3])
     return own(queries, keys, values, cache, layer).reshape(shape)
 
 
-def _own_prompt(cache: Cache) -> Bool[Array, "rows entries"]:
-    """Which of all prompts' entries are of the prompt that the row follows."""
-    prompts = len(cache.prompt_lengths)
-    entry = jnp.arange(jax.tree.leaves(cache.prompt_keys)[0].shape[2] // prompts)
-    written = (entry < cache.prompt_lengths[:, None]).reshape(-1)
-    return written & (jnp.repeat(jnp.arange(prompts), len(entry)) == cache.prompt[:, None])
+def _by_token(ragged: Ragged | None) -> Ragged | None:
+    """The axes of what says how tokens lie."""
+    return jax.tree.map(lambda _: ("batch",), ragged)
 
 
-def _tail(
+def _shared(
     queries: Float[Array, "rows time kv_heads group head_dim"],
     entries: tuple[Stored, Stored],
     layer: Int[Array, ""],
+    length: Int[Array, ""],
+) -> Part:
+    """The part of the one prompt that there is, [rows, 1, ...]."""
+
+    def joined(x: Array) -> Array:
+        """[kv_heads, blocks · BLOCK, ...]"""
+        x = jnp.moveaxis(x[layer, 0], 1, 0)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    keys, values = jax.tree.map(joined, entries)
+    blocks = jax.tree.leaves(entries)[0].shape[2]
+    part = _part(queries, keys, values, visible=(jnp.arange(blocks * BLOCK) < length)[None, None], axes="ksd")
+    return jax.tree.map(lambda x: x[:, None], part)
+
+
+def _listed(
+    queries: Float[Array, "rows time kv_heads group head_dim"],
+    entries: tuple[Stored, Stored],
+    layer: Int[Array, ""],
+    owner: Int[Array, "rows"],
     lengths: Int[Array, "rows"],
 ) -> Part:
-    """The part of each of a row's blocks, [rows, blocks, ...]; blocks that hold nothing have no weight."""
-    rows, blocks = jax.tree.leaves(entries)[0].shape[1:3]
+    """The part of each block that a row attends to, [rows, blocks, ...]; blocks that hold nothing have no weight.
+
+    `owner` says whose entries those of a row are: its own, in the tail, or those of its prompt; `lengths`, how many.
+    """
+    rows, blocks = len(owner), jax.tree.leaves(entries)[0].shape[2]
     at_once = min(rows * blocks, max(LEAST_AT_ONCE, rows // 4))
     listed = jnp.arange(-(-rows * blocks // at_once) * at_once)
     filled = whole_blocks(lengths)
@@ -237,7 +291,7 @@ def _tail(
     def read(turn: Array, parts: Part) -> Part:
         start = turn * at_once
         r, b = (jax.lax.dynamic_slice_in_dim(x, start, at_once) for x in (row, block))
-        keys, values = jax.tree.map(lambda x: x[layer, r, b], entries)
+        keys, values = jax.tree.map(lambda x: x[layer, owner[r], b], entries)
         written = b[:, None] * BLOCK + jnp.arange(BLOCK) < lengths[r][:, None]
         part = _part(queries[r], keys, values, visible=written[:, None])
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), parts, part)

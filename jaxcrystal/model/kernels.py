@@ -18,7 +18,8 @@ mesh. A stored kernel is constant: it has no gradient, but the gradient of x flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -26,11 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxcrystal.config import NF4_BLOCK, Weights
 from jaxcrystal.mesh import ShardingRules
+
+#: Name of a float kernel's product, by which `jax.checkpoint` may keep it: policies do not see into its own gradient.
+PRODUCT = "product"
 
 #: An array, or the codes (named after their format) and their `scale`.
 Kernel = Array | Mapping[str, Array]
@@ -118,14 +123,11 @@ def multiply(
     rules: ShardingRules = ShardingRules(),  # noqa: B008
 ) -> Float[Array, "*n out"]:
     """x times the kernel whose axes bear these logical names, in x's dtype."""
+    if not is_codes(kernel):
+        return checkpoint_name(_product(x, kernel, axes, rules), PRODUCT)
 
     def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
-        # Gathered over what divides the batch, and then multiplied: left alone, the compiler decodes codes first and
-        # gathers more bytes, or sends floats around a ring of chips and adds up a product's parts in bfloat16.
-        names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
-        if not is_codes(kernel):
-            return x @ rules.constrain(kernel.astype(x.dtype), *names)
-        kernel = {name: rules.constrain(array, *names[-array.ndim :]) for name, array in kernel.items()}
+        kernel = {name: _gathered(array, axes[-array.ndim :], rules) for name, array in kernel.items()}
         if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
@@ -133,6 +135,47 @@ def multiply(
     # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. A guard
     # against common subexpressions, which the scan of layers needs not, would have its gather wait for the gradient.
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
+
+
+def _gathered(stored: Array, axes: Sequence[str], rules: ShardingRules) -> Array:
+    """Whole along what divides the batch: an all-gather over fsdp before the product.
+
+    Left alone, the compiler decodes codes first and gathers more bytes, or sends floats around a ring of chips and
+    adds up a product's parts in bfloat16.
+    """
+    names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
+    return rules.constrain(stored, *names)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(
+    x: Float[Array, "*n in"], kernel: Float[Array, "in out"], axes: tuple[str, str], rules: ShardingRules
+) -> Float[Array, "*n out"]:
+    """x times a float kernel, with a gradient of its own.
+
+    dx = dy Wᵀ      in x's dtype; W is gathered again, not kept
+    dW = xᵀ dy      one product over all tokens, summed in float32 where products are bfloat16, and laid out as W
+                    itself: over fsdp its parts are reduce-scattered, where the transpose of the gather
+                    would all-reduce the whole of it
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ _gathered(kernel.astype(x.dtype), axes, rules)
+    return flat.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _product_forward(x: Array, kernel: Array, axes: tuple[str, str], rules: ShardingRules) -> tuple[Array, tuple]:
+    return _product(x, kernel, axes, rules), (x, kernel)
+
+
+def _product_backward(axes: tuple[str, str], rules: ShardingRules, kept: tuple, dy: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    dy = dy.reshape(-1, dy.shape[-1])
+    dx = dy @ _gathered(kernel.astype(dy.dtype), axes, rules).T
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy, preferred_element_type=wide)
+    return dx.reshape(x.shape), rules.constrain(dw, *axes).astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def init(weights: Weights, axes: tuple[str, str]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
 from jaxcrystal.mesh import ShardingRules
-from jaxcrystal.model import attention_kernels
+from jaxcrystal.model import attention_kernels, kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.cache import Cache
 from jaxcrystal.model.lora import Linear
@@ -27,7 +27,10 @@ from jaxcrystal.model.rotary import Rotation, rotary, rotate
 
 #: What each layer keeps from forward to backward beside its input, by `config.remat`; "none" keeps everything.
 REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(kernels.PRODUCT),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

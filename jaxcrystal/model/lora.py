@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -56,33 +55,18 @@ class Linear(nn.Module):
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        a = self._adapter("a", uniform, (self.axes[0], "rank"), (x.shape[-1], self.lora.rank))
-        b = self._adapter("b", nn.initializers.zeros, ("rank", self.axes[1]), (self.lora.rank, self.features))
+        # Whole along the axis that fsdp divides: their bytes are few, their gathers would be messages for every layer.
+        first, last = (None if name == "embed" else name for name in self.axes)
+        narrow, wide = (first, "rank"), ("rank", last)
+        a = self._adapter("a", uniform, narrow, (x.shape[-1], self.lora.rank))
+        b = self._adapter("b", nn.initializers.zeros, wide, (self.lora.rank, self.features))
         x = nn.Dropout(self.lora.dropout)(x if adapted is None else adapted, deterministic)
-        return y + multiply(multiply(x, a), b) * (self.lora.alpha / self.lora.rank)
+        low = kernels.multiply(x, a, narrow, self.rules)
+        return y + kernels.multiply(low, b, wide, self.rules) * (self.lora.alpha / self.lora.rank)
 
     def _adapter(self, name: str, init: Any, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "m n"]:
         init = nn.with_logical_partitioning(init, axes)
         return self.variable("lora", name, lambda: init(self.make_rng("params"), shape, jnp.float32)).value
-
-
-@jax.custom_vjp
-def multiply(x: Float[Array, "*n in"], w: Float[Array, "in out"]) -> Float[Array, "*n out"]:
-    """x w in x's dtype; the gradient of w has w's: what devices add up of it is float32 where products are bfloat16."""
-    return x @ w.astype(x.dtype)
-
-
-def _multiply(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return multiply(x, w), (x, w)
-
-
-def _gradients(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, w = saved
-    dx = jnp.einsum("...o,io->...i", dy, w.astype(dy.dtype))
-    return dx, jnp.einsum("...i,...o->io", x, dy, preferred_element_type=w.dtype)
-
-
-multiply.defvjp(_multiply, _gradients)
 
 
 def merge(params: dict[str, Any], adapters: dict[str, Any], config: LoraConfig) -> dict[str, Any]:

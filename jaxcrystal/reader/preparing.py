@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcrystal
+from jaxcrystal import locks
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
 from jaxcrystal.errors import UserError, printable
@@ -91,6 +92,7 @@ class PrepareReport:
         return "\n".join([*map(str, self.parts), f"duplicates: {repeats} rows repeat another; {across} across parts"])
 
 
+@locks.holds(lambda inputs, out, **_: out)
 def prepare(
     inputs: Sequence[str | Path | Rows],
     out: Path,

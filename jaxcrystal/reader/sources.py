@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, load
 from jaxcrystal.errors import UserError, printable
+from jaxcrystal.locks import is_lock
 from jaxcrystal.reader.cif import blocks
 from jaxcrystal.reader.json_documents import IDS, items, names_a_crystal
 from jaxcrystal.reader.rows import Outcome, Rows
@@ -213,7 +214,7 @@ def _folder(folder: Path) -> Source:
     records: list[Record] = []
     unread: dict[str, list[str]] = defaultdict(list)
     digest = hashlib.sha256()
-    files = sorted(folder.iterdir())
+    files = sorted(path for path in folder.iterdir() if not is_lock(path))
     stems = Counter(stem(path.name) for path in files if _kind(path.name) in ("cif", "poscar"))
     for path in files:
         kind = _kind(path.name)

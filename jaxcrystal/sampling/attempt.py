@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from jaxcrystal.crystals import text as crystal_text
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.text import ParseError, ParseErrorKind
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 OK = "ok"
 TRUNCATED = "truncated"  #: no end of sequence before the limit
@@ -33,6 +38,27 @@ class Attempt:
     cif: str | None  #: in P1; None unless ok
     space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where spglib finds none
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
+    symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
+
+    @property
+    def id(self) -> str:
+        """As the reader of a ledger names the row."""
+        return str(self.index)
+
+    @property
+    def outcome(self) -> str:
+        """The status, under the name that all tables have for it."""
+        return self.status
+
+    @cached_property
+    def crystal(self) -> Crystal | None:
+        """None unless ok."""
+        return crystal_text.parse(self.text) if self.status == OK else None
+
+    @property
+    def structure(self) -> Structure | None:
+        """pymatgen's; None unless ok."""
+        return None if self.crystal is None else self.crystal.to_structure()
 
 
 def judge(text: str) -> tuple[str, Crystal | None]:

@@ -1,4 +1,6 @@
-"""Conditions of many prompts, read from a CSV: a row a prompt, an empty cell for what is not stated.
+"""What each prompt of a run states, and what the grammar keeps to behind it; from Python, options or a CSV.
+
+In a CSV a row is a prompt, and an empty cell is not stated:
 
 pretty_formula,band_gap
 LiFePO4,3.5
@@ -8,15 +10,29 @@ NaCl,
 from __future__ import annotations
 
 import csv
-import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from jaxcrystal.config import ATTRIBUTES
-from jaxcrystal.crystals.prompts import sentence
+from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, load
+from jaxcrystal.crystals import num_atoms as sizes
+from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, checked
+from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 
-_KIND = {"pretty_formula": str, "elements": lambda text: re.split(r"[\s,-]+", text), "spacegroup.number": int}
+T = TypeVar("T")
+
+NumAtoms: TypeAlias = int | tuple[int, int] | Literal["any"] | None  #: of a cell; None: as in training
+ANY = Constraints().num_atoms
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one prompt's crystals are to be."""
+
+    conditions: Mapping[str, Any]  #: by attribute, stated in the prompt; spelled as training texts spell them
+    constraints: Constraints | None  #: kept by the grammar; None without one
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -38,20 +54,139 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has {what}; columns are {', '.join(ATTRIBUTES)}, each at most once")
     if not rows:
         raise UserError(f"{path} has a header and no row")
-    return [_conditions(f"{path}, row {number}", header, row) for number, row in enumerate(rows, start=1)]
+    return [_cells(f"{path}, row {number}", header, row) for number, row in enumerate(rows, start=1)]
 
 
-def _conditions(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
+def _cells(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
     if len(row) != len(header):
         raise UserError(f"{where}: {len(row)} cells, the header has {len(header)}")
-    stated = {}
-    for name, cell in zip(header, map(str.strip, row), strict=True):
-        if cell:
-            try:
-                stated[name] = _KIND.get(name, float)(cell)
-                sentence(name, stated[name])
-            except ValueError:
-                raise UserError(f"{where}: {cell!r} is no value of {name}") from None
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
-    return stated
+    try:
+        return {
+            name: BY_ATTRIBUTE[name].read(cell) for name, cell in zip(header, map(str.strip, row), strict=True) if cell
+        }
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a model's training texts."""
+
+    attributes: Collection[str] | None = None  #: that they stated; None: not known, as of a converted model
+    num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
+
+    @classmethod
+    def read(cls, model_dir: Path) -> Trained:
+        """Of a model directory. Raises UserError for files that cannot be read."""
+        path = model_dir / "recipe.yaml"
+        recipe = load(Recipe, path) if path.exists() else None
+        attributes = None if recipe is None else _stated(recipe.augment, recipe.text.paper_compat)
+        return cls(attributes, sizes.load(model_dir))
+
+
+def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
+    if augment.infill == 1 or (augment.attribute_probability == 0 and not paper_compat):
+        return frozenset()
+    return frozenset(augment.attributes) - ({"elements"} if paper_compat else set())  # the original never states these
+
+
+def targets(
+    conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    constraints: Constraints,
+    num_atoms: NumAtoms = None,
+    *,
+    grammar: bool,
+    trained: Trained,
+) -> tuple[list[Target], dict[str, str]]:
+    """The target of each row of conditions, and what is to be said of them: lines by their kind.
+
+    An attribute that the training texts never stated would be noise to the model: it is not stated if the grammar keeps
+    to it, and refused if not. `num_atoms` of the cell, a number or the least and the most, is by default what training
+    had for a formula of that size; `any` leaves it to the model.
+
+    Raises UserError, with the number of the row where there are several, for conditions that do not exist, that the
+    model was not trained on, or that contradict each other or the constraints; for a row that is there twice; for
+    constraints without a grammar to keep them.
+    """
+    if num_atoms not in (None, "any"):
+        if constraints.num_atoms != ANY:
+            raise UserError("num_atoms is stated twice, by itself and among the constraints")
+        constraints = replace(
+            constraints, num_atoms=(num_atoms, num_atoms) if isinstance(num_atoms, int) else num_atoms
+        )
+    if not grammar and constraints != Constraints():
+        raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
+    rows = [conditions] if isinstance(conditions, Mapping) else list(conditions)
+    if not rows:
+        raise UserError("there is no row of conditions, not even an empty one")
+    as_trained = num_atoms is None and constraints.num_atoms == ANY
+    unstated: dict[str, None] = {}
+    limited: list[str] = []
+
+    def target(row: Mapping[str, Any]) -> Target:
+        wanted = checked(row)
+        kept = constraints
+        for attribute, value in wanted.items():
+            implied = BY_ATTRIBUTE[attribute].implied if grammar else None
+            if trained.attributes is not None and attribute not in trained.attributes:
+                if implied is None:
+                    names = ", ".join(name for name in ATTRIBUTES if name in trained.attributes) or "none"
+                    raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
+                unstated[attribute] = None
+            if implied is not None:
+                kept = _narrowed(kept, **implied(value))
+        size = sum(kept.unit.values())
+        if as_trained and grammar and size in trained.num_atoms:
+            low, high = trained.num_atoms[size]
+            kept = replace(kept, num_atoms=(low, high))
+            limited.append(f"{kept.formula}: {low} to {high}")
+        stated = {name: value for name, value in wanted.items() if name not in unstated}
+        return Target(stated, kept if grammar else None)
+
+    found = of_each(rows, target)
+    seen: dict[str, int] = {}
+    for number, each in enumerate(found, start=1):
+        if (other := seen.setdefault(repr(each), number)) != number:
+            raise UserError(
+                f"conditions, row {number}: the same as row {other}; raise num for more crystals of one prompt"
+            )
+    return found, _notes(list(unstated), limited)
+
+
+def _notes(unstated: Sequence[str], limited: Sequence[str]) -> dict[str, str]:
+    notes = {}
+    if unstated:
+        notes["unstated"] = (
+            f"the model was not trained on {' and '.join(unstated)}: the prompt does not state it, the grammar alone "
+            "keeps to it"
+        )
+    if limited:
+        more = f" and {len(limited) - 1} more" if len(limited) > 1 else ""
+        notes["num_atoms"] = (
+            f"atoms of a cell are as many as training had for formulas of that size ({limited[0]}{more}); num_atoms "
+            "says otherwise, and `any` leaves it to the model"
+        )
+    return notes
+
+
+def _narrowed(
+    constraints: Constraints, formula: str | None = None, required: tuple[str, ...] = (), allowed: tuple[str, ...] = ()
+) -> Constraints:
+    """What both the constraints and a condition permit."""
+    return replace(
+        constraints,
+        formula=constraints.formula if formula is None else formula,
+        required=tuple(dict.fromkeys((*constraints.required, *required))),
+        allowed=allowed if allowed and constraints.allowed is None else constraints.allowed,
+    )
+
+
+def of_each(rows: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+    """What `make` makes of each; where there are several, an error says which row it is of."""
+    made = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            made.append(make(row))
+        except UserError as error:
+            raise UserError(f"conditions, row {number}: {error}") if len(rows) > 1 else error from None
+    return made

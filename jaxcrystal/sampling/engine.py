@@ -6,18 +6,24 @@
        ├─ slot 1   ▓▓▓▓▓▓ crystal 1 ▓▓│▓▓▓▓▓▓▓▓▓▓ crystal 3 ▓▓▓▓▓▓▓▓│▓ …       values of its own crystal only
        └─ slot 2   ▓▓▓▓▓▓▓▓ crystal 2 ▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓│▓▓ crystal 5 …
 
-    desk              one page a crystal, used in turn: its tokens, log-probability and ending; the host reads it now
-                      and then, hands finished pages out in their order and frees them
+    pages             one a crystal, used in turn: its tokens, log-probability and ending; the host reads them now and
+                      then, gives finished crystals out in their order and frees their pages
 
-The key of a crystal is fold_in(seed, index), that of its t-th token fold_in(key of the crystal, t), and rows of a batch
-never mix: which crystal a prompt and an index give does not depend on slots, order, neighbours, other prompts or
-devices. (In float32; in bfloat16 a matrix product may round differently for another number of rows.)
+A step draws one token in each slot, among the grammar's letters, and appends the tokens behind it that the grammar
+leaves no choice about (half of a text): the model reads them all in one call of a fixed number of tokens. They cost no
+step of their own, and count in the log-probabilities as any token does.
+
+The key of a crystal is fold_in(fold_in(seed, hash of its prompt's tokens), index), that of its t-th token fold_in(key
+of the crystal, t), and rows of a batch never mix: which crystal a prompt and an index give does not depend on slots,
+order, neighbours, other prompts or devices, but for rounding: a matrix product of another number of rows may differ in
+the last bit, and two tokens that are nearly tied may then change places.
 
 With guidance each slot has two rows of the cache: one behind its prompt and one behind the prompt that states nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,19 +38,22 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Compiled
-from jaxtyping import Array, Float32, Int, Int32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
-from jaxcrystal.crystals.grammar import Grammar, State
+from jaxcrystal.crystals.grammar import Grammar, Limits, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, replicated
-from jaxcrystal.model.cache import BLOCK, PROMPT_AXES, TAIL_AXES, Cache, whole_blocks
+from jaxcrystal.model.cache import BLOCK, PROMPT_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
 from jaxcrystal.sampling.methods import Guidance, Method, pick
 from jaxcrystal.weights.saved import SavedModel
 
-STEPS_PER_CALL = 64  #: tokens of each slot between two looks of the host
-WORKING = 8  #: copies of all logits that a step takes at most, as compiled programs tell
+STEPS_PER_CALL = 64  #: steps between two looks of the host
+JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow
+TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
+WORKING, WORKING_ON_LETTERS = 5, 2  #: copies of all logits that a step takes at most, as compiled programs show
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
+LEAST_BLOCKS = 2  #: that a prompt has room for: programs differ only for longer ones
 
 
 class Ending(IntEnum):
@@ -75,16 +84,24 @@ class Draw:
 
 
 @struct.dataclass
+class Scores:
+    """What the model says of the next token."""
+
+    logits: Float32[Array, "*n letters"]  #: of the grammar's letters, or, without one, of the vocabulary
+    normalizer: Float32[Array, "*n"]  #: log Σ exp over the whole vocabulary
+
+
+@struct.dataclass
 class Slots:
     """Crystals that are being written, one a slot."""
 
     cache: Cache  #: slot s has the rows s · rows_per_slot and, with guidance, the one behind it
-    logits: Float32[Array, "slots rows_per_slot vocab"]  #: of the next token
-    crystal: Int32[Array, "slots"]  #: which of the crystals asked for, counted from 0; -1 in an idle slot
+    scores: Scores  #: [slots, rows_per_slot]
+    crystal: Int32[Array, "slots"]  #: which of the tasks, counted from 0; -1 in an idle slot
     log_probability: Float32[Array, "slots"]
     grammar_log_probability: Float32[Array, "slots"]
     grammar: State | None  #: None exactly if the engine has no grammar
-    next: Int32[Array, ""]  #: the first crystal that no slot has taken yet
+    next: Int32[Array, ""]  #: the first task that no slot has taken yet
 
     @property
     def lengths(self) -> Int32[Array, "slots"]:
@@ -93,7 +110,7 @@ class Slots:
 
 
 @struct.dataclass
-class Desk:
+class Pages:
     """Where crystals are written down: crystal n on page n % pages, once the page's former one was read."""
 
     crystal: Int32[Array, "pages"]  #: whose finished text the page holds; -1 if none yet
@@ -109,8 +126,20 @@ class Orders:
     """What is to be written on each page."""
 
     index: UInt32[Array, "pages"]
+    prompt_hash: UInt32[Array, "pages"]
     place: Int32[Array, "pages"]  #: of the prompt, in the cache
-    constraints: Int32[Array, "pages"]  #: which of the grammar's
+    limits: Limits | None  #: of each page; None exactly if the engine has no grammar
+
+
+@struct.dataclass
+class Step:
+    """What every slot appends in a step."""
+
+    letters: Int32[Array, "slots jump"]  #: the first one drawn, the others the only ones allowed
+    count: Int32[Array, "slots"]  #: how many of them
+    usable: Bool[Array, "slots"]  #: whether there were numbers to draw by
+    log_probability: Float32[Array, "slots"]  #: of the drawn one, by the model alone
+    grammar_log_probability: Float32[Array, "slots"]  #: log of what the model alone gave to those allowed
 
 
 def check_context(config: LlamaConfig, prompt: int, max_new_tokens: int) -> None:
@@ -128,11 +157,14 @@ def check_context(config: LlamaConfig, prompt: int, max_new_tokens: int) -> None
 class Engine:
     """Draws texts from `model`, `slots` at a time (rounded up to what the mesh can divide).
 
-    `methods` are applied in order to the logits of every token, of which those that `grammar` does not allow are -inf
-    before; first of all comes `guidance`, away from what the model says behind `unconditional`, a prompt's token ids.
-    `end_id` ends a text, and so does the `max_new_tokens`-th token. Keys and values are kept as `cache_dtype` (default:
-    the model's; int8 has a scale for each head of each token). Programs are compiled when first needed and serve every
-    later call with as many prompts, or one, that are no longer, rounded up to a multiple of 64 tokens.
+    `methods` are applied in order to the logits of every token that is drawn, of which those that `grammar` does not
+    allow are -inf before; first of all comes `guidance`, away from what the model says behind `unconditional`, a
+    prompt's token ids. `end_id` ends a text, and so does the `max_new_tokens`-th token. Keys and values are kept as
+    `cache_dtype` (default: the model's; int8 has a scale for each head of each token). A slot appends up to `jump`
+    tokens in a step: all but the first are those that the grammar leaves no choice about; 1 takes a step for each.
+
+    Programs are compiled when first needed: one that reads prompts, one that draws. They serve every later call,
+    whatever its prompts of up to 128 tokens and its constraints; another pair serves calls with several prompts.
 
     Raises UserError if `slots` or `max_new_tokens` is not positive, or if the mesh does not divide slots or heads.
     """
@@ -149,9 +181,10 @@ class Engine:
         slots: int = 64,
         max_new_tokens: int,
         cache_dtype: str | None = None,
+        jump: int = JUMP,
         mesh: Mesh | None = None,
     ) -> None:
-        for name, value in (("slots", slots), ("max_new_tokens", max_new_tokens)):
+        for name, value in (("slots", slots), ("max_new_tokens", max_new_tokens), ("jump", jump)):
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         self._model = model
@@ -159,29 +192,39 @@ class Engine:
         self._methods = tuple(methods)
         self._grammar = grammar
         self._guidance = guidance
+        self._letters = None if grammar is None else grammar.tokens  # None: the whole vocabulary, in its order
+        self._jump = 1 if grammar is None else jump
         self._always = [tuple(unconditional)] if guidance else []  # prompts that every task follows beside its own
         self._limit = max_new_tokens
         self._cache_dtype = cache_dtype
         self._mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
-        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        self.slots = -(-slots // parts) * parts
+        self._parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]  # of the slots, on devices of their own
+        self.slots = -(-slots // self._parts) * self._parts
         self._pages = PAGES_PER_SLOT * self.slots
         slots_sharding, whole = self._shardings()
         self._start = jax.jit(self._open, static_argnums=(0, 1), out_shardings=(slots_sharding, whole, whole))
         self._read_prompt = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots_sharding, whole))
         self._run = jax.jit(self._decode, donate_argnums=1, out_shardings=(slots_sharding, whole))
 
-    def draw(self, prompt: Sequence[int], seed: int, indices: Sequence[int]) -> Iterator[Draw]:
+    def draw(
+        self, prompt: Sequence[int], seed: int, indices: Sequence[int], limits: Limits | None = None
+    ) -> Iterator[Draw]:
         """The draw of each of `indices` behind one prompt, as `draw_all`."""
-        return self.draw_all([prompt], seed, [Task(0, index) for index in indices])
+        return self.draw_all([prompt], seed, [Task(0, index) for index in indices], limits and [limits])
 
-    def draw_all(self, prompts: Sequence[Sequence[int]], seed: int, tasks: Sequence[Task]) -> Iterator[Draw]:
+    def draw_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        tasks: Sequence[Task],
+        limits: Sequence[Limits] | None = None,
+    ) -> Iterator[Draw]:
         """The draw of each of `tasks`, in their order, each as soon as it and all before it are done.
 
-        A prompt holds token ids, the beginning of sequence included; the grammar's constraints of the same number apply
-        to what follows it. Tasks of one prompt are best asked for one after the other: there is room for as many
-        prompts as the slots follow at a time. Raises UserError if a prompt and `max_new_tokens` exceed the model's
-        context, or if the seed or an index is not in [0, 2³²).
+        A prompt holds token ids, the beginning of sequence included; what follows it keeps to the one of `limits` of
+        the same number (`Grammar.limits`; by default, to the grammar alone). Tasks of one prompt are best given one
+        after the other: there is room for as many prompts as the slots follow at a time. Raises UserError if a prompt
+        and `max_new_tokens` exceed the model's context, or if the seed or an index is not in [0, 2³²).
         """
         for prompt in (*prompts, *self._always):
             check_context(self._model.config, len(prompt), self._limit)
@@ -189,7 +232,9 @@ class Engine:
             for value in values:
                 if not 0 <= value < 2**32:
                     raise UserError(f"the {name} {value} does not lie between 0 and 2³² - 1")
-        return self._draw([tuple(prompt) for prompt in prompts], jax.random.key(np.uint32(seed)), tasks)
+        if self._grammar is not None and limits is None:
+            limits = [self._grammar.limits()] * len(prompts)
+        return self._draw([tuple(prompt) for prompt in prompts], jax.random.key(np.uint32(seed)), tasks, limits)
 
     def compile_decode(self, prompt_tokens: int) -> Compiled:
         """The program behind `draw`, for a prompt of about so many tokens; the model's arrays may be abstract."""
@@ -199,36 +244,52 @@ class Engine:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         with jax.set_mesh(self._mesh):
-            opened = jax.eval_shape(partial(self._open, 1, whole_blocks(prompt_tokens)))
-            slots, desk, first = jax.tree.map(
+            opened = jax.eval_shape(partial(self._open, 1, _room(prompt_tokens)))
+            slots, pages, first = jax.tree.map(
                 placed, opened, jax.tree.broadcast((self._shardings()[0], whole, whole), opened)
             )
             key = placed(jax.eval_shape(jax.random.key, 0))
             orders = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._no_orders())
-            allowed = jax.ShapeDtypeStruct((), jnp.int32)
-            return self._run.lower(variables, slots, desk, first, key, orders, allowed).compile()
+            ready = jax.ShapeDtypeStruct((), jnp.int32)
+            return self._run.lower(variables, slots, pages, first, key, orders, ready).compile()
 
     def memory(self, prompt_tokens: int, prompts: int = 1) -> int:
         """Bytes on each device beside the model's, for so many prompts at once of up to so many tokens.
 
-        What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each row and token
-        of the vocabulary; parameters that lie divided over `fsdp` take more when they are gathered.
+        What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each token that is
+        read and each of the vocabulary, or `WORKING_ON_LETTERS` with a grammar; parameters that lie divided over `fsdp`
+        take more when they are gathered.
         """
-        opened = jax.eval_shape(partial(self._open, prompts, whole_blocks(prompt_tokens)))
+        opened = jax.eval_shape(partial(self._open, self._places(prompts), _room(prompt_tokens)))
         slots_sharding, whole = self._shardings()
         shardings = jax.tree.leaves(jax.tree.broadcast((slots_sharding, whole, whole), opened))
         kept = sum(
             math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
             for x, sharding in zip(jax.tree.leaves(opened), shardings, strict=True)
         )
-        logits = slots_sharding.logits.shard_shape(opened[0].logits.shape)
-        return kept + 4 * WORKING * math.prod(logits)
+        vocab = self._model.module.rules.parts(self._mesh, "vocab")
+        logits = self._tokens() // self._parts * (1 + len(self._always)) * self._model.config.padded_vocab_size // vocab
+        return kept + 4 * (WORKING if self._letters is None else WORKING_ON_LETTERS) * logits
 
-    def _draw(self, prompts: list[tuple[int, ...]], key: Key[Array, ""], tasks: Sequence[Task]) -> Iterator[Draw]:
-        places = most_at_once(tasks, 2 * self.slots)
-        blocks = whole_blocks(max(map(len, (*prompts, *self._always)), default=0))
+    def _places(self, prompts: int) -> int:
+        """Prompts that there is room for at a time: of two numbers, so that few programs serve all."""
+        return 1 if prompts == 1 else 2 * self.slots
+
+    def _tokens(self) -> int:
+        """Tokens that a step reads, of all slots."""
+        return self.slots * min(self._jump, TOKENS_PER_SLOT)
+
+    def _draw(
+        self,
+        prompts: list[tuple[int, ...]],
+        key: Key[Array, ""],
+        tasks: Sequence[Task],
+        limits: Sequence[Limits] | None,
+    ) -> Iterator[Draw]:
+        places = self._places(len({prompts[task.prompt] for task in tasks}))
+        blocks = _room(max(map(len, (*prompts, *self._always)), default=0))
         with jax.set_mesh(self._mesh):
-            slots, desk, first = self._start(places, blocks)
+            slots, pages, first = self._start(places, blocks)
 
         def read_prompt(prompt: tuple[int, ...], place: int) -> None:
             nonlocal slots, first
@@ -259,23 +320,27 @@ class Engine:
                 elif place_of[prompt] in waiting:
                     waiting.remove(place_of[prompt])
                 page = allowed % self._pages
-                orders.index[page], orders.place[page], orders.constraints[page] = index, place_of[prompt], number
+                orders.index[page], orders.place[page] = index, place_of[prompt]
+                orders.prompt_hash[page] = _hash(prompt)
+                if limits is not None:
+                    for all_pages, own in zip(*map(jax.tree.leaves, (orders.limits, limits[number])), strict=True):
+                        all_pages[page] = own
                 allowed += 1
             with jax.set_mesh(self._mesh):
-                slots, desk = self._run(
-                    self._model.variables, slots, desk, first, key, jax.tree.map(np.copy, orders), np.int32(allowed)
+                slots, pages = self._run(
+                    self._model.variables, slots, pages, first, key, jax.tree.map(np.copy, orders), np.int32(allowed)
                 )
             yield from finished  # while the device goes on
             finished = []
-            pages = jax.device_get(desk)
-            while read < allowed and pages.crystal[page := read % self._pages] == read:
+            written = jax.device_get(pages)
+            while read < allowed and written.crystal[page := read % self._pages] == read:
                 finished.append(
                     Draw(
                         *tasks[read],
-                        tokens=pages.tokens[page, : pages.length[page]].copy(),
-                        log_probability=float(pages.log_probability[page]),
-                        grammar_log_probability=float(pages.grammar_log_probability[page]),
-                        ending=Ending(pages.ending[page]),
+                        tokens=written.tokens[page, : written.length[page]].copy(),
+                        log_probability=float(written.log_probability[page]),
+                        grammar_log_probability=float(written.grammar_log_probability[page]),
+                        ending=Ending(written.ending[page]),
                     )
                 )
                 read += 1
@@ -284,27 +349,33 @@ class Engine:
         yield from finished
 
     def _no_orders(self) -> Orders:
+        each = None if self._grammar is None else self._grammar.limits()
         return Orders(
-            np.zeros(self._pages, np.uint32), np.zeros(self._pages, np.int32), np.zeros(self._pages, np.int32)
+            np.zeros(self._pages, np.uint32),
+            np.zeros(self._pages, np.uint32),
+            np.zeros(self._pages, np.int32),
+            jax.tree.map(lambda x: np.stack([x] * self._pages), each),
         )
 
-    def _open(self, places: int, blocks: int) -> tuple[Slots, Desk, Float32[Array, "places vocab"]]:
-        """Idle slots, an empty desk, and room for prompts and for the logits behind them."""
+    def _open(self, places: int, blocks: int) -> tuple[Slots, Pages, Scores]:
+        """Idle slots, empty pages, and room for prompts and for what the model says behind them."""
         config = self._model.config
         everyone = places + len(self._always)
         rows = 1 + len(self._always)
         cache = Cache.empty(config, self.slots * rows, self._limit, everyone, blocks * BLOCK, dtype=self._cache_dtype)
         follows = jnp.zeros((self.slots, rows), jnp.int32).at[:, 1:].set(places)
+        each = None if self._grammar is None else self._grammar.limits()
+        limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.slots, *x.shape)), each)
         slots = Slots(
             cache=cache.replace(prompt=follows.reshape(-1)),
-            logits=jnp.zeros((self.slots, rows, config.padded_vocab_size)),
+            scores=self._nothing(self.slots, rows),
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
             grammar_log_probability=jnp.zeros(self.slots),
-            grammar=self._grammar and self._grammar.start(jnp.zeros(self.slots, jnp.int32)),
+            grammar=self._grammar and self._grammar.start(limits),
             next=jnp.int32(0),
         )
-        desk = Desk(
+        pages = Pages(
             crystal=jnp.full(self._pages, -1, jnp.int32),
             tokens=jnp.zeros((self._pages, self._limit), jnp.int32),
             length=jnp.zeros(self._pages, jnp.int32),
@@ -312,18 +383,28 @@ class Engine:
             grammar_log_probability=jnp.zeros(self._pages),
             ending=jnp.zeros(self._pages, jnp.int32),
         )
-        return slots, desk, jnp.zeros((everyone, config.padded_vocab_size))
+        return slots, pages, self._nothing(everyone)
+
+    def _nothing(self, *shape: int) -> Scores:
+        letters = self._model.config.padded_vocab_size if self._letters is None else len(self._letters)
+        return Scores(jnp.zeros((*shape, letters)), jnp.zeros(shape))
+
+    def _scores(self, variables: Any, hidden: Float[Array, "tokens one embed"]) -> Scores:
+        """Of the token behind each: all logits are summed up, and those of the letters are kept."""
+        logits = self._model.module.apply(variables, hidden, method="logits")[:, 0]
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        return Scores(logits if self._letters is None else logits[:, self._letters], normalizer)
 
     def _prefill(
         self,
         variables: Any,
         slots: Slots,
-        first: Float32[Array, "places vocab"],
+        first: Scores,
         prompt: Int32[Array, "blocks block"],
         length: Int32[Array, ""],
         place: Int32[Array, ""],
-    ) -> tuple[Slots, Float32[Array, "places vocab"]]:
-        """The model reads a prompt, a block at a time: into the cache, and its logits behind the last token."""
+    ) -> tuple[Slots, Scores]:
+        """The model reads a prompt, a block at a time: into the cache, and what it says behind the last token."""
         module = self._model.module
         blocks = len(prompt)
         empty = Cache.empty(self._model.config, 1, blocks * BLOCK, dtype=self._cache_dtype)
@@ -337,44 +418,45 @@ class Engine:
 
         last = jnp.zeros(self._model.config.hidden_size, self._model.config.dtype)
         cache, last = jax.lax.fori_loop(0, whole_blocks(length), read, (empty, last))
-        logits = module.apply(variables, last[None, None], method="logits")[0, 0]
+        scores = self._scores(variables, last[None, None])
         cache = slots.cache.with_prompt(place, cache.replace(lengths=length[None]))
-        return slots.replace(cache=cache), first.at[place].set(logits)
+        return slots.replace(cache=cache), jax.tree.map(lambda x, y: x.at[place].set(y[0]), first, scores)
 
     def _decode(
         self,
         variables: Any,
         slots: Slots,
-        desk: Desk,
-        first: Float32[Array, "places vocab"],
+        pages: Pages,
+        first: Scores,
         key: Key[Array, ""],
         orders: Orders,
-        allowed: Int32[Array, ""],
-    ) -> tuple[Slots, Desk]:
-        """Up to `STEPS_PER_CALL` tokens in every slot; fewer when the crystals before number `allowed` are all done."""
+        ready: Int32[Array, ""],
+    ) -> tuple[Slots, Pages]:
+        """Up to `STEPS_PER_CALL` steps; fewer when the tasks before number `ready` are all done."""
 
-        def unfinished(carry: tuple[Array, Slots, Desk]) -> Array:
-            step, slots, _ = carry
-            return (step < STEPS_PER_CALL) & ((slots.next < allowed) | (slots.crystal >= 0).any())
+        def unfinished(carry: tuple[Array, Slots, Pages]) -> Array:
+            number, slots, _ = carry
+            return (number < STEPS_PER_CALL) & ((slots.next < ready) | (slots.crystal >= 0).any())
 
-        def step(carry: tuple[Array, Slots, Desk]) -> tuple[Array, Slots, Desk]:
-            step, slots, desk = carry
-            slots = self._refill(slots, first, orders, allowed)
+        def step(carry: tuple[Array, Slots, Pages]) -> tuple[Array, Slots, Pages]:
+            number, slots, pages = carry
+            slots = self._refill(slots, first, orders, ready)
             page = jnp.where(slots.crystal >= 0, slots.crystal % self._pages, self._pages)  # an idle slot has no page
-            index = orders.index.at[page].get(mode="fill", fill_value=0)
-            token, normalizer, kept = self._choose(slots, jax.vmap(partial(jax.random.fold_in, key))(index))
-            slots, desk = self._write(slots, desk, page, token, normalizer, kept)
-            return step + 1, self._read(variables, slots, token), desk
+            prompt_hash, index = (x.at[page].get(mode="clip") for x in (orders.prompt_hash, orders.index))
+            keys = jax.vmap(lambda a, b: jax.random.fold_in(jax.random.fold_in(key, a), b))(prompt_hash, index)
+            chosen = self._choose(slots, keys)
+            if self._jump > 1:
+                chosen = chosen.replace(count=self._shares(chosen.count, slots.crystal >= 0, number))
+            slots, pages = self._read(variables, slots, pages, page, chosen)
+            return number + 1, slots, pages
 
-        return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, desk))[1:]
+        return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, pages))[1:]
 
-    def _refill(
-        self, slots: Slots, first: Float32[Array, "places vocab"], orders: Orders, allowed: Int32[Array, ""]
-    ) -> Slots:
-        """Idle slots take the next crystals, in order, as far as these are allowed."""
+    def _refill(self, slots: Slots, first: Scores, orders: Orders, ready: Int32[Array, ""]) -> Slots:
+        """Idle slots take the next tasks, in order, as far as these are ready."""
         idle = slots.crystal < 0
         waiting = slots.next + jnp.cumsum(idle) - 1
-        taken = idle & (waiting < allowed)
+        taken = idle & (waiting < ready)
         page = waiting % self._pages
         prompt = slots.cache.prompt.reshape(self.slots, -1)
         prompt = prompt.at[:, 0].set(jnp.where(taken, orders.place[page], prompt[:, 0]))
@@ -383,13 +465,14 @@ class Engine:
         def reset(start: Array, now: Array) -> Array:
             return jnp.where(jnp.expand_dims(taken, tuple(range(1, now.ndim))), start, now)
 
-        grammar = self._grammar and jax.tree.map(reset, self._grammar.start(orders.constraints[page]), slots.grammar)
+        grammar = slots.grammar
+        if self._grammar is not None:
+            begun = self._grammar.start(jax.tree.map(lambda x: jnp.asarray(x)[page], orders.limits))
+            grammar = jax.tree.map(reset, begun, grammar)
         lengths = jnp.where(jnp.repeat(idle, rows), 0, slots.cache.lengths)
         return slots.replace(
             cache=slots.cache.replace(lengths=lengths, prompt=prompt.reshape(-1)),
-            logits=jax.lax.cond(
-                taken.any(), lambda x: jnp.where(taken[:, None, None], first[prompt], x), lambda x: x, slots.logits
-            ),
+            scores=jax.tree.map(lambda x, now: reset(x[prompt], now), first, slots.scores),
             crystal=jnp.where(taken, waiting, slots.crystal),
             log_probability=jnp.where(taken, 0, slots.log_probability),
             grammar_log_probability=jnp.where(taken, 0, slots.grammar_log_probability),
@@ -397,87 +480,185 @@ class Engine:
             next=slots.next + taken.sum(),
         )
 
-    def _choose(
-        self, slots: Slots, keys: Key[Array, "slots"]
-    ) -> tuple[Int32[Array, "slots"], Float32[Array, "slots"], Float32[Array, "slots"]]:
-        """Each slot's next token; log Σ exp of all its logits, finite unless these are unusable; of those allowed."""
-        logits = slots.logits[:, 0]
-        normalizer = kept = jax.nn.logsumexp(logits, axis=-1)
+    def _choose(self, slots: Slots, keys: Key[Array, "slots"]) -> Step:
+        """Draws each slot's next letter, and appends those that must follow."""
+        logits, normalizer = slots.scores.logits[:, 0], slots.scores.normalizer[:, 0]
+        free, kept = logits, normalizer
         if self._grammar is not None:
-            allowed = self._model.module.rules.constrain(self._grammar.allowed(slots.grammar), "batch", "vocab")
-            logits = jnp.where(allowed, logits, -jnp.inf)
+            logits = jnp.where(self._grammar.allowed(slots.grammar), logits, -jnp.inf)
             kept = jnp.minimum(jax.nn.logsumexp(logits, axis=-1), normalizer)
         if self._guidance is not None:
-            logits = self._guidance(logits, slots.logits[:, 1])
-            normalizer += 0 * jax.nn.logsumexp(slots.logits[:, 1], axis=-1)  # NaN there is NaN here
+            logits = self._guidance(logits, slots.scores.logits[:, 1])
         for method in self._methods:
             logits = method(logits)
-        return pick(jax.vmap(jax.random.fold_in)(keys, slots.lengths), logits), normalizer, kept
+        letter = pick(jax.vmap(jax.random.fold_in)(keys, slots.lengths), logits)
+        # With guidance, what is no number behind either prompt is none; nor may the methods leave none.
+        usable = jnp.isfinite(slots.scores.normalizer).all(-1) & jnp.isfinite(logits.max(-1))
+        letters, count = self._forced(slots, letter, usable)
+        drawn = jnp.take_along_axis(free, letter[:, None], axis=1)[:, 0]
+        return Step(letters, count, usable, drawn - normalizer, kept - normalizer)
 
-    def _write(
-        self,
-        slots: Slots,
-        desk: Desk,
-        page: Int32[Array, "slots"],
-        token: Int32[Array, "slots"],
-        normalizer: Float32[Array, "slots"],
-        kept: Float32[Array, "slots"],
-    ) -> tuple[Slots, Desk]:
-        """Tokens onto their pages; crystals that end with them leave their slots."""
-        usable = jnp.isfinite(normalizer)
-        length = slots.lengths + usable
-        logit = jnp.take_along_axis(slots.logits[:, 0], token[:, None], axis=1)[:, 0]
-        log_probability = slots.log_probability + logit - normalizer
-        grammar_log_probability = slots.grammar_log_probability + kept - normalizer
-        ended = ~usable | (token == self._end_id) | (length == self._limit)
-        ending = jnp.where(token == self._end_id, Ending.FINISHED, Ending.TRUNCATED)
-        ending = jnp.where(usable, ending, Ending.NAN_LOGITS)
-        done = jnp.where(ended, page, self._pages)
-        desk = desk.replace(
-            crystal=desk.crystal.at[done].set(slots.crystal, mode="drop"),
-            tokens=desk.tokens.at[page, slots.lengths].set(token, mode="drop"),
-            length=desk.length.at[done].set(length, mode="drop"),
-            log_probability=desk.log_probability.at[done].set(log_probability, mode="drop"),
-            grammar_log_probability=desk.grammar_log_probability.at[done].set(grammar_log_probability, mode="drop"),
-            ending=desk.ending.at[done].set(ending, mode="drop"),
+    def _forced(
+        self, slots: Slots, letter: Int32[Array, "slots"], usable: Bool[Array, "slots"]
+    ) -> tuple[Int32[Array, "slots jump"], Int32[Array, "slots"]]:
+        """The letter, and behind it the only ones that the grammar allows; how many there are."""
+
+        def follow(carry: tuple[State, Array, Array], number: Array) -> tuple[tuple[State, Array, Array], Array]:
+            state, letter, goes_on = carry
+            state = self._grammar.advance(state, letter)
+            allowed = self._grammar.allowed(state)
+            goes_on &= ~self._ends(letter) & (slots.lengths + number < self._limit) & (allowed.sum(-1) == 1)
+            letter = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+            return (state, letter, goes_on), (letter, goes_on)
+
+        letter = letter.astype(jnp.int32)
+        count = jnp.ones(self.slots, jnp.int32)
+        if self._jump == 1:
+            return letter[:, None], count
+        numbers = jnp.arange(1, self._jump)
+        letters, there = jax.lax.scan(follow, (slots.grammar, letter, usable), numbers)[1]
+        return jnp.concatenate([letter[None], letters]).T, count + there.sum(0)
+
+    def _shares(
+        self, wanted: Int32[Array, "slots"], active: Bool[Array, "slots"], number: Int32[Array, ""]
+    ) -> Int32[Array, "slots"]:
+        """Tokens of each slot in this step: one, and of those that must follow what there is room for, in turn.
+
+        What finds no room is drawn in a later step, where nothing else is allowed.
+        """
+        shape = (self._parts, -1)
+        extra, active = jnp.where(active, wanted - 1, 0).reshape(shape), active.reshape(shape)
+        spare = self._tokens() // self._parts - active.sum(1, keepdims=True)
+        extra = jnp.roll(extra, -number, axis=1)
+        given = jnp.clip(spare - (jnp.cumsum(extra, axis=1) - extra), 0, extra)
+        return (active + jnp.roll(given, number, axis=1)).reshape(-1).astype(jnp.int32)
+
+    def _read(
+        self, variables: Any, slots: Slots, pages: Pages, page: Int32[Array, "slots"], chosen: Step
+    ) -> tuple[Slots, Pages]:
+        """The model reads what the slots append; it is written onto their pages, and crystals that end leave them."""
+        count, rows = chosen.count, 1 + len(self._always)
+        tokens = chosen.letters if self._letters is None else jnp.asarray(self._letters)[chosen.letters]
+        slot, offset, ragged, place = self._flat(count, rows)
+        row = (slot[:, None] * rows + jnp.arange(rows)).reshape(-1)
+        token = jnp.repeat(tokens[slot, offset], rows)
+        positions = slots.cache.positions[row] + jnp.repeat(offset, rows)
+        hidden, cache = self._model.module.apply(
+            variables,
+            token[:, None],
+            positions[:, None],
+            cache=slots.cache.replace(ragged=ragged),
+            method="hidden",
         )
+        scores = self._scores(variables, hidden)
+        scores = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), scores)
+        # Behind the first token stand those that had to follow, as far as the model said numbers.
+        usable = jnp.isfinite(scores.normalizer).all(-1)[place[:, :-1]]
+        there = jnp.cumprod((jnp.arange(1, self._jump) < count[:, None]) & usable, axis=1) > 0
+        read = jnp.where(chosen.usable, 1 + there.sum(1), 0)
+        lost = ~chosen.usable | (read < count)
+        before = place[:, :-1]
+        forced = scores.logits[before, 0, chosen.letters[:, 1:]] - scores.normalizer[before, 0]
+        forced = jnp.where(there, forced, 0).sum(1)
+        log_probability = slots.log_probability + jnp.where(lost, jnp.nan, chosen.log_probability + forced)
+        kept = slots.grammar_log_probability + jnp.where(lost, jnp.nan, chosen.grammar_log_probability + forced)
+        number = jnp.arange(self._jump)
+        written = number < read[:, None]
+        finished = (written & self._ends(chosen.letters)).any(1)
+        length = slots.lengths + read
+        ended = lost | finished | (length == self._limit)
+        ending = jnp.where(lost, Ending.NAN_LOGITS, jnp.where(finished, Ending.FINISHED, Ending.TRUNCATED))
+        done = jnp.where(ended, page, self._pages)
+        at = jnp.where(written, page[:, None], self._pages)
+        pages = pages.replace(
+            crystal=pages.crystal.at[done].set(slots.crystal, mode="drop"),
+            tokens=pages.tokens.at[at, slots.lengths[:, None] + number].set(tokens, mode="drop"),
+            length=pages.length.at[done].set(length, mode="drop"),
+            log_probability=pages.log_probability.at[done].set(log_probability, mode="drop"),
+            grammar_log_probability=pages.grammar_log_probability.at[done].set(kept, mode="drop"),
+            ending=pages.ending.at[done].set(ending, mode="drop"),
+        )
+        last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
         slots = slots.replace(
+            cache=cache,
+            scores=jax.tree.map(lambda x: x[last], scores),
             crystal=jnp.where(ended, -1, slots.crystal),
             log_probability=log_probability,
-            grammar_log_probability=grammar_log_probability,
-            grammar=self._grammar and self._grammar.advance(slots.grammar, token),
+            grammar_log_probability=kept,
+            grammar=self._advanced(slots.grammar, chosen),
         )
-        return slots, desk
+        return slots, pages
 
-    def _read(self, variables: Any, slots: Slots, token: Int32[Array, "slots"]) -> Slots:
-        """The model reads each slot's new token, in each of its rows."""
-        token = jnp.repeat(token, slots.logits.shape[1])
-        logits, cache = self._model.module.apply(
-            variables, token[:, None], slots.cache.positions[:, None], cache=slots.cache
+    def _flat(
+        self, count: Int32[Array, "slots"], rows: int
+    ) -> tuple[Int32[Array, "tokens"], Int32[Array, "tokens"], Ragged | None, Int32[Array, "slots jump"]]:
+        """Slot and offset of each token that is read, each device's own first to last; how the cache sees them; and
+        where among them those of each slot are."""
+        if self._jump == 1:
+            each = jnp.arange(self.slots)
+            return each, jnp.zeros_like(each), None, each[:, None]
+        tokens, slots = self._tokens() // self._parts, self.slots // self._parts  # of a device
+        ends = jnp.cumsum(count.reshape(self._parts, -1), axis=1)
+        token = jnp.arange(tokens)
+        own = (token[:, None] >= ends[:, None]).sum(-1)  # [parts, tokens]: the slot, or their number in padding
+        slot = jnp.minimum(own, slots - 1)
+        starts = ends - count.reshape(self._parts, -1)
+        offset = jnp.clip(token - jnp.take_along_axis(starts, slot, axis=1), 0, self._jump - 1)
+        local = jnp.where(own < slots, slot, slots + token) * rows
+        ragged = Ragged(
+            row=(local.reshape(-1, 1) + jnp.arange(rows)).reshape(-1),
+            offset=jnp.repeat(offset.reshape(-1), rows),
+            count=jnp.repeat(count, rows),
+            width=self._jump,
         )
-        return slots.replace(cache=cache, logits=logits.reshape(slots.logits.shape))
+        part = jnp.arange(self._parts)[:, None]
+        place = (starts + part * tokens).reshape(-1, 1) + jnp.arange(self._jump)
+        return (
+            (slot + part * slots).reshape(-1),
+            offset.reshape(-1),
+            ragged,
+            jnp.minimum(place, self._parts * tokens - 1),
+        )
+
+    def _advanced(self, state: State | None, chosen: Step) -> State | None:
+        """The grammar behind what every slot has appended."""
+        if state is None:
+            return None
+
+        def advance(state: State, step: tuple[Array, Array]) -> tuple[State, None]:
+            letter, number = step
+            there = number < chosen.count
+
+            def moved(new: Array, old: Array) -> Array:
+                return jnp.where(jnp.expand_dims(there, tuple(range(1, old.ndim))), new, old)
+
+            return jax.tree.map(moved, self._grammar.advance(state, letter), state), None
+
+        return jax.lax.scan(advance, state, (chosen.letters.T, jnp.arange(self._jump)))[0]
+
+    def _ends(self, letter: Int32[Array, "*n"]) -> Bool[Array, "*n"]:
+        token = letter if self._letters is None else jnp.asarray(self._letters)[letter]
+        return token == self._end_id
 
     def _shardings(self) -> tuple[Slots, NamedSharding]:
         """How the slots lie on the mesh, and what is whole on every device."""
         config, rules, whole = self._model.config, self._model.module.rules, replicated(self._mesh)
         rules.check_divides(self._mesh, "kv_heads", config.num_key_value_heads, "the cache")
         prompt, tail = (NamedSharding(self._mesh, rules.spec(axes)) for axes in (PROMPT_AXES, TAIL_AXES))
-        logits = NamedSharding(self._mesh, rules.spec(("batch", None, "vocab")))
+        letters = "vocab" if self._letters is None else None
+        scores = Scores(
+            NamedSharding(self._mesh, rules.spec(("batch", None, letters))),
+            NamedSharding(self._mesh, rules.spec(("batch", None))),
+        )
         cache = Cache(prompt, prompt, whole, tail, tail, lengths=whole, prompt=whole)
-        return Slots(cache, logits, whole, whole, whole, self._grammar and whole, whole), whole
+        return Slots(cache, scores, whole, whole, whole, self._grammar and whole, whole), whole
 
 
-def most_at_once(tasks: Sequence[Task], window: int) -> int:
-    """The most prompts that any so many tasks in a row follow, as a power of two: few programs serve all numbers."""
-    last: deque[int] = deque()
-    counts: dict[int, int] = {}
-    most = 1
-    for task in tasks:
-        last.append(task.prompt)
-        counts[task.prompt] = counts.get(task.prompt, 0) + 1
-        if len(last) > window:
-            counts[(old := last.popleft())] -= 1
-            if not counts[old]:
-                del counts[old]
-        most = max(most, len(counts))
-    return 1 << (most - 1).bit_length()
+def _room(prompt_tokens: int) -> int:
+    """Blocks that each prompt has: a power of two, so that few programs serve all."""
+    return max(LEAST_BLOCKS, 1 << (whole_blocks(prompt_tokens) - 1).bit_length())
+
+
+def _hash(prompt: Sequence[int]) -> int:
+    """32 bits of the tokens."""
+    return int.from_bytes(hashlib.sha256(np.asarray(prompt, "<i4").tobytes()).digest()[:4], "little")

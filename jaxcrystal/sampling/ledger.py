@@ -1,12 +1,14 @@
 """The ledger: one row for every attempt to draw a crystal, whatever became of it.
 
-    samples.parquet.json      what was asked, and, once all is done, how many attempts ended how
-    samples.parquet.journal   one line of JSON an attempt, in the order of their indices, while sampling goes on
+    samples.parquet.json      the request, and, once all is done, how the attempts ended and the table's checksum
+    samples.parquet.journal   one line of JSON an attempt, while sampling goes on
     samples.parquet           the same rows as a table, once all are there; the journal is then removed
 
-A run that was killed goes on after the journal's last whole line, so nothing that was finished is drawn twice and the
-table is the same as if nothing had happened. `out` may also be a CSV file, or a folder: then each crystal is a CIF
-file of its own, named by its index, and once more with its symmetry in `symmetrized/`, beside `attempts.parquet`.
+A run that was killed draws the rows that the journal lacks: those after its last whole line, and those whose line is
+damaged. Nothing that is there is drawn twice, and the table is the same as if nothing had happened. A request for more
+attempts turns the table into a journal again, under the name `.journal.NUM` until the header says NUM. `out` may also
+be a CSV file, or a folder: then each crystal is a CIF file of its own, named by its index, and once more with its
+symmetry in `symmetrized/`, beside `attempts.parquet`.
 
 Processes that share a run have each a ledger for its part of the rows, samples-00002-of-00016.parquet, which knows
 nothing of the others; `join` makes the one table of them, the same as a single process would have written.
@@ -17,12 +19,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections import Counter
+import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -51,10 +56,13 @@ SCHEMA = pa.schema(
         ("cif", pa.string()),
         ("space_group", pa.int64()),
         ("symmetrized_cif", pa.string()),
+        ("symmetry_failure", pa.string()),
     ]
 )
 ROWS_PER_GROUP = 1024
 LONGEST = 200  #: letters of a setting that an error repeats
+GOES_ON = "; what was written before is kept: with room on the disk the same command goes on after it"
+CIF_NAME = re.compile(r"\d{6,}\.cif")
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Request:
     seed: int
     num: int  #: attempts for each prompt, prompt after prompt
     num_valid: int | None = None  #: attempts end once so many are ok
+    draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
     @property
     def rows(self) -> int:
@@ -102,14 +111,27 @@ class Part(NamedTuple):
 class Ledger:
     """Opens the ledger of `request` at `out`, or of a part of its rows beside it, as far as it was written before.
 
+    `slots`: the number that this run would draw with; `Ledger.slots` is the one that the rows there were drawn with.
+    The same request with a larger `num` keeps the rows that are there, those of several parts excepted.
+
     Raises UserError if `out` is neither .parquet, .csv nor a folder's name, if it cannot be written, if it exists and
-    is no ledger, or if it is the ledger of another request: the message names what differs.
+    is no ledger, if its header is gone or its table is not the one that was finished, or if it is the ledger of another
+    request: the message names what differs.
     """
 
-    def __init__(self, out: str | Path, request: Request, part: Part = Part()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        out: str | Path,
+        request: Request,
+        part: Part = Part(),  # noqa: B008
+        slots: int | None = None,
+    ) -> None:
         self.out = part.path(Path(out))
         self.request = request
+        self.slots = slots
         self.rows = part.rows(request.rows)  #: their indices
+        self.notes: list[str] = []  #: what was found on opening, a line each
+        self.counts: Counter[str] = Counter()
         self._header = _beside(self.out, ".json")
         self._journal = _beside(self.out, ".journal")
         if self.out.suffix not in (".parquet", ".csv", ""):
@@ -120,73 +142,146 @@ class Ledger:
                 f"{others[0].path(Path(out))} is a part of a run on {others[0].of} processes, this one is on "
                 f"{part.of}; go on with as many, or remove it with its .json and .journal"
             )
-        try:
-            self.counts: Counter[str] = self._open()
-        except OSError as error:
-            raise UserError(f"cannot write {self.out}: {error.strerror} ({error.filename})") from None
+        if part.of > 1:
+            _read_header(Path(out), request)  # only one process keeps the rows of a smaller `num`
+        with _disk(self.out):
+            self._open(may_grow=part.of == 1)
 
     def __len__(self) -> int:
         """Rows that are there."""
         return self.counts.total()
 
     @property
+    def missing(self) -> list[int]:
+        """The indices of the rows that are not there, in the order in which `append` takes them."""
+        return list(self._missing)
+
+    @property
     def complete(self) -> bool:
         """Nothing is left to be drawn."""
         valid = self.request.num_valid
-        return len(self) >= len(self.rows) or (valid is not None and self.counts[OK] >= valid)
+        enough = valid is not None and self.counts[OK] >= valid
+        return not self._missing or (enough and self._missing[0] > self._last)
 
     def append(self, attempt: Attempt) -> None:
-        """Writes the next row; it outlives this process from here on."""
-        if attempt.index != self.rows.start + len(self):
-            raise ValueError(f"the ledger's next row is {self.rows.start + len(self)}, not {attempt.index}")
-        with self._journal.open("a") as journal:
-            journal.write(json.dumps(dataclasses.asdict(attempt)) + "\n")
+        """Writes the next row; it outlives this process from here on. Raises UserError if the disk refuses it."""
+        if not self._missing or attempt.index != self._missing[0]:
+            raise ValueError(f"the ledger's next row is {next(iter(self._missing), None)}, not {attempt.index}")
+        with _disk(self.out, GOES_ON), self._journal.open("a") as journal:
+            journal.write(_line(dataclasses.asdict(attempt)))
+        self._last = max(self._last, self._missing.popleft())
         self.counts[attempt.status] += 1
 
     def finish(self) -> None:
-        """Makes the table (and the CIF files) of a complete journal; a second call does nothing."""
+        """Makes the table (and the CIF files) of a complete journal; a second call does nothing.
+
+        Raises UserError if the disk refuses it; the journal is then still there.
+        """
+        with _disk(self.out, GOES_ON):
+            if self._journal.exists():
+                _write_table(self.out, self._in_order())
+                _describe(self.out, self.request, self.slots, self.counts)
+                self._journal.unlink()
+
+    def _open(self, may_grow: bool) -> None:
+        header = _read_header(self.out, self.request, may_grow)
+        if header is None:
+            for path in (self._journal, self.out):
+                if path.exists():
+                    raise UserError(
+                        f"{path} exists already, without {self._header.name}, which says whose rows it has; put that "
+                        f"back, remove {path.name}, or choose another name"
+                    )
+        elif header["request"]["num"] != self.request.num:
+            self._grow(dataclasses.replace(self.request, num=header["request"]["num"]))
+        else:
+            self.slots = header.get("slots") or self.slots
+        waiting = _beside(self._journal, f".{self.request.num}")
+        if header is not None and waiting.exists():
+            os.replace(waiting, self._journal)
+        if header is not None and self._journal.exists():
+            there = self._resume()
+        elif header is not None and self.out.exists():
+            self.counts, there = _checked_counts(self.out, header), set(self.rows)
+        else:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            _describe(self.out, self.request, self.slots)
+            self._journal.write_text("")
+            there = set()
+        self._missing = deque(row for row in self.rows if row not in there)
+        self._last = max(there, default=-1)
+
+    def _grow(self, before: Request) -> None:
+        """Numbers the rows of `before` as this request does. Whenever it is killed, it is done or was never begun."""
         if self._journal.exists():
-            with self._journal.open() as journal:
-                _write_table(self.out, map(json.loads, journal))
-            _describe(self.out, self.request, self.counts)
-            self._journal.unlink()
+            rows = (row for _, row in self._whole_lines(before))
+        elif self.out.exists():
+            _checked_counts(self.out, json.loads(self._header.read_text()))
+            rows = _read_table(self.out)
+        else:
+            rows = iter(())
 
-    def _open(self) -> Counter[str]:
-        counts = _counted(self.out, self.request)
-        if self._header.exists() and self._journal.exists():
-            return self._resume()
-        if self.out.exists():
-            if counts is None:
-                raise UserError(f"{self.out} exists already; remove it or choose another name")
-            return counts
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        _describe(self.out, self.request)
-        self._journal.write_text("")
-        return Counter()
+        def lines(path: Path) -> None:
+            with path.open("w") as journal:
+                for row in rows:
+                    index = row["index"] // before.num * self.request.num + row["draw"]
+                    journal.write(_line(row | {"index": index}))
 
-    def _resume(self) -> Counter[str]:
-        """Counts the journal's rows and cuts off the last one if it was being written when the run was killed."""
-        counts: Counter[str] = Counter()
-        whole = 0
+        _write(_beside(self._journal, f".{self.request.num}"), lines)
+        _describe(self.out, self.request, self.slots)
+        self.notes.append(f"{self.out} had {before.num} attempts for each prompt, and goes on to {self.request.num}")
+
+    def _resume(self) -> set[int]:
+        """Counts the journal's rows, whose indices it returns, and cuts off a last line that was being written."""
+        lines = whole = 0
         with self._journal.open("rb") as journal:
             for line in journal:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    row = json.loads(line)
-                    if row["index"] != self.rows.start + counts.total():
-                        raise ValueError
-                    counts[row["status"]] += 1
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{self._journal}, line {counts.total() + 1} is damaged; remove the file") from None
-                whole += len(line)
+                if line.endswith(b"\n"):
+                    lines, whole = lines + 1, whole + len(line)
         os.truncate(self._journal, whole)
-        return counts
+        there = set()
+        for _, row in self._whole_lines(self.request):
+            there.add(row["index"])
+            self.counts[row["status"]] += 1
+        if damaged := lines - len(self):
+            these = f"{damaged} line" + "s" * (damaged > 1)
+            self.notes.append(f"{these} of {self._journal} cannot be read; what is missing is drawn again")
+        return there
+
+    def _whole_lines(self, request: Request) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The journal's rows with the place of their lines, without those that are damaged."""
+        there: set[int] = set()
+        rows, place = self.rows if request is self.request else range(request.rows), 0
+        with self._journal.open("rb") as journal:
+            for line in journal:
+                if (row := _row(line, request)) is not None and row["index"] in rows and row["index"] not in there:
+                    there.add(row["index"])
+                    yield place, row
+                place += len(line)
+
+    def _in_order(self) -> Iterator[dict[str, Any]]:
+        """The journal's rows by their index: those that a damaged line had cost were drawn last."""
+        places = sorted((row["index"], place) for place, row in self._whole_lines(self.request))
+        with self._journal.open("rb") as journal:
+            for _, place in places:
+                journal.seek(place)
+                yield _row(journal.readline(), self.request)
 
 
 def finished(out: str | Path, request: Request) -> Counter[str] | None:
-    """How the attempts of a finished ledger ended; None if it is not there, or not finished."""
-    return _counted(Path(out), request) if Path(out).exists() else None
+    """How the attempts of a finished ledger ended; None if it is not there, not finished, or of a smaller `num`.
+
+    Raises UserError if it is of another request, or if its table is not the one that was finished.
+    """
+    return _finished(Path(out), request, may_grow=True)
+
+
+def _finished(out: Path, request: Request, may_grow: bool = False) -> Counter[str] | None:
+    header = _read_header(out, request, may_grow)
+    if header is None or not out.exists() or _beside(out, ".journal").exists():
+        return None
+    of_this = header["request"]["num"] == request.num and "counts" in header
+    return _checked_counts(out, header) if of_this else None
 
 
 def join(out: str | Path, request: Request) -> Counter[str] | None:
@@ -198,10 +293,10 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
     parts = _parts(out)
     if not parts:
         return None
-    counts = finished(out, request)  # a former join may have been killed while it removed the parts
+    counts = _finished(out, request)  # a former join may have been killed while it removed the parts
     if counts is None:
         wanted = [Part(number, parts[0].of) for number in range(parts[0].of)]
-        each = [finished(part.path(out), request) for part in wanted]
+        each = [_finished(part.path(out), request) for part in wanted]
         missing = [part.path(out).name for part, counted in zip(wanted, each, strict=True) if counted is None]
         if missing or parts != wanted:
             raise UserError(
@@ -210,8 +305,10 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
                 "folder, or remove them"
             )
         counts = sum(each, Counter())
-        _write_table(out, chain.from_iterable(_read_table(part.path(out)) for part in parts))
-        _describe(out, request, counts)
+        slots = json.loads(_beside(parts[0].path(out), ".json").read_text()).get("slots")
+        with _disk(out, GOES_ON):
+            _write_table(out, chain.from_iterable(_read_table(part.path(out)) for part in parts))
+            _describe(out, request, slots, counts)
     for path in (part.path(out) for part in parts):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         _beside(path, ".json").unlink()
@@ -229,14 +326,79 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
-def _describe(out: Path, request: Request, counts: Mapping[str, int] | None = None) -> None:
-    result = {} if counts is None else {"counts": dict(sorted(counts.items()))}
-    description = json.dumps({"request": dataclasses.asdict(request), **result}, indent=2)
-    _write(_beside(out, ".json"), lambda path: path.write_text(description + "\n"))
+@contextmanager
+def _disk(out: Path, remedy: str = "") -> Iterator[None]:
+    """What the disk refuses is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write {out}: {error.strerror or error}{where}{remedy}") from None
 
 
-def _counted(out: Path, request: Request) -> Counter[str] | None:
-    """What the .json file says of a finished ledger; None if there is none, or it is not finished."""
+def _describe(out: Path, request: Request, slots: int | None, counts: Mapping[str, int] | None = None) -> None:
+    """Writes the header; `counts`: of the table, which is there."""
+    description: dict[str, Any] = {"request": dataclasses.asdict(request)}
+    if slots is not None:
+        description["slots"] = slots
+    if counts is not None:
+        description |= {"counts": dict(sorted(counts.items())), "checksum": _checksum(out)}
+    _write(_beside(out, ".json"), lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+
+
+def _checksum(out: Path) -> str:
+    """SHA-256 of the table; of a folder, of its table and the names of its CIF files."""
+    with (out if out.suffix else out / "attempts.parquet").open("rb") as table:
+        digest = hashlib.file_digest(table, "sha256")
+    if not out.suffix:
+        names = sorted(path.name for path in out.iterdir() if CIF_NAME.fullmatch(path.name))
+        digest.update("\n".join(names).encode())
+    return digest.hexdigest()
+
+
+def _checked_counts(out: Path, header: dict[str, Any]) -> Counter[str]:
+    """How the attempts of a finished ledger ended. Headers of older versions have no checksum."""
+    wrong = None
+    if "counts" not in header:
+        wrong = f"is there, and {out.name}.journal is not"
+    elif "checksum" in header:
+        try:
+            if header["checksum"] != _checksum(out):
+                wrong = "is not what was written there: its checksum is another"
+        except OSError as error:
+            wrong = f"is not what was written there: {error.filename}: {error.strerror}"
+    if wrong is not None:
+        raise UserError(
+            f"{out} {wrong}; put a copy of it back, or remove it and {out.name}.json, and the same command draws it "
+            "again"
+        )
+    return Counter(header["counts"])
+
+
+def _line(row: dict[str, Any]) -> str:
+    """The journal's line of a row, with a checksum of its own."""
+    return json.dumps(row | {"crc32": _crc32(row)}) + "\n"
+
+
+def _crc32(row: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())
+
+
+def _row(line: bytes, request: Request) -> dict[str, Any] | None:
+    """The row of a journal's line; None for a damaged one."""
+    try:
+        row = json.loads(line)
+        if row.pop("crc32") != _crc32(row):
+            return None
+        prompt, draw = divmod(row["index"], request.num)
+        good = row["draw"] == draw and row["prompt"] == request.prompts[prompt] and row["seed"] == request.seed
+        return row if good and isinstance(row["status"], str) and line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+
+
+def _read_header(out: Path, request: Request, may_grow: bool = False) -> dict[str, Any] | None:
+    """What the .json file says; None if there is none. Raises UserError if it is of another request."""
     header = _beside(out, ".json")
     if not header.exists():
         return None
@@ -244,16 +406,22 @@ def _counted(out: Path, request: Request) -> Counter[str] | None:
         saved = json.loads(header.read_text())
         then = saved["request"]
         now = json.loads(json.dumps(dataclasses.asdict(request)))
-        differing = [(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
+        differing = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+        if may_grow and "num" in differing and then["num"] < now["num"]:
+            del differing["num"]
+        elif "counts" in saved and "num" not in differing:
+            differing.pop("draws", None)  # nothing is drawn any more
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{header} describes no samples; remove it or choose another name") from None
     if differing:
-        changes = "; ".join(f"{key} was {_short(old)}, now it is {_short(new)}" for key, old, new in differing)
+        changes = "; ".join(
+            f"{key} was {_short(old)}, now it is {_short(new)}" for key, (old, new) in differing.items()
+        )
         raise UserError(
             f"{out} belongs to another run: {changes}. Choose another name, or remove {out.name} with its .json and "
             ".journal"
         )
-    return Counter(saved["counts"]) if "counts" in saved else None
+    return saved
 
 
 def _short(setting: Any) -> str:
@@ -271,7 +439,10 @@ def _write_table(out: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _with_files(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same rows; each crystal is written to files of its own on the way."""
+    """The same rows; each crystal is written to files of its own on the way, in place of those of a smaller `num`."""
+    for path in [*out.iterdir(), *(out / "symmetrized").iterdir()]:
+        if CIF_NAME.fullmatch(path.name):
+            path.unlink()
     for row in rows:
         if row["status"] == OK:
             name = f"{row['index']:06d}.cif"
@@ -284,11 +455,20 @@ def _with_files(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str,
 def _read_table(out: Path) -> Iterator[dict[str, Any]]:
     if out.suffix == ".csv":
         with out.open(newline="") as file:
-            yield from csv.DictReader(file)
+            for row in csv.DictReader(file):
+                yield {name: _of_csv(name, text) for name, text in row.items()}
     else:
         with pq.ParquetFile(out if out.suffix else out / "attempts.parquet") as table:
             for batch in table.iter_batches(ROWS_PER_GROUP):
                 yield from batch.to_pylist()
+
+
+def _of_csv(name: str, text: str) -> int | float | str | None:
+    """A table has no field for None: it is what no text has, and `text` is never None."""
+    if not text and name != "text":
+        return None
+    kind = SCHEMA.field(name).type
+    return int(text) if kind == pa.int64() else float(text) if kind == pa.float64() else text
 
 
 def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
@@ -307,5 +487,8 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """A file at `path` is whole or not there: it is written under another name first."""
     part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
     OUT/checkpoints/STEP/training    optimizer and step
     OUT/checkpoints/STEP/place       as JSON: where in the data the next step begins, the run's identity, fingerprints
                                      of what was saved and of the frozen weights below it
-    OUT/checkpoints/STEP/metrics     as JSON: the validation loss at this step
+    OUT/checkpoints/STEP/metrics     as JSON: the validation loss at this step, if it was taken before
 
 Orbax writes a step beside its place and moves it there when it is complete: a kill leaves no half checkpoint. What was
 damaged later does not have its fingerprint any more, and the checkpoint before it is taken.
@@ -72,8 +72,10 @@ class Checkpoints:
         with self._writing():
             self._manager = ocp.CheckpointManager(self._path, options=options)
 
-    def save(self, trainer: Trainer, state: TrainState, place: Place, validation_loss: float) -> None:
+    def save(self, trainer: Trainer, state: TrainState, place: Place, validation_loss: float | None = None) -> None:
         """Starts writing this state; a step that is already there is left as it is.
+
+        Without a validation loss it is one of the last ones, never the best.
 
         Raises UserError if the disk does not take it, or did not take the one before.
         """
@@ -90,8 +92,18 @@ class Checkpoints:
                     training=ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step}),
                     place=ocp.args.JsonSave(asdict(place) | proof | {"run": self._identity.to_json()}),
                 ),
-                metrics={"validation_loss": validation_loss},
+                metrics={} if validation_loss is None else {"validation_loss": validation_loss},
             )
+
+    def wait(self) -> None:
+        """Until all is written. Raises UserError if the disk did not take it."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def remove(self, step: int) -> None:
+        """Takes away the checkpoint of this step, if there is one."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
 
     def best_loss(self) -> float:
         """The lowest validation loss of all that are there; infinite if there is none."""
@@ -194,8 +206,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            with self._writing():
-                self._manager.wait_until_finished()
+            self.wait()
         except UserError:
             if error is None:  # otherwise this came after the error that is being raised
                 raise

@@ -1,6 +1,7 @@
 """Training from a recipe to a model directory: `jaxcrystal train CONFIG`.
 
     OUT/recipe.yaml        the recipe, as it was run
+    OUT/num_atoms.json     of the training set, by size of formula (`crystals.num_atoms`)
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
@@ -15,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ import yaml
 from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
-from jaxcrystal import hosts
+from jaxcrystal import hosts, locks
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
-from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
@@ -57,6 +59,7 @@ class TrainReport:
     stopped: signal.Signals | None = None  #: what stopped the run before its end; it is saved and can go on
 
 
+@locks.holds(lambda recipe: recipe.out, hosts.held)
 def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = Path(recipe.out)
@@ -98,6 +101,7 @@ def train(recipe: Recipe) -> TrainReport:
         with hosts.together():
             if hosts.is_first():
                 _write_recipe(out, recipe)
+                num_atoms.store(feed.examples.crystals, out)
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 
@@ -158,6 +162,11 @@ class _Run:
         self.checkpoints, self.steps = checkpoints, steps
         self.rows = batch_sharding(trainer.mesh)
 
+    @cached_property
+    def _validated(self) -> Int[np.ndarray, "batches rows slots"]:
+        """Which crystals each validation reads: the first rows of the set, packed once."""
+        return self.validation.epoch(0)[: -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)]
+
     def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
         """From `state`, whose next batch is at `start`, to the last step, or until a signal stops it."""
         step = done = int(state.step)
@@ -177,15 +186,18 @@ class _Run:
                 state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
-                save = step % self.recipe.checkpoint_every == 0 or step == self.steps or stop
-                # What is saved is validated first: the last update's loss is not known, and may be no number.
-                validate = step % self.recipe.validate_every == 0 or save
+                save = step % self.recipe.checkpoint_every == 0 or step == self.steps
+                # What is saved is validated first: the loss after the last update is unknown, and may be no number.
+                validate = step % self.recipe.validate_every == 0 or save or stop
                 if step % self.recipe.log_every == 0 or validate:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
+                if stop:  # not so behind a signal: a machine that is taken away may leave no time for both
+                    self.checkpoints.save(self.trainer, state, place)
+                    self.checkpoints.wait()
                 if validate:
                     validation_loss = self._validate(step, eval_step, state, crystals)
-                    if save or validation_loss < best:
+                    if not stop and (save or validation_loss < best):
                         self.checkpoints.save(self.trainer, state, place, validation_loss)
                     best = min(best, validation_loss)
                     since = time.perf_counter()
@@ -283,12 +295,13 @@ class _Run:
 
         Raises UserError if it is no number, naming `last`, the crystals of the step before.
         """
-        batches = -(-self.recipe.data.validation_rows // self.validation.rows_per_batch)
-        key, table = self.validation.key(0), self.validation.epoch(0)[:batches]
-        measured = jax.device_get([eval_step(state, self.validation.placed(b, self.rows), key) for b in table])
+        key = self.validation.key(0)
+        batches = [self.validation.placed(batch, self.rows) for batch in self._validated]
+        measured = jax.device_get([eval_step(state, batch, key) for batch in batches])
         tokens = sum(int(m.tokens) for m in measured)
         loss = sum(float(m.loss) * int(m.tokens) for m in measured) / tokens
         if not math.isfinite(loss):
+            self.checkpoints.remove(step)
             self._give_up(f"after step {step}", step, {"validation loss": loss}, last)
         self.journal.write(
             "validation", step, loss=loss, tokens=tokens, crystals=sum(int(m.crystals) for m in measured)

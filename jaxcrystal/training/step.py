@@ -1,6 +1,6 @@
 """One step of training, as one compiled program: draw, write, forward, backward, update.
 
-    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ sum over micro-batches ──▶ AdamW ──▶ state
+    examples, key ──writer──▶ rows ──Llama──▶ loss ──grad──▶ sum over micro-batches ──▶ optimizer ──▶ state
 
 What is trained is one collection of the model's variables: `lora` on a frozen `params`, or `params` themselves.
 """
@@ -66,10 +66,34 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) at `learning_rate`, gradients clipped by global norm."""
+    """The optimizer `config.name` at `learning_rate`, gradients clipped by global norm.
+
+    `adamw` is AdamW (arXiv 1711.05101). `muon` is Muon (Jordan 2024; its step's size as arXiv 2502.16982, eq. 4) for
+    `is_layer_kernel`, each layer's matrix by itself, and AdamW for embedding, head and norms.
+    """
     rate = learning_rate(config, steps)
-    adamw = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    optimizer = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
+    if config.name == "muon":
+        muon = optax.contrib.muon(
+            rate,
+            beta=config.muon_beta,
+            weight_decay=config.weight_decay,
+            consistent_rms=config.muon_rms,
+            # The axes of a kernel; the one before them, along which layers are stacked, is a batch of matrices.
+            muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+        )
+        optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _optimizer_names)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def is_layer_kernel(path: tuple[Any, ...]) -> bool:
+    """Whether the variable at this path is a matrix of a layer: a kernel, or an adapter's a or b."""
+    names = [key.key for key in path]
+    return "layers" in names and names[-1] in ("kernel", "a", "b")
+
+
+def _optimizer_names(variables: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map_with_path(lambda path, _: "muon" if is_layer_kernel(path) else "adamw", variables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +138,11 @@ class Trainer:
         trained = variables[self.collection]
         whole = replicated(self.mesh)
 
+        def masked(x: Any) -> bool:  # stands where a weight belongs to the other of two optimizers
+            return isinstance(x, optax.MaskedNode)
+
         def placed(x: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return x if masked(x) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         optimizer = optax.tree_utils.tree_map_params(
             self.optimizer,
@@ -123,6 +150,7 @@ class Trainer:
             jax.eval_shape(self.optimizer.init, trained),
             trained,
             transform_non_params=lambda x: placed(x, whole),
+            is_leaf=masked,
         )
         return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), trained, frozen, optimizer)
 

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from jaxcrystal import locks
 from jaxcrystal.config import LoraConfig
 from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
 from jaxcrystal.errors import UserError
@@ -82,7 +83,7 @@ def export(
             f"{model_dir} stores its weights as {description.model.weights}, which transformers does not read; export "
             "its adapters with --format peft, or train them on a base converted with --weights float"
         )
-    with written_whole(out) as partial:
+    with locks.held(out), written_whole(out) as partial:
         model = load_model(model_dir, mesh)
         if format == "peft":
             return _export_peft(model, partial, out, base_name)

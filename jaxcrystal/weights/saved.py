@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxcrystal import locks
 from jaxcrystal.config import (
     EXECUTION,
     LlamaConfig,
@@ -109,7 +110,7 @@ def describe(
     partial = directory / f"{MODEL_FILE}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if foreign := {path.name for path in directory.iterdir()} - {partial.name, TOKENIZER_FILE}:
+        if foreign := {path.name for path in directory.iterdir()} - {partial.name, TOKENIZER_FILE, locks.INSIDE}:
             raise UserError(f"{directory} holds {min(foreign)!r} and no {MODEL_FILE}; choose another directory")
         shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
         partial.write_text(json.dumps(to_dict(description), indent=2) + "\n")
@@ -277,7 +278,7 @@ def convert(
     """
     source, out = Path(source), Path(out)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
-    with written_whole(out) as partial:
+    with locks.held(out), written_whole(out) as partial:
         if (source / "adapter_config.json").exists():
             if dtype is not None:
                 raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")

@@ -17,7 +17,8 @@ from test_writer import p1_crystal
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
-from jaxcrystal.crystals.grammar import GAMMA, Constraints, Grammar, State, read_formula
+from jaxcrystal.crystals.formulas import read_formula
+from jaxcrystal.crystals.grammar import END, GAMMA, Constraints, Grammar, Limits, State
 from jaxcrystal.crystals.text import ParseError, parse, write
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
@@ -34,14 +35,14 @@ def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
     return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
 
 
-def build(tokenizer=COMPACT, fmt=TextFormat(), limit=LIMIT, **constraints) -> Grammar:  # noqa: B008
-    return Grammar.build(TokenTables.build(tokenizer), fmt, limit, tokenizer.vocab_size, [Constraints(**constraints)])
+def build(tokenizer=COMPACT, fmt=TextFormat(), limit=LIMIT) -> Grammar:  # noqa: B008
+    return Grammar.build(TokenTables.build(tokenizer), fmt, limit)
 
 
-def of_letters(grammar: Grammar) -> tuple[Grammar, np.ndarray]:
-    """The same over a vocabulary that holds only what the grammar knows, and the token of each of its pieces."""
-    tokens = np.array([int(np.flatnonzero(grammar.letter == i)[0]) for i in range(grammar.letters)])
-    return dataclasses.replace(grammar, letter=np.arange(grammar.letters)), tokens
+def start(grammar: Grammar, slots: int, limits: Limits | None = None) -> State:
+    """Of slots that all keep to the same."""
+    limits = grammar.limits() if limits is None else limits
+    return grammar.start(jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *x.shape)), limits))
 
 
 def tokens_of(tokenizer, text: str) -> list[int]:
@@ -49,7 +50,7 @@ def tokens_of(tokenizer, text: str) -> list[int]:
     return tokenizer.encode("\n" + text)[len(tokenizer.encode("\n")) :]
 
 
-def walk(grammar: Grammar, key: jax.Array, texts: int) -> tuple[jax.Array, jax.Array]:
+def walk(grammar: Grammar, limits: Limits, key: jax.Array, texts: int) -> tuple[jax.Array, jax.Array]:
     """Letters that are drawn uniformly among those allowed, -1 behind the end; whether there always was one."""
 
     def step(carry: tuple[State, jax.Array], key: jax.Array):
@@ -58,19 +59,20 @@ def walk(grammar: Grammar, key: jax.Array, texts: int) -> tuple[jax.Array, jax.A
         letter = jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
         letter = jnp.where(ended, -1, letter)
         state = grammar.advance(state, jnp.maximum(letter, 0))
-        return (state, ended | (letter == 13)), (letter, ended | allowed.any(-1))
+        return (state, ended | (letter == len(grammar.digits) + END)), (letter, ended | allowed.any(-1))
 
-    start = (grammar.start(jnp.zeros(texts, jnp.int32)), jnp.zeros(texts, bool))
-    (_, ended), (letters, possible) = jax.lax.scan(step, start, jax.random.split(key, grammar.limit))
+    begin = (start(grammar, texts, limits), jnp.zeros(texts, bool))
+    (_, ended), (letters, possible) = jax.lax.scan(step, begin, jax.random.split(key, grammar.limit))
     return letters.T, possible.all() & ended.all()
 
 
-def walked(tokenizer, grammar: Grammar, texts: int, seed: int = 0) -> list[Crystal]:
+def walked(tokenizer, grammar: Grammar, texts: int, seed: int = 0, **constraints) -> list[Crystal]:
     """Crystals of random walks, none of which ran into a wall or into the limit."""
-    small, tokens = of_letters(grammar)
-    letters, possible = jax.device_get(jax.jit(walk, static_argnums=(0, 2))(small, jax.random.key(seed), texts))
+    limits = grammar.limits(Constraints(**constraints))
+    program = jax.jit(walk, static_argnums=(0, 3))
+    letters, possible = jax.device_get(program(grammar, limits, jax.random.key(seed), texts))
     assert possible
-    return [read(tokenizer, tokens[row[row >= 0]]) for row in letters]
+    return [read(tokenizer, grammar.tokens[row[row >= 0]]) for row in letters]
 
 
 def read(tokenizer, tokens: np.ndarray) -> Crystal:
@@ -92,20 +94,17 @@ def test_every_walk_ends_in_a_crystal(tokenizer, fmt):
 
 def test_texts_fill_what_room_there_is(tokenizer):
     """The end comes at the last token, not before its time: nothing is truncated, nothing is wasted."""
-    grammar = build(tokenizer, limit=120, formula="C")
-    small, _ = of_letters(grammar)
-    # Never the end, where something else may come.
-    endless = dataclasses.replace(small, num_atoms=np.array([(1, 99)]))
+    grammar = build(tokenizer, limit=120)
 
     def step(state: State, key: jax.Array):
-        allowed = endless.allowed(state)
+        allowed = grammar.allowed(state)
+        # Never the end, where something else may come.
         allowed = allowed.at[:, 13].min(allowed.sum(-1) == 1)
         letter = jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
-        return endless.advance(state, letter), letter
+        return grammar.advance(state, letter), letter
 
-    _, letters = jax.jit(lambda keys: jax.lax.scan(step, endless.start(jnp.zeros(64, jnp.int32)), keys))(
-        jax.random.split(jax.random.key(0), 120)
-    )
+    carbon = start(grammar, 64, grammar.limits(Constraints(formula="C")))
+    _, letters = jax.jit(lambda keys: jax.lax.scan(step, carbon, keys))(jax.random.split(jax.random.key(0), 120))
     lengths = (np.asarray(letters).T == 13).argmax(1) + 1
     assert (lengths > 120 - grammar.atom[6]).all() and (lengths <= 120).all()
 
@@ -118,7 +117,7 @@ def test_compositions_are_exact(shared, formula):
     tokenizer = load_tokenizer(shared / "tokenizer/llama2/tokenizer.model")
     unit = read_formula(formula)
     units = set()
-    for crystal in walked(tokenizer, build(tokenizer, formula=formula), 64):
+    for crystal in walked(tokenizer, build(tokenizer), 64, formula=formula):
         counts = Counter(crystal.symbols)
         n = counts[next(iter(unit))] // next(iter(unit.values()))
         assert counts == Counter({symbol: n * count for symbol, count in unit.items()})
@@ -128,24 +127,16 @@ def test_compositions_are_exact(shared, formula):
 
 @pytest.mark.parametrize("num_atoms", [(14, 14), (3, 8)])
 def test_formula_and_number_of_atoms(num_atoms):
-    found = {len(c) for c in walked(COMPACT, build(formula="LiFePO4", num_atoms=num_atoms, limit=400), 256)}
+    found = {len(c) for c in walked(COMPACT, build(limit=400), 256, formula="LiFePO4", num_atoms=num_atoms)}
     low, high = num_atoms
     assert found <= set(range(low, high + 1)) & {7, 14, 21} and found
 
 
 @cache
 def _constrained():
-    """Walks whose constraints are arguments, so that they are compiled once."""
-    small, tokens = of_letters(build(limit=160))
-
-    @jax.jit
-    def run(permitted, required, low, high, key):
-        grammar = dataclasses.replace(
-            small, permitted=permitted[None], required=required[None], num_atoms=jnp.stack([low, high])[None]
-        )
-        return walk(grammar, key, 40)
-
-    return run, tokens
+    """Walks that are compiled once, whatever the limits."""
+    grammar = build(limit=160)
+    return grammar, jax.jit(lambda limits, key: walk(grammar, limits, key, 40))
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,38 +151,37 @@ def test_elements_and_numbers_of_atoms_are_kept(data):
     required = data.draw(st.sets(st.sampled_from(left), max_size=min(3, len(left))))
     low = data.draw(st.integers(1, 6))
     high = data.draw(st.none() | st.integers(max(low, len(required)), 8))
-    grammar = build(
-        limit=160,
+    grammar, run = _constrained()
+    constraints = Constraints(
         allowed=None if allowed is None else tuple(allowed),
         forbidden=tuple(forbidden),
         required=tuple(required),
         num_atoms=(low, high),
     )
-    run, tokens = _constrained()
     key = jax.random.key(data.draw(st.integers(0, 2**31)))
-    letters, possible = jax.device_get(run(grammar.permitted[0], grammar.required[0], *grammar.num_atoms[0], key))
-    assert possible
+    letters, possible = jax.device_get(run(grammar.limits(constraints), key))
+    assert possible and run._cache_size() == 1
     for row in letters:
-        crystal = read(COMPACT, tokens[row[row >= 0]])
+        crystal = read(COMPACT, grammar.tokens[row[row >= 0]])
         assert required <= set(crystal.symbols) <= set(left)
         assert low <= len(crystal) <= (high or 99)
 
 
 def rejected(tokenizer, grammar: Grammar, texts: list[str]) -> list[tuple[str, int]]:
     """Texts of which some token, or the end, was not allowed, and which token it was."""
-    small, _ = of_letters(grammar)
+    letter = {int(token): number for number, token in enumerate(grammar.tokens)}
     rows = [[*tokens_of(tokenizer, text), tokenizer.eos_id] for text in texts]
     letters = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, tokens in zip(letters, rows, strict=True):
-        row[: len(tokens)] = grammar.letter[tokens]
+        row[: len(tokens)] = [letter[token] for token in tokens]
 
     @jax.jit
     def follow(letters):
         def step(state, letter):
-            allowed = jnp.take_along_axis(small.allowed(state), letter[:, None], axis=1)[:, 0]
-            return small.advance(state, letter), allowed
+            allowed = jnp.take_along_axis(grammar.allowed(state), letter[:, None], axis=1)[:, 0]
+            return grammar.advance(state, letter), allowed
 
-        return jax.lax.scan(step, small.start(jnp.zeros(letters.shape[0], jnp.int32)), letters.T)[1].T
+        return jax.lax.scan(step, start(grammar, letters.shape[0]), letters.T)[1].T
 
     followed = np.asarray(follow(letters))
     first_bad = (~followed).argmax(1)
@@ -285,7 +275,7 @@ def test_every_pair_of_angles_leaves_exactly_the_angles_that_close_a_cell():
     alpha, beta = (x.ravel() for x in np.meshgrid(degrees, degrees, indexing="ij"))
     grammar = build()
     state = dataclasses.replace(
-        grammar.start(jnp.zeros(len(alpha), jnp.int32)),
+        start(grammar, len(alpha)),
         field=jnp.full(len(alpha), GAMMA, jnp.int32),
         angles=jnp.stack([alpha, beta], axis=1),
     )
@@ -309,7 +299,7 @@ def test_the_flattest_cells_are_still_cells():
     keep = alpha + beta <= 36000 - 101
     angles = np.stack([alpha, beta], axis=1)[keep]
     state = dataclasses.replace(
-        grammar.start(jnp.zeros(len(angles), jnp.int32)),
+        start(grammar, len(angles)),
         field=jnp.full(len(angles), GAMMA, jnp.int32),
         angles=jnp.asarray(angles),
     )
@@ -321,14 +311,12 @@ def test_the_flattest_cells_are_still_cells():
 @cache
 def _next_digits(decimals: int):
     """What may come at a state of a length, for bounds that are arguments."""
-    small, _ = of_letters(build(fmt=TextFormat(length_decimals=decimals)))
+    grammar = build(fmt=TextFormat(length_decimals=decimals))
 
     @jax.jit
     def allowed(low, high, value, column):
-        grammar = dataclasses.replace(small, low=jnp.full((1, 10), low), high=jnp.full((1, 10), high))
-        return grammar.allowed(
-            dataclasses.replace(grammar.start(jnp.zeros(len(value), jnp.int32)), value=value, column=column)
-        )
+        limits = dataclasses.replace(grammar.limits(), low=jnp.full(10, low), high=jnp.full(10, high))
+        return grammar.allowed(dataclasses.replace(start(grammar, len(value), limits), value=value, column=column))
 
     return allowed
 
@@ -355,24 +343,42 @@ def test_digits_lead_to_every_number_of_the_interval_and_to_no_other(decimals, l
 
 
 def test_bounds_of_the_cell_are_kept():
-    found = walked(COMPACT, build(lengths=(3.05, 11.19), angles=(58.5, 121)), 500)
+    found = walked(COMPACT, build(), 500, lengths=(3.05, 11.19), angles=(58.5, 121))
     lengths, angles = (np.concatenate([getattr(c, name) for c in found]) for name in ("lengths", "angles"))
     assert (lengths.min(), lengths.max()) == (pytest.approx(3.1), pytest.approx(11.1))
     assert angles.min() >= 59 and angles.max() <= 121 and len(set(angles.tolist())) > 50
 
 
-def test_columns_beyond_the_vocabulary_and_control_pieces_never_come(tokenizer):
-    vocab = tokenizer.vocab_size + 40
-    grammar = Grammar.build(TokenTables.build(tokenizer), TextFormat(), LIMIT, vocab)
-    small, tokens = of_letters(grammar)
-    state = grammar.start(jnp.zeros(2, jnp.int32))
-    for letter in (5, 10, 6, 11):
-        few, many = np.asarray(small.allowed(state)), np.asarray(grammar.allowed(state))
-        assert many.shape == (2, vocab) and many.sum() == few.sum() > 0
-        np.testing.assert_array_equal(many[:, tokens], few)
-        state = grammar.advance(state, jnp.full(2, int(tokens[letter])))
-    unused = np.setdiff1d(np.arange(vocab), tokens)
-    assert (grammar.letter[unused] == grammar.letters).all()
+def test_digits_in_groups_of_three():
+    """As LLaMA-3 spells numbers: every run of digits in groups of three from its left, whatever the format."""
+    tables = TokenTables.build(COMPACT)
+    grouped = dataclasses.replace(tables, digits=np.arange(1000, 1000 + 10 + 100 + 1000))
+    spelled = {int(t): str(i) for i, t in enumerate(grouped.digits[:10])}
+    spelled |= {int(t): f"{i:02d}" for i, t in enumerate(grouped.digits[10:110])}
+    spelled |= {int(t): f"{i:03d}" for i, t in enumerate(grouped.digits[110:])}
+    spelled |= {int(tables.point): ".", int(tables.space): " ", int(tables.newline): "\n", int(tables.eos): ""}
+    fmt = TextFormat(length_decimals=2, angle_decimals=1, coord_decimals=4)
+    grammar = Grammar.build(grouped, fmt, 200)
+    program = jax.jit(walk, static_argnums=(0, 3))
+    limits = grammar.limits(Constraints(lengths=(2.5, 120.0)))
+    letters, possible = jax.device_get(program(grammar, limits, jax.random.key(0), 300))
+    assert possible
+    widths = set()
+    for row in letters:
+        tokens = [int(t) for t in grammar.tokens[row[row >= 0]]]
+        text = "".join(spelled.get(t) if t in spelled else COMPACT.decode([t]).strip() for t in tokens)
+        crystal = parse(text)
+        assert 2.5 <= crystal.lengths.min() and crystal.lengths.max() <= 120
+        run: list[str] = []
+        for token in [*tokens, int(tables.eos)]:
+            if token >= 1000:
+                run.append(spelled[token])
+            elif run:
+                together = "".join(run)
+                assert run == [together[i : i + 3] for i in range(0, len(together), 3)], text
+                widths |= {len(part) for part in run}
+                run = []
+    assert widths == {1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -456,4 +462,4 @@ def test_contradictions_are_refused(constraints, match):
 )
 def test_what_cannot_be_written_is_refused(limit, constraints, match):
     with pytest.raises(UserError, match=match):
-        build(limit=limit, **constraints)
+        build(limit=limit).limits(Constraints(**constraints))

@@ -3,8 +3,10 @@
 import pytest
 from test_crystal import SALT
 
-from jaxcrystal.config import TextFormat
+from jaxcrystal.config import ATTRIBUTES, TextFormat
 from jaxcrystal.crystals import prompts
+from jaxcrystal.crystals.conditions import CONDITIONS
+from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 
 
@@ -30,6 +32,21 @@ def test_infilling():
         '"[MASK]":\n5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\n[MASK]\n0.50 0.50 0.50\n'
         "Generate an element that could replace [MASK] in the bulk material:\nCl"
     )
+
+
+def test_the_table_of_conditions_is_whole():
+    assert tuple(each.attribute for each in CONDITIONS) == ATTRIBUTES
+    names = [name for each in CONDITIONS for name in {each.attribute, each.name}]
+    assert len(names) == len(set(names))
+    typed = {"formula": "NaCl", "elements": "Li,O", "spacegroup": "225"}
+    values = {each.attribute: each.read(typed.get(each.name, "-1.5")) for each in CONDITIONS}
+    prompt = prompts.generation_prompt(values)
+    assert all(f" {each.subject} " in prompt for each in CONDITIONS) and prompt.count("-1.5000.") == 3
+    kept = {each.attribute: each.implied(values[each.attribute]) for each in CONDITIONS if each.implied}
+    assert {name: Constraints(**fields) for name, fields in kept.items()} == {
+        "pretty_formula": Constraints(formula="NaCl"),
+        "elements": Constraints(required=("Li", "O"), allowed=("Li", "O")),
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcrystal.cli import main
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
@@ -209,9 +209,11 @@ def test_a_data_set_that_was_not_prepared(refused, table, tmp_path):
 
 
 def test_a_prompt_longer_than_the_context(refused, model, tmp_path):
-    elements = ",".join(["Fe"] * 60)
-    told = refused("sample", "--model", model, "--num", 2, "--out", tmp_path / "s.csv", "--elements", elements)
-    prompt = generation_prompt({"elements": ["Fe"] * 60})
+    elements = sorted(ELEMENTS[1:61])
+    told = refused(
+        "sample", "--model", model, "--num", 2, "--out", tmp_path / "s.csv", "--elements", ",".join(elements)
+    )
+    prompt = generation_prompt({"elements": elements})
     length = 1 + len(load_tokenizer("compact").encode(prompt))  # one more begins the sequence
     assert told.startswith(f"the prompt has {length} tokens") and length > 64
     assert "the model's context holds 64: shorten the prompt" in told

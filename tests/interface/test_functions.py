@@ -59,7 +59,11 @@ for name in {NAMES}:
         print(name, error)
 """
     refused = run(f"import os; os.chdir({str(tmp_path)!r})\n{script}").splitlines()
-    assert sorted(NAMES) == [line.split()[0] for line in refused] == ["evaluate", "prepare", "read", "relax", "train"]
+    assert (
+        sorted(NAMES)
+        == [line.split()[0] for line in refused]
+        == ["evaluate", "load", "prepare", "read", "relax", "train"]
+    )
     assert all("nowhere.yaml" in line for line in refused)
 
 

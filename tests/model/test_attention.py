@@ -148,7 +148,7 @@ def test_what_is_no_number_stays_in_its_row(llama):
 
 def test_a_prompt_is_stored_once_and_may_be_replaced(llama):
     empty = Cache.empty(CONFIG, rows=50, tail=4, prompts=3, room=65)
-    assert empty.prompt_keys.shape == (3, 2, 3 * 2 * BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)
+    assert empty.prompt_keys.shape == (3, 3, 2, 2, BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)
     tokens = sequences()
     first, second = (heard(llama, tokens[row, : PREFIX[row]], blocks=2) for row in (0, 1))
     cache = empty.with_prompt(jnp.int32(1), first).with_prompt(jnp.int32(1), second)

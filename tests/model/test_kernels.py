@@ -1,5 +1,7 @@
 """Stored kernels against a reference in numpy: exact codes, exact packing, errors within half a step."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 
+from jaxcrystal.config import MeshConfig
+from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
 from jaxcrystal.model.kernels import LEVELS, _pack, _unpack, count_weights, decode, encode, multiply
 
 AXES = ("embed", "mlp")
@@ -151,6 +155,48 @@ def test_the_product_is_that_of_the_decoded_kernel_and_so_is_its_gradient(weight
     for ours, theirs in ((y, np.asarray(x, np.float64) @ decoded), (slope, np.ones((5, 24)) @ decoded.T)):
         tolerance = 1e-6 if dtype == "float32" else 0.01
         assert np.abs(np.asarray(ours, np.float64) - theirs).max() < tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("axes", [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank")], ids=str)
+def test_a_float_kernels_product_and_gradients_are_numpys_and_lie_as_the_kernel(sizes, axes):
+    """float32, to 1e-5 of the largest; the gradient has the layout of the kernel on every mesh."""
+    mesh, rules = make_mesh(MeshConfig(*sizes)), ShardingRules()
+    x, w, dy = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(8, 6, 32), (32, 16), (8, 6, 16)]))
+    exact = [np.asarray(z, np.float64) for z in (x, w, dy)]
+    place = rules.sharding(mesh, axes, w.shape, "w")
+    x, dy, w = *jax.device_put((x, dy), batch_sharding(mesh)), jax.device_put(w, place)
+
+    @jax.jit
+    def both(x, w, dy):
+        y, backward = jax.vjp(lambda x, w: multiply(x, w, axes, rules), x, w)
+        return y, *backward(dy)
+
+    with jax.set_mesh(mesh):
+        y, dx, dw = both(x, w, dy)
+    assert dw.sharding.is_equivalent_to(place, 2)
+    wanted = exact[0] @ exact[1], exact[2] @ exact[1].T, np.einsum("bti,bto->io", exact[0], exact[2])
+    for found, theirs in zip((y, dx, dw), wanted, strict=True):
+        assert np.abs(np.asarray(found) - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_a_kernels_gradient_is_reduce_scattered(tmp_path):
+    """As the partitioner leaves it: every sum of a whole gradient is cut at once to each device's own part.
+
+    That pair is what backends turn into a reduce-scatter. CPUs have none, so the program after partitioning is read.
+    """
+    mesh, rules, axes = make_mesh(MeshConfig(1, 8, 1)), ShardingRules(), ("embed", "mlp")
+    place = rules.sharding(mesh, axes, (32, 16), "w")
+    x = jax.ShapeDtypeStruct((8, 6, 32), jnp.bfloat16, sharding=batch_sharding(mesh))
+    w = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=place)
+    gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(multiply(x, w, axes, rules).astype(jnp.float32))))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(gradient, out_shardings=place).lower(w, x)
+    lowered.compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd.*"})
+    (program,) = (path.read_text() for path in tmp_path.glob("*after_spmd-partitioning*"))
+    (name,) = re.findall(r"(%\S+) = f32\[32,16\]\S* all-reduce\(", program)
+    (user,) = re.findall(rf"= (\S+?)\{{\S* ([\w-]+)\([^\n]*{re.escape(name)}[,)]", program)
+    assert user == ("f32[4,16]", "dynamic-slice")
 
 
 def test_float_kernels_are_stored_as_they_are():

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from jaxcrystal.config import MeshConfig, TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.sampling.engine import STEPS_PER_CALL, Ending, Engine, Task, most_at_once
+from jaxcrystal.sampling.engine import STEPS_PER_CALL, Ending, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Guidance, Temperature, TopP
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel
@@ -182,15 +182,6 @@ def test_each_prompt_is_read_once(model, monkeypatch):
     monkeypatch.setattr(engine, "_read_prompt", lambda *a: read.append(a[3].flat[: a[4]].tolist()) or read_prompt(*a))
     list(engine.draw_all(prompts, 7, [Task(prompt, index) for prompt in range(8) for index in range(6)]))
     assert read == prompts[:-1]
-
-
-def test_most_at_once_is_the_most_that_any_window_holds():
-    random = np.random.default_rng(0)
-    for _ in range(50):
-        numbers, window = random.integers(0, 9, random.integers(0, 30)), int(random.integers(1, 8))
-        exact = max((len(set(numbers[i : i + window])) for i in range(len(numbers))), default=1)
-        found = most_at_once([Task(int(n), 0) for n in numbers], window)
-        assert exact <= found < 2 * exact and found & (found - 1) == 0
 
 
 def logits_behind(model: SavedModel, prompt: list[int], draws) -> np.ndarray:

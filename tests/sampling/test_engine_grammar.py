@@ -15,15 +15,15 @@ from pymatgen.core import Composition
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.grammar import Constraints, Grammar
+from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
 from jaxcrystal.crystals.text import parse
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task
-from jaxcrystal.sampling.methods import Temperature, TopP
+from jaxcrystal.sampling.engine import TOKENS_PER_SLOT, Draw, Ending, Engine, Task
+from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import SavedModel, describe
 
@@ -52,14 +52,17 @@ def model() -> SavedModel:
     return random_model()
 
 
-def grammar_of(model: SavedModel, limit: int = LIMIT, **constraints) -> Grammar:
-    tables = TokenTables.build(load_tokenizer(model.tokenizer_path))
-    return Grammar.build(tables, model.text, limit, model.config.padded_vocab_size, [Constraints(**constraints)])
+def grammar_of(model: SavedModel, limit: int = LIMIT) -> Grammar:
+    return Grammar.build(TokenTables.build(load_tokenizer(model.tokenizer_path)), model.text, limit)
 
 
-def engine_of(model: SavedModel, grammar: Grammar | None = None, **options) -> Engine:
-    defaults = {"methods": (Temperature(0.9), TopP(0.9)), "slots": 64, "max_new_tokens": LIMIT}
-    return Engine(model, **{"end_id": 2, "grammar": grammar or grammar_of(model), **defaults, **options})
+def engine_of(model: SavedModel, limit: int = LIMIT, **options) -> Engine:
+    defaults = {"methods": (Temperature(0.9), TopP(0.9)), "slots": 64, "max_new_tokens": limit}
+    return Engine(model, **{"end_id": 2, "grammar": grammar_of(model, limit), **defaults, **options})
+
+
+def limits_of(model: SavedModel, limit: int = LIMIT, **constraints) -> Limits:
+    return grammar_of(model, limit).limits(Constraints(**constraints))
 
 
 def crystal_of(draw: Draw, tokenizer=TOKENIZER):
@@ -81,13 +84,11 @@ FORMULAS = ("Si", "NaCl", "MgO2", "LiFeO2", "SrTiO3", "Fe2O3", "CaCO3", "LaNiO3"
 
 def test_ten_formulas_in_one_run(model):
     """Each slot is kept to what its own crystal was asked for, whatever its neighbours and its forerunner were."""
-    tables = TokenTables.build(TOKENIZER)
-    constraints = [Constraints(formula=formula) for formula in FORMULAS]
-    grammar = Grammar.build(tables, model.text, 176, model.config.padded_vocab_size, constraints)
+    limits = [limits_of(model, 176, formula=formula) for formula in FORMULAS]
     tasks = [Task(number, index) for index in range(20) for number in range(10)]
-    engine = engine_of(model, grammar, slots=32, max_new_tokens=176)
+    engine = engine_of(model, 176, slots=32)
     sizes = set()
-    for draw in engine.draw_all([PROMPT] * 10, 0, tasks):
+    for draw in engine.draw_all([PROMPT] * 10, 0, tasks, limits):
         unit = Composition(FORMULAS[draw.prompt])
         crystal = crystal_of(draw)
         found = Composition("".join(crystal.symbols))
@@ -99,22 +100,22 @@ def test_ten_formulas_in_one_run(model):
 def test_random_masks_of_elements_in_one_run(model):
     random = np.random.default_rng(0)
     masks = [tuple(random.choice(ELEMENTS[1:95], 20, replace=False).tolist()) for _ in range(8)]
-    tables = TokenTables.build(TOKENIZER)
+    engine = engine_of(model)
     for name, fits in (("forbidden", lambda mask, x: not mask & x), ("allowed", lambda mask, x: x <= mask)):
-        constraints = [Constraints(**{name: mask}) for mask in masks]
-        grammar = Grammar.build(tables, model.text, LIMIT, model.config.padded_vocab_size, constraints)
+        limits = [limits_of(model, **{name: mask}) for mask in masks]
         tasks = [Task(number, index) for index in range(25) for number in range(8)]
-        drawn = list(engine_of(model, grammar).draw_all([PROMPT] * 8, 1, tasks))
+        drawn = list(engine.draw_all([PROMPT] * 8, 1, tasks, limits))
         assert all(fits(set(masks[draw.prompt]), set(crystal_of(draw).symbols)) for draw in drawn)
+    assert engine._run._cache_size() == engine._read_prompt._cache_size() == 1  # whatever the constraints
 
 
 def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):
     path = shared / "tokenizer/llama2/tokenizer.model"
     model = random_model(path, vocab_multiple=128)
     tokenizer = load_tokenizer(path)
-    grammar = grammar_of(model, num_atoms=(2, 3))
-    engine = engine_of(model, grammar, methods=(Temperature(0.9),), slots=16)
-    found = [crystal_of(draw, tokenizer) for draw in engine.draw(PROMPT, 0, range(48))]
+    engine = engine_of(model, methods=(Temperature(0.9),), slots=16)
+    draws = engine.draw(PROMPT, 0, range(48), limits_of(model, num_atoms=(2, 3)))
+    found = [crystal_of(draw, tokenizer) for draw in draws]
     assert {len(crystal) for crystal in found} == {2, 3}
     tables = TokenTables.build(tokenizer)
     assert any((tables.elements[z] >= 0).sum() > 1 for crystal in found for z in crystal.species)
@@ -122,8 +123,8 @@ def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):
 
 def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     """In float64, from the uncached model's logits and the grammar's own answers along each text."""
-    grammar = grammar_of(model, formula="LiO")
-    draws = list(engine_of(model, grammar, slots=7).draw(PROMPT, 3, range(20)))
+    grammar, limits = grammar_of(model), limits_of(model, formula="LiO")
+    draws = list(engine_of(model, slots=7).draw(PROMPT, 3, range(20), limits))
     tokens = np.zeros((20, len(PROMPT) + LIMIT), np.int32)
     for row, draw in zip(tokens, draws, strict=True):
         row[: len(PROMPT) + len(draw.tokens)] = [*PROMPT, *draw.tokens]
@@ -132,16 +133,48 @@ def test_what_grammar_removed_is_what_the_model_gave_to_other_tokens(model):
     probability = np.exp(logits - logits.max(-1, keepdims=True))
     probability /= probability.sum(-1, keepdims=True)
     answer, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
-    state, kept = grammar.start(jnp.zeros(20, jnp.int32)), np.zeros(20)
+    state, kept = grammar.start(jax.tree.map(lambda x: np.stack([x] * 20), limits)), np.zeros(20)
+    letter = {int(token): number for number, token in enumerate(grammar.tokens)}
     for t in range(len(PROMPT), tokens.shape[1]):
         allowed = np.asarray(answer(state))
         running = t - len(PROMPT) < np.array([len(draw.tokens) for draw in draws])
         with np.errstate(divide="ignore"):
-            kept += np.where(running, np.log((probability[:, t - 1] * allowed).sum(-1)), 0)
-        state = advance(state, tokens[:, t])
+            kept += np.where(running, np.log((probability[:, t - 1][:, grammar.tokens] * allowed).sum(-1)), 0)
+        state = advance(state, np.array([letter.get(int(token), 0) for token in tokens[:, t]]))
     np.testing.assert_allclose([draw.grammar_log_probability for draw in draws], kept, atol=2e-3)
     for draw in draws:
         assert draw.log_probability < draw.grammar_log_probability < 0
+
+
+@pytest.mark.parametrize("methods", [(Temperature(0.9), TopP(0.9)), (Greedy(),)], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("jump", [2, 4, 7])
+def test_forced_tokens_that_share_a_step_give_the_same_texts(model, methods, jump):
+    """As a step for each: texts, both log-probabilities, whatever the formulas; fewer steps are taken."""
+    limits = [limits_of(model), limits_of(model, formula="LiO"), limits_of(model, num_atoms=(1, 1))]
+    tasks = [Task(number, index) for number in range(3) for index in range(8)]
+
+    def drawn(jump: int) -> list[Draw]:
+        return list(engine_of(model, slots=7, methods=methods, jump=jump).draw_all([PROMPT] * 3, 5, tasks, limits))
+
+    for one, several in zip(drawn(1), drawn(jump), strict=True):
+        assert several.tokens.tolist() == one.tokens.tolist() and several.ending == one.ending
+        for name in ("log_probability", "grammar_log_probability"):
+            assert getattr(several, name) == pytest.approx(getattr(one, name), rel=1e-5, abs=1e-4)
+
+
+def test_half_of_a_text_is_forced(model):
+    """Counted by the grammar itself along random texts: what the engine saves is not small."""
+    grammar, forced, total = grammar_of(model), 0, 0
+    letter = {int(token): number for number, token in enumerate(grammar.tokens)}
+    allowed, advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
+    draws = list(engine_of(model).draw(PROMPT, 0, range(16)))
+    state = grammar.start(jax.tree.map(lambda x: np.stack([x] * 16), grammar.limits()))
+    for t in range(max(len(draw.tokens) for draw in draws)):
+        running = np.array([t < len(draw.tokens) for draw in draws])
+        forced += (np.asarray(allowed(state)).sum(1) == 1)[running].sum()
+        total += running.sum()
+        state = advance(state, np.array([letter[int(draw.tokens[t])] if t < len(draw.tokens) else 0 for draw in draws]))
+    assert 0.3 < forced / total < 0.7
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +200,14 @@ def test_a_crystal_does_not_depend_on_devices(usual):
 
 
 def test_the_vocabulary_stays_divided():
-    """The mask is made where its columns lie: no device holds that of all."""
+    """Logits are summed up, and letters picked, where their columns lie: no device holds those of all."""
     mesh = make_mesh(MeshConfig(1, 1, 2))
     model = random_model(mesh=mesh)
     engine = engine_of(model, methods=(Temperature(0.9),), slots=16, mesh=mesh)
     text = engine.compile_decode(8).as_text()
     vocab = model.config.padded_vocab_size
-    assert f"[16,{vocab // 2}]" in text and not re.search(rf"\[16,(1,)?{vocab}\]", text)
+    tokens = 16 * TOKENS_PER_SLOT
+    assert re.search(rf"\[{tokens},(1,)?{vocab // 2}\]", text) and not re.search(rf"\[{tokens},(1,)?{vocab}\]", text)
 
 
 def test_logits_that_are_no_numbers_end_a_text_as_before(model):
@@ -254,10 +288,10 @@ def test_constraints_are_part_of_the_ledgers_identity(model_dir, tmp_path):
     ("options", "match"),
     [
         ({"conditions": {"pretty_formula": "NaXx"}}, "'Xx' of the formula 'NaXx' is no chemical element"),
-        ({"conditions": {"pretty_formula": "Mg(Al(OH)2)12"}}, r"61 atoms of Mg\(Al\(OH\)2\)12 can take"),
+        ({"conditions": {"pretty_formula": "Mg(Al(OH)2)12"}}, r"61 atoms of MgAl12\(HO\)24 can take"),
         (
             {"conditions": {"pretty_formula": "NaCl", "elements": ["Na", "K"]}},
-            "Cl is in NaCl, but it is not among those allowed: Na, K",
+            "Cl is in NaCl, but it is not among those allowed: K, Na",
         ),
         (
             {"conditions": {"elements": ["Na", "K"]}, "constraints": Constraints(forbidden=("K",))},
@@ -271,7 +305,7 @@ def test_constraints_are_part_of_the_ledgers_identity(model_dir, tmp_path):
     ],
 )
 def test_contradictions_are_refused_before_anything_is_compiled(model_dir, tmp_path, monkeypatch, options, match):
-    monkeypatch.setattr("jaxcrystal.sampling.sampling.Engine", lambda *_, **__: sys.exit("an engine was made"))
+    monkeypatch.setattr("jaxcrystal.sampling.sampler.Engine", lambda *_, **__: sys.exit("an engine was made"))
     with pytest.raises(UserError, match=match):
         sample(model_dir, 1, tmp_path / "s.parquet", **options)
     assert not list(tmp_path.iterdir())

@@ -3,11 +3,15 @@
 import csv
 import dataclasses
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_llama import full_disk  # noqa: F401  (a fixture)
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
@@ -139,7 +143,7 @@ def test_a_finished_ledger_is_opened_as_finished(tmp_path):
         ("seed", 4),
         ("model", "other"),
         ("prompts", ["Below"]),
-        ("num", 6),
+        ("num", 4),
         ("max_new_tokens", 41),
         ("methods", []),
         ("guidance", "Guidance(w=2.0)"),
@@ -168,12 +172,251 @@ def test_a_file_that_is_no_ledger_is_not_overwritten(tmp_path):
     assert (tmp_path / "s.csv").read_text() == "mine"
 
 
-def test_a_damaged_journal_is_named_with_its_line(tmp_path):
-    write(tmp_path / "s.csv", ATTEMPTS[:3])
+NAMES = ["s.parquet", "s.csv", "cifs"]
+
+
+def table(out: Path) -> Path:
+    return out if out.suffix else out / "attempts.parquet"
+
+
+def truncate(out: Path) -> None:
+    os.truncate(table(out), table(out).stat().st_size // 2)
+
+
+def exchange(out: Path) -> None:
+    """The table of another run, whole in itself."""
+    other = out.parent / "other" / out.name
+    write(other, [attempt(i, "truncated") for i in range(5)]).finish()
+    table(other).replace(table(out))
+    shutil.rmtree(other.parent)
+
+
+def flip(out: Path) -> None:
+    content = bytearray(table(out).read_bytes())
+    content[len(content) // 2] ^= 1
+    table(out).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", [truncate, exchange, flip])
+def test_a_damaged_table_is_not_finished(tmp_path, name, damage):
+    write(tmp_path / name).finish()
+    assert finished(tmp_path / name, REQUEST) == COUNTS
+    damage(tmp_path / name)
+    before = contents(tmp_path)
+    wrong = rf"{name} is not what was written there: its checksum is another; put a copy of it back, or remove it and"
+    for use in (finished, Ledger):
+        with pytest.raises(UserError, match=wrong):
+            use(tmp_path / name, REQUEST)
+    assert contents(tmp_path) == before
+    shutil.rmtree(tmp_path / name) if name == "cifs" else (tmp_path / name).unlink()  # the remedy that the line names
+    (tmp_path / f"{name}.json").unlink()
+    write(tmp_path / name).finish()
+    assert finished(tmp_path / name, REQUEST) == COUNTS
+
+
+@pytest.mark.parametrize("lost", ["attempts.parquet", "000004.cif"])
+def test_a_folder_that_lacks_a_file_is_not_finished(tmp_path, lost):
+    write(tmp_path / "cifs").finish()
+    (tmp_path / "cifs" / lost).unlink()
+    for use in (finished, Ledger):
+        with pytest.raises(UserError, match=r"cifs is not what was written there: .*; put a copy of it back") as error:
+            use(tmp_path / "cifs", REQUEST)
+    assert "\n" not in str(error.value) and (lost in str(error.value) or lost == "000004.cif")
+
+
+def test_a_header_of_an_older_version_has_no_checksum(tmp_path):
+    write(tmp_path / "s.parquet").finish()
+    header = tmp_path / "s.parquet.json"
+    header.write_text(json.dumps({k: v for k, v in json.loads(header.read_text()).items() if k != "checksum"}))
+    assert finished(tmp_path / "s.parquet", REQUEST) == Ledger(tmp_path / "s.parquet", REQUEST).counts == COUNTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'{"index": 1', b'{"index": 7'),
+        (b'{"index": 1', b'{"index": 3'),  # of a row that comes later
+        (b'{"index": 1, "draw"', b'{"index": 1, \xff\x00aw"'),
+        (b'"status": "truncated"', b'"status": 5'),
+    ],
+)
+@pytest.mark.parametrize("last", [3, 5])
+def test_a_damaged_line_costs_its_row(tmp_path, name, old, new, last):
+    write(tmp_path / "whole" / name).finish()
+    write(tmp_path / name, ATTEMPTS[:last])
+    journal = tmp_path / f"{name}.journal"
+    assert journal.read_bytes().count(old) == 1
+    journal.write_bytes(journal.read_bytes().replace(old, new))
+    ledger = Ledger(tmp_path / name, REQUEST)
+    assert ledger.missing == [1, *range(last, 5)] and len(ledger) == last - 1 and not ledger.complete
+    assert ledger.notes == [f"1 line of {journal} cannot be read; what is missing is drawn again"]
+    with pytest.raises(ValueError, match="next row is 1, not 2"):
+        ledger.append(ATTEMPTS[2])
+    for index in ledger.missing:
+        ledger.append(ATTEMPTS[index])
+    assert Ledger(tmp_path / name, REQUEST).complete  # as if it had been killed here
+    ledger.finish()
+    found = contents(tmp_path)
+    assert all(found[path] == content for path, content in contents(tmp_path / "whole").items())
+
+
+def test_no_byte_of_a_line_can_change_unnoticed(tmp_path):
+    """The lowest bit of each byte of an ok row, one after the other: its row is drawn again, whatever it had become."""
+    write(tmp_path / "s.csv", ATTEMPTS[:1])
     journal = tmp_path / "s.csv.journal"
-    journal.write_text(journal.read_text().replace('{"index": 1', '{"index": 7'))
-    with pytest.raises(UserError, match=r"s\.csv\.journal, line 2 is damaged"):
+    whole = journal.read_bytes()
+    assert ATTEMPTS[0].status == "ok" and len(Ledger(tmp_path / "s.csv", REQUEST)) == 1
+    for place in range(len(whole)):
+        journal.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert 0 in Ledger(tmp_path / "s.csv", REQUEST).missing, whole[:place]
+
+
+def test_a_damaged_row_counts_among_those_of_num_valid(tmp_path):
+    request = dataclasses.replace(REQUEST, num_valid=2)
+    assert write(tmp_path / "s.csv", request=request).complete
+    journal = tmp_path / "s.csv.journal"
+    journal.write_text(journal.read_text().replace('"status": "truncated"', '"status": 5'))
+    ledger = Ledger(tmp_path / "s.csv", request)
+    assert not ledger.complete and ledger.missing == [1]
+    ledger.append(ATTEMPTS[1])
+    assert ledger.complete
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_journal_outlives_the_loss_of_its_header(tmp_path, name):
+    write(tmp_path / name, ATTEMPTS[:3])
+    header = tmp_path / f"{name}.json"
+    header.rename(tmp_path / "kept")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=rf"{name}\.journal exists already, without {name}\.json, which says"):
+        Ledger(tmp_path / name, REQUEST)
+    header.write_text('{"request": ')
+    with pytest.raises(UserError, match=rf"{name}\.json describes no samples"):
+        Ledger(tmp_path / name, REQUEST)
+    header.unlink()
+    assert contents(tmp_path) == before
+    (tmp_path / "kept").rename(header)
+    assert len(Ledger(tmp_path / name, REQUEST)) == 3
+
+
+def test_a_table_whose_journal_is_gone_is_not_overwritten(tmp_path):
+    write(tmp_path / "s.csv")
+    (tmp_path / "s.csv.journal").rename(tmp_path / "s.csv")
+    with pytest.raises(UserError, match=r"s\.csv is there, and s\.csv\.journal is not"):
         Ledger(tmp_path / "s.csv", REQUEST)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_is_one_line_and_costs_nothing(tmp_path, name, full_disk):  # noqa: F811
+    write(tmp_path / "whole" / name).finish()
+    ledger = write(tmp_path / name, ATTEMPTS[:3])
+    size = (tmp_path / f"{name}.journal").stat().st_size
+    full = rf"cannot write .*{name}: .*; what was written before is kept"
+    with full_disk(size + 100), pytest.raises(UserError, match=full) as error:  # in the middle of a line
+        ledger.append(ATTEMPTS[3])
+    assert "\n" not in str(error.value)
+    ledger = Ledger(tmp_path / name, REQUEST)
+    assert ledger.missing == [3, 4]
+    for index in (3, 4):
+        ledger.append(ATTEMPTS[index])
+    with full_disk(300), pytest.raises(UserError, match=full):
+        ledger.finish()
+    assert not list(tmp_path.rglob("*.part")) and finished(tmp_path / name, REQUEST) is None
+    ledger = Ledger(tmp_path / name, REQUEST)
+    assert ledger.complete
+    ledger.finish()
+    found = contents(tmp_path)
+    assert all(found[path] == content for path, content in contents(tmp_path / "whole").items())
+
+
+TWO = dataclasses.replace(REQUEST, prompts=["a", "b"], conditions=["{}", "{}"], grammar=None, num=3)
+
+
+def of_two(num: int) -> list[Attempt]:
+    """Rows of two prompts; draw 1 of each is not ok, draw 2 has no symmetry."""
+    kinds = [attempt(0), attempt(1, "truncated"), attempt(2)]
+    return [
+        dataclasses.replace(
+            kinds[draw % 3], index=prompt * num + draw, draw=draw, prompt=TWO.prompts[prompt], conditions="{}"
+        )
+        for prompt in range(2)
+        for draw in range(num)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("there", [0, 2, 5, "all", "finished"])
+def test_num_may_grow(tmp_path, name, there):
+    grown = dataclasses.replace(TWO, num=7)
+    write(tmp_path / "whole" / name, of_two(7), grown).finish()
+    ledger = write(tmp_path / name, of_two(3)[: there if isinstance(there, int) else 6], TWO)
+    if there == "finished":
+        ledger.finish()
+    kept = {(row.prompt, row.draw) for row in of_two(3)[: len(ledger)]}
+    assert finished(tmp_path / name, grown) is None
+    ledger = Ledger(tmp_path / name, grown)
+    assert ledger.missing == [row.index for row in of_two(7) if (row.prompt, row.draw) not in kept]
+    assert ledger.notes == [f"{tmp_path / name} had 3 attempts for each prompt, and goes on to 7"]
+    with pytest.raises(UserError, match="num was 7, now it is 3"):
+        Ledger(tmp_path / name, TWO)
+    for index in Ledger(tmp_path / name, grown).missing:
+        ledger.append(of_two(7)[index])
+    ledger.finish()
+    assert finished(tmp_path / name, grown) == ledger.counts
+    found = {path: content for path, content in contents(tmp_path).items() if not path.startswith("whole")}
+    assert found == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moment", range(3))
+@pytest.mark.parametrize("there", [4, "finished"])
+def test_growth_that_was_killed_is_done_or_was_never_begun(tmp_path, monkeypatch, moment, there):
+    ledger = write(tmp_path / "s.csv", of_two(3)[: 6 if there == "finished" else there], TWO)
+    if there == "finished":
+        ledger.finish()
+    steps = iter(range(3))
+    replace = os.replace
+
+    def killed(*paths):
+        if next(steps) == moment:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    grown = dataclasses.replace(TWO, num=7)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        Ledger(tmp_path / "s.csv", grown)
+    if moment < 2:
+        assert len(Ledger(tmp_path / "s.csv", TWO)) == len(ledger)
+    assert len(Ledger(tmp_path / "s.csv", grown)) == len(ledger)
+    rows = [json.loads(line) for line in (tmp_path / "s.csv.journal").read_text().splitlines()]
+    assert all(row.pop("crc32") for row in rows)
+    assert rows == [dataclasses.asdict(of_two(7)[row["index"]]) for row in rows]
+
+
+def test_num_of_a_run_of_several_processes_stays(tmp_path):
+    write_part(tmp_path / "s.csv", Part(0, 2))
+    grown = dataclasses.replace(REQUEST, num=6)
+    with pytest.raises(UserError, match="num was 5, now it is 6"):
+        Ledger(tmp_path / "s.csv", grown, Part(0, 2))
+    write_part(tmp_path / "s.csv", Part(1, 2))
+    join(tmp_path / "s.csv", REQUEST)
+    with pytest.raises(UserError, match="num was 5, now it is 6"):
+        Ledger(tmp_path / "s.csv", grown, Part(0, 2))
+    assert Ledger(tmp_path / "s.csv", grown).missing == [5]
+
+
+def test_slots_are_recorded_and_no_part_of_the_request(tmp_path):
+    ledger = Ledger(tmp_path / "s.csv", REQUEST, slots=8)
+    ledger.append(ATTEMPTS[0])
+    again = Ledger(tmp_path / "s.csv", REQUEST, slots=64)
+    assert (ledger.slots, again.slots, len(again)) == (8, 8, 1)
+    for a in ATTEMPTS[1:]:
+        again.append(a)
+    again.finish()
+    assert json.loads((tmp_path / "s.csv.json").read_text())["slots"] == 8
+    assert Ledger(tmp_path / "s.csv", REQUEST, slots=64).slots == 8
 
 
 def test_a_place_that_cannot_be_written_and_a_form_that_is_unknown(tmp_path):
@@ -273,3 +516,26 @@ def test_a_join_that_was_killed_while_it_removed_the_parts_is_ended(tmp_path):
         (tmp_path / name).write_bytes(parts[name])
     assert join(tmp_path / "s.csv", REQUEST) == COUNTS
     assert contents(tmp_path) == whole
+
+
+def test_a_ledger_whose_draws_had_other_keys_is_done_or_refused(tmp_path):
+    out = tmp_path / "s.parquet"
+    header = tmp_path / "s.parquet.json"
+
+    def age() -> None:
+        written = json.loads(header.read_text())
+        del written["request"]["draws"]
+        header.write_text(json.dumps(written))
+
+    ledger = Ledger(out, REQUEST)
+    ledger.append(attempt(0))
+    age()
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):
+        Ledger(out, REQUEST)
+    for index in range(1, 5):
+        ledger.append(attempt(index))
+    ledger.finish()
+    age()
+    assert finished(out, REQUEST) == {"ok": 5}
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):  # the new rows would be others
+        Ledger(out, dataclasses.replace(REQUEST, num=6))

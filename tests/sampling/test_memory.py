@@ -8,6 +8,9 @@ import jax
 import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.grammar import Grammar
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
@@ -27,6 +30,8 @@ CONFIG = LlamaConfig(
     max_position_embeddings=512,
 )
 
+GRAMMAR = Grammar.build(TokenTables.build(load_tokenizer("compact")), TextFormat(), limit=256)
+
 
 def engine_of(slots: int, mesh=None, **options) -> Engine:
     """Of a model whose arrays are not there: nothing is computed."""
@@ -41,7 +46,9 @@ def engine_of(slots: int, mesh=None, **options) -> Engine:
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (4, 1, 2)])
 @pytest.mark.parametrize(
-    "options", [{}, {"cache_dtype": "int8"}, {"guidance": Guidance(2.0), "unconditional": (1, 5, 6)}], ids=str
+    "options",
+    [{}, {"cache_dtype": "int8"}, {"guidance": Guidance(2.0), "unconditional": (1, 5, 6)}, {"grammar": GRAMMAR}],
+    ids=["plain", "int8", "guidance", "grammar"],
 )
 def test_what_an_engine_takes_is_what_the_compiler_says(mesh, options):
     mesh = make_mesh(MeshConfig(*mesh))

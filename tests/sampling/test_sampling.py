@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +23,14 @@ import pytest
 from pymatgen.core import Structure
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.ledger import Ledger, Part, Request
 from jaxcrystal.sampling.sampling import fingerprint, sample
@@ -172,6 +175,51 @@ def test_a_finished_run_is_not_drawn_again(model_dir, tmp_path):
         sample(model_dir, 20, tmp_path / "s.csv", **{**options, "seed": 2})
 
 
+def test_a_run_that_is_made_longer_keeps_its_rows(model_dir, tmp_path, capsys):
+    """And is, with the same slots, the run that was as long from the beginning."""
+    options = {"conditions": [{"band_gap": 1.0}, {}], "seed": 1, "slots": 8}
+    sample(model_dir, 10, tmp_path / "whole.parquet", **options)
+    sample(model_dir, 4, tmp_path / "s.parquet", **options)
+    report = sample(model_dir, 10, tmp_path / "s.parquet", **options)
+    assert (report.resumed, report.attempts) == (8, 20)
+    assert "s.parquet had 4 attempts for each prompt, and goes on to 10\n" in capsys.readouterr().err
+    found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("s", "whole"))
+    assert_same_rows(found, expected)
+    with pytest.raises(UserError, match="num was 10, now it is 4"):
+        sample(model_dir, 4, tmp_path / "s.parquet", **options)
+
+
+def test_a_damaged_journal_costs_its_lines_and_is_ended_with_the_slots_that_began_it(model_dir, tmp_path, capsys):
+    out, options = tmp_path / "s.parquet", {"seed": 1, "num_atoms": (2, 4)}
+    sample(model_dir, 20, out, slots=8, **options)
+    table, header = pq.read_table(out), json.loads((tmp_path / "s.parquet.json").read_text())
+    out.unlink()
+    (tmp_path / "s.parquet.json").write_text(json.dumps({key: header[key] for key in ("request", "slots")}))
+    rows = [json.dumps(row | {"crc32": zlib.crc32(json.dumps(row).encode())}) + "\n" for row in table.to_pylist()[:15]]
+    rows[5] = rows[5].replace('"index"', "@")
+    (tmp_path / "s.parquet.journal").write_text("".join(rows))
+    assert sample(model_dir, 20, out, slots=16, **options).resumed == 14
+    said = capsys.readouterr().err
+    assert f"note: 1 line of {out}.journal cannot be read; what is missing is drawn again\n" in said
+    assert f"note: {out} was begun with 8 slots and goes on with them, not with 16\n" in said
+    assert pq.read_table(out).equals(table)
+    assert json.loads((tmp_path / "s.parquet.json").read_text()) == header
+
+
+def test_where_the_slots_of_a_run_do_not_fit_it_says_so(model_dir, tmp_path, monkeypatch):
+    out = tmp_path / "s.parquet"
+    monkeypatch.setattr(Ledger, "finish", lambda ledger: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model_dir, 20, out, slots=16)
+    journal = tmp_path / "s.parquet.journal"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:5]))
+    monkeypatch.setattr(sampler, "memory_left", lambda mesh: 2**20)  # bytes: less than 16 slots take
+    message = r"s\.parquet was begun with 16 slots, and goes on with them: 16 slots take .* would fit"
+    with pytest.raises(UserError, match=message) as error:
+        sample(model_dir, 20, out)
+    assert "\n" not in str(error.value) and len(journal.read_text().splitlines()) == 5
+
+
 def test_it_ends_once_so_many_are_ok(model_dir, tmp_path):
     options = {"temperature": 1.0, "top_p": 0.99, "seed": 1, "slots": 16, "grammar": False}
     sample(model_dir, 50, tmp_path / "all.parquet", **options)
@@ -308,8 +356,16 @@ def test_guidance_presses_what_is_stated(model_dir, tmp_path):
     assert [row["text"] for row in one] == [row["text"] for row in plain]
     assert [row["text"] for row in three] != [row["text"] for row in plain]
     assert {row["status"] for row in three} == {"ok"}
-    with pytest.raises(UserError, match="prompt 2 states nothing that this model was told of"):
+    with pytest.raises(UserError, match="prompt 2 states nothing that this model was trained on"):
         sample(model_dir, 2, tmp_path / "t.parquet", conditions=[{"band_gap": 2.0}, {}], guidance=2.0)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-40}, {"guidance": 1e38, "conditions": {"band_gap": 1.0}}])
+def test_where_methods_leave_no_numbers_that_is_the_outcome(model_dir, tmp_path, options):
+    """A logit over 1e-40, or 1e38 times a difference of logits, is beyond float32."""
+    report = sample(model_dir, 4, tmp_path / "s.parquet", slots=4, **options)
+    assert report.counts == {"nan_logits": 4}
+    assert {row["cif"] for row in pq.read_table(tmp_path / "s.parquet").to_pylist()} == {None}
 
 
 def test_a_cache_of_int8_is_another_run(model_dir, tmp_path):
@@ -354,7 +410,7 @@ def test_conditions_are_stated_in_the_prompt(model_dir, tmp_path):
 def test_a_refused_run_leaves_nothing_behind(model_dir, tmp_path):
     for options, match in (
         ({"max_new_tokens": 250}, "the model's context holds 256: set max_new_tokens to at most"),
-        ({"conditions": {"elements": ["Fe"] * 200}}, "the model's context holds 256: shorten the prompt"),
+        ({"conditions": {"elements": ELEMENTS[1:]}}, "the model's context holds 256: shorten the prompt"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"top_p": 1.5}, "top-p is 1.5"),
         ({"seed": -1}, "seed -1"),

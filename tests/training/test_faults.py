@@ -26,7 +26,7 @@ from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfi
 from jaxcrystal.crystals.dataset import store
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.training import loop
+from jaxcrystal.training import loop, packing
 from jaxcrystal.training.checkpoint import Checkpoints
 from jaxcrystal.training.loop import train
 from jaxcrystal.weights.fingerprint import fingerprint
@@ -207,6 +207,50 @@ def test_weights_that_give_no_number_are_not_saved_though_their_step_had_one(rec
         train(replace(recipe, checkpoint_every=1))
     (line,) = journal(recipe.out, "no_number")
     assert all(step < line["step"] for step in steps_saved(recipe.out))
+
+
+def stopped_at(monkeypatch, step):
+    """A signal in this step, as `Interrupt` passes it on."""
+
+    def after(self, now):
+        self.signal = signal.SIGTERM if now == step else None
+        return now == step
+
+    monkeypatch.setattr(loop.Interrupt, "after", after)
+
+
+def test_a_signal_saves_before_it_validates(recipe, monkeypatch):
+    """Killed in that validation, the step is there; it is never the best, and a later one takes its place."""
+    stopped_at(monkeypatch, 3)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, step, *args):
+        assert steps_saved(recipe.out)[-1] == step
+        raise Killed
+
+    with monkeypatch.context() as within, pytest.raises(Killed):
+        within.setattr(loop._Run, "_validate", killed)
+        train(replace(recipe, checkpoint_every=100, validate_every=100))
+    assert steps_saved(recipe.out) == [3]
+    report = train(replace(recipe, checkpoint_every=4, keep_checkpoints=1))
+    assert report.steps == 8 and len(losses(recipe.out)) == 8 and 3 not in steps_saved(recipe.out)
+
+
+def test_what_a_signal_saved_is_taken_away_if_it_gives_no_number(recipe, ruin, monkeypatch):
+    stopped_at(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"after step 1 the validation loss is nan"):
+        train(replace(recipe, checkpoint_every=100, validate_every=100))
+    assert steps_saved(recipe.out) == []
+
+
+def test_the_rows_of_validations_are_packed_once(recipe, monkeypatch):
+    packed, pack = [], packing.pack
+    monkeypatch.setattr(packing, "pack", lambda lengths, *rest: packed.append(len(lengths)) or pack(lengths, *rest))
+    train(replace(recipe, steps=4, validate_every=1))
+    assert len(journal(recipe.out, "validation")) == 4
+    assert packed.count(20) == 1  # crystals of the validation set
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

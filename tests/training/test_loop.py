@@ -16,6 +16,7 @@ import yaml
 from small import SMALL, losses
 
 from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, to_dict
+from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.errors import UserError
 from jaxcrystal.training import step
 from jaxcrystal.training.loop import train
@@ -47,6 +48,7 @@ def test_a_run_tells_and_saves(recipe):
     assert start["steps"] == 12 and start["compile_seconds"] > 0 and start["weights"]["params"] == 47264
     assert len(losses(recipe.out)) == 12 and report.loss == losses(recipe.out)[-1] < losses(recipe.out)[0]
     model = load_model(report.out)
+    assert num_atoms.load(report.out) == num_atoms.ranges(dataset.load(recipe.data.train).batch) != {}
     assert model.step == 12 and replace(model.config, vocab_size=448) == SMALL
     assert sorted(int(p.name) for p in (report.out / "checkpoints").iterdir()) == [8, 12]  # keep_checkpoints
 

@@ -1,6 +1,7 @@
 """One step: the same on every mesh, and it moves what it should and nothing else."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ import optax
 import pytest
 from small import SMALL, Numbers, RandomRows, crystal_set
 
+from jaxcrystal.aot.hlo import Program
 from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
@@ -113,10 +115,10 @@ def start_values(config, lora):
     return variables | {"lora": jax.tree.map(lambda x: x + 0.05, variables["lora"])} if lora else variables
 
 
-def random_trainer(config=SMALL, lora=None, mesh=(1, 1, 1), index=range(16), length=128, **options):
+def random_trainer(config=SMALL, lora=None, mesh=(1, 1, 1), index=range(16), length=128, optimizer="adamw", **options):
     """A trainer on random rows, its first state, and a batch."""
     mesh = make_mesh(MeshConfig(*mesh))
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1), 4)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1, name=optimizer), 4)
     model = Llama(config, lora)
     trainer = Trainer(model, RandomRows(), optimizer, mesh, length, **options)
     variables = jax.device_put(start_values(replace(config, remat="none"), lora), param_shardings(model, mesh))
@@ -135,6 +137,19 @@ def random_run(steps=2, evaluated=False, **options):
     if evaluated:
         told.append(jax.device_get(trainer.compile_eval(state, examples)(state, examples, jax.random.key(0))))
     return told, jax.device_get(state.trained), step, first
+
+
+def test_adapters_are_whole_on_every_device():
+    """Of them, a step over fsdp sends their gradients and nothing else, each once; the base's kernels are gathered."""
+    rank = 5  # no other array has an axis of this size
+    adapters = LoraConfig(rank=rank, dropout=0.0, targets=("q_proj", "o_proj", "up_proj", "down_proj"))
+    _, trained, step, _ = random_run(lora=adapters, mesh=(1, 8, 1))
+    sent = Program.parse(step.as_text()).work().collectives
+    kinds = {collective.kind for collective in sent if re.search(rf"\b{rank}\b", collective.shape)}
+    assert kinds == {"all-reduce"}
+    assert "all-gather" in {collective.kind for collective in sent}
+    _, alone, *_ = random_run(lora=adapters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), trained, alone)
 
 
 def test_remat_takes_less_memory_and_computes_the_same():
@@ -225,20 +240,27 @@ def test_a_step_never_holds_all_logits(mesh):
 
 def test_every_setting_of_the_optimizer_shows():
     base = OptimizerConfig(learning_rate=0.1, warmup_steps=2, clip_norm=1.0)
-    start = {"w": jnp.ones(4)}
+    start = {"norm": {"scale": jnp.ones(4)}, "layers": {"kernel": jnp.ones((1, 2, 2))}}
 
     def path(config, steps=10):
         # Gradients that turn and whose size varies: Adam sees neither moment nor clipping of one that does not.
         optimizer = make_optimizer(config, steps)
         state, w, values = optimizer.init(start), start, []
         for i in range(steps):
-            updates, state = optimizer.update({"w": jnp.sin(jnp.arange(4.0) + i) * (0.2 + i % 3)}, state, w)
+            gradient = jnp.sin(jnp.arange(4.0) + i) * (0.2 + i % 3)
+            gradients = {"norm": {"scale": gradient}, "layers": {"kernel": gradient.reshape(1, 2, 2)}}
+            updates, state = optimizer.update(gradients, state, w)
             w = optax.apply_updates(w, updates)
-            values.append(w["w"])
+            values.append([w["norm"]["scale"], w["layers"]["kernel"].ravel()])
         return np.array(values)
 
     reference = path(base)
     assert (reference[0] == 1).all()  # the first step of the warm-up has rate 0
+    muon = replace(base, name="muon")
+    by_muon = path(muon)
+    np.testing.assert_array_equal(by_muon[:, 0], reference[:, 0])  # a norm is AdamW's in both
+    for change in ({"muon_beta": 0.5}, {"muon_rms": 0.1}, {"name": "adamw"}, {"weight_decay": 0.1}):
+        assert not np.allclose(path(replace(muon, **change))[:, 1], by_muon[:, 1], atol=1e-6), change
     for change in (
         {"learning_rate": 0.05}, {"warmup_steps": 4}, {"final_fraction": 0.5}, {"weight_decay": 0.1}, {"beta1": 0.5},
         {"beta2": 0.9}, {"clip_norm": 0.1},

@@ -1,0 +1,200 @@
+"""What a prompt can state of a crystal: the table from which options, columns, checks, sentences, constraints come.
+
+attribute                  column and JSON key, as CDVAE publishes it          pretty_formula
+name                       keyword in Python; --name on the command line       formula
+subject                    how its sentence begins                             The chemical formula is
+typed, checked             the text of an option or of a cell -> the value
+spelled, written           -> the value as training texts spell it -> its text in the sentence
+implied                    what the grammar keeps to where it is stated
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxcrystal.config import Attribute
+from jaxcrystal.errors import UserError
+
+
+def _symbols(text: str) -> list[str]:
+    """`Li,O`, `Li O` or `Li-O` as a list."""
+    return re.split(r"[\s,-]+", text.strip())
+
+
+def _spelled(value: str) -> str:
+    from jaxcrystal.crystals.formulas import spelled
+
+    return spelled(value)
+
+
+def _elements(value: Any) -> list[str]:
+    from jaxcrystal.crystals.crystal import ATOMIC_NUMBER
+
+    symbols = _symbols(value) if isinstance(value, str) else list(value)
+    for symbol in symbols:
+        if symbol not in ATOMIC_NUMBER:
+            raise UserError(f"{symbol!r} is no chemical element")
+    if not symbols:
+        raise ValueError
+    return symbols
+
+
+def _space_group(value: Any) -> int:
+    if int(value) != float(value):
+        raise ValueError
+    if not 1 <= int(value) <= 230:
+        raise UserError(f"space group {value} does not exist; numbers run from 1 to 230")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _decimals(value: float, paper_compat: bool) -> str:
+    return str(round(float(value), 4)) if paper_compat else f"{float(value):.4f}"
+
+
+def _formula_kept(value: str) -> dict[str, Any]:
+    from jaxcrystal.crystals.formulas import unit
+
+    return {"formula": unit(value)}
+
+
+def _elements_kept(value: list[str]) -> dict[str, Any]:
+    return {"required": tuple(value), "allowed": tuple(value)}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An attribute that a prompt can state."""
+
+    attribute: Attribute
+    name: str
+    subject: str  #: the sentence before its value
+    unit: str  #: of the value, or what it looks like; for help
+    typed: Callable[[str], Any]  #: of an option or a cell; raises ValueError for what is none
+    checked: Callable[[Any], Any]  #: of its type; raises ValueError, TypeError or UserError for what is none
+    spelled: Callable[[Any], Any] = lambda value: value  #: as training texts have it; raises UserError
+    written: Callable[[Any, bool], str] = lambda value, paper_compat: str(value)  #: `paper_compat`: as the original did
+    implied: Callable[[Any], dict[str, Any]] | None = None  #: fields of `grammar.Constraints`
+    metavar: str = "X"
+
+    @property
+    def option(self) -> str:
+        """On the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def check(self, value: Any) -> Any:
+        """The value as training texts spell it. Raises UserError for one that the attribute cannot have."""
+        try:
+            return self.spelled(self.checked(value))
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{value!r} is no value of {self.attribute}") from None
+
+    def read(self, text: str) -> Any:
+        """`check` of a value that was typed. Raises UserError as it."""
+        try:
+            return self.check(self.typed(text))
+        except ValueError:
+            raise UserError(f"{text!r} is no value of {self.attribute}") from None
+
+
+#: In the order of `config.ATTRIBUTES`.
+CONDITIONS = (
+    Condition(
+        "pretty_formula",
+        "formula",
+        "The chemical formula is",
+        "for example LiFePO4; the grammar keeps to multiples of it",
+        str,
+        str,
+        _spelled,
+        implied=_formula_kept,
+        metavar="F",
+    ),
+    Condition(
+        "elements",
+        "elements",
+        "The elements are",
+        "for example Li,O; the grammar keeps to all of these, no others",
+        _symbols,
+        _elements,
+        lambda value: sorted(set(value)),
+        lambda value, paper_compat: ", ".join(value),
+        implied=_elements_kept,
+        metavar="A,B",
+    ),
+    Condition(
+        "spacegroup.number", "spacegroup", "The spacegroup number is", "1 to 230", int, _space_group, metavar="N"
+    ),
+    Condition(
+        "formation_energy_per_atom",
+        "formation_energy",
+        "The formation energy per atom is",
+        "eV per atom",
+        float,
+        _number,
+        written=_decimals,
+    ),
+    Condition("band_gap", "band_gap", "The band gap is", "eV", float, _number, written=_decimals),
+    Condition(
+        "e_above_hull",
+        "e_above_hull",
+        "The energy above the convex hull is",
+        "eV per atom",
+        float,
+        _number,
+        written=_decimals,
+    ),
+)
+BY_ATTRIBUTE: dict[str, Condition] = {condition.attribute: condition for condition in CONDITIONS}
+_BY_NAME = BY_ATTRIBUTE | {condition.name: condition for condition in CONDITIONS}
+
+
+def condition(name: str) -> Condition:
+    """The condition of that attribute or name. Raises UserError if there is none."""
+    if name not in _BY_NAME:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(BY_ATTRIBUTE)}"
+        raise UserError(f"unknown condition {name!r}; {remedy}")
+    return _BY_NAME[name]
+
+
+def checked(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions by attribute, each spelled as training texts spell it; in the order given.
+
+    Raises UserError for an unknown condition, one that is there under two names, or a value that it cannot have.
+    """
+    found: dict[str, Any] = {}
+    for name, value in conditions.items():
+        known = condition(name)
+        if known.attribute in found:
+            raise UserError(f"{known.attribute} is stated twice, as {known.attribute} and as {known.name}")
+        found[known.attribute] = known.check(value)
+    return found
+
+
+def sentence(attribute: str, value: Any, paper_compat: bool = False) -> str:
+    """One condition, for example " The band gap is 1.1200.": energies in eV (per atom), gaps in eV, four decimals.
+
+    The value keeps its spelling: it is of a data set, or went through `checked`. `paper_compat` writes energies as the
+    original did, without trailing zeros. Raises UserError for an unknown attribute, or a value that it cannot have.
+    """
+    known = condition(attribute)
+    try:
+        return f" {known.subject} {known.written(known.checked(value), paper_compat)}."
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{value!r} is no value of {attribute}") from None
+
+
+def subjects() -> Iterable[str]:
+    """How the sentences begin."""
+    return (condition.subject for condition in CONDITIONS)

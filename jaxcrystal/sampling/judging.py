@@ -1,0 +1,106 @@
+"""From texts to attempts: parsed, written as CIF, their symmetry found, in worker processes while the device goes on.
+
+spglib is C, and some cells keep it for a minute or end its process: such a crystal costs its space group, not the run.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from jaxcrystal.crystals.symmetry import symmetrize
+from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.worker_process import Lost
+from jaxcrystal.workers import Workers, local, run
+
+T = TypeVar("T")
+
+PROCESSES = 2  #: the second is started where one does not keep up
+TIMEOUT = 20.0  #: seconds for one crystal; milliseconds are usual
+AHEAD = 4096  #: texts that wait for their judgement at most
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a text turned out to be; fields as in `Attempt`."""
+
+    status: str
+    formula: str | None = None
+    cif: str | None = None
+    space_group: int | None = None
+    symmetrized_cif: str | None = None
+    symmetry_failure: str | None = None
+
+
+def judgement(text: str, symprec: float | None) -> Judgement:
+    """Of a text that ended; `symprec` in Å, None: its symmetry is not looked for."""
+    status, crystal = judge(text)
+    if crystal is None:
+        return Judgement(status)
+    found = None if symprec is None else symmetrize(crystal, symprec)
+    symmetry = (None, None) if found is None else (found.number, found.to_cif())
+    return Judgement(status, crystal.formula, crystal.to_cif(), *symmetry)
+
+
+class Judges:
+    """Processes that judge texts. They start with the first text and live until `close`, or as long as this object."""
+
+    def __init__(self, processes: int = PROCESSES, timeout: float = TIMEOUT) -> None:
+        self._processes, self._timeout = processes, timeout
+        self._open = ExitStack()
+        weakref.finalize(self, self._open.close)
+        self._workers: Workers | None = None
+
+    def judged(self, items: Iterable[tuple[T, str | None]], symprec: float) -> Iterator[tuple[T, Judgement | None]]:
+        """Each item with the judgement of its text, in their order; None for an item without a text.
+
+        The next items are taken while former ones are judged. A crystal whose symmetry, in three tries, takes longer
+        than the time limit or ends its process has the `symmetry_failure` `timeout` or `crashed`, and no space group.
+        """
+        if self._workers is None:
+            self._workers = self._open.enter_context(local(self._processes))
+        one = partial(_judged, workers=self._workers, symprec=symprec, timeout=self._timeout)
+        waiting: deque[tuple[T, Future[Judgement | None]]] = deque()
+        threads = ThreadPoolExecutor(self._processes)  # each waits for a process
+        threads.submit(one, "")  # a process that starts now is ready when the device has drawn
+        try:
+            for item, text in items:
+                waiting.append((item, threads.submit(one, text)))
+                while waiting and (waiting[0][1].done() or len(waiting) > AHEAD):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for item, future in waiting:
+                yield item, future.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # whoever leaves does not wait for a crystal that hangs
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._open.close()
+        self._workers = None
+
+
+def _judged(text: str | None, workers: Workers, symprec: float, timeout: float) -> Judgement | None:
+    if text is None:
+        return None
+    with closing(run(partial(_job, symprec), [text], workers, timeout=timeout)) as results:
+        ((_, found),) = results
+    if isinstance(found, Lost):  # what is left is our own, and safe
+        return judgement_without_symmetry(text, found)
+    return found
+
+
+def judgement_without_symmetry(text: str, why: Lost) -> Judgement:
+    """Of a text whose symmetry nobody could find."""
+    found = judgement(text, None)
+    return Judgement(found.status, found.formula, found.cif, symmetry_failure=why.value)
+
+
+def _job(symprec: float, texts: Iterable[str]) -> Iterator[tuple[int, Judgement]]:
+    return ((i, judgement(text, symprec)) for i, text in enumerate(texts))

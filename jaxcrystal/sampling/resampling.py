@@ -1,0 +1,53 @@
+"""Draws of the model under its constraints, made of draws with the grammar: sampling-importance-resampling.
+
+The grammar renormalises token by token: at temperature 1 and top-p 1 it draws x from q(x) = Π p(xₜ) / Zₜ, where Zₜ is
+the probability that the model gives to the allowed tokens, and not from p(x | x meets the constraints) ∝ p(x). The
+weight of x is p(x) / q(x) = Π Zₜ = exp(grammar_log_probability). Draws that are drawn again by their weights are of the
+latter as their number grows (Rubin 1988; Smith and Gelfand 1992); how far they are is told by the effective number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxcrystal.errors import UserError
+from jaxcrystal.sampling.methods import Method, Temperature, TopP
+
+
+def check_exact(methods: Sequence[Method], guidance: float | None) -> None:
+    """Raises UserError unless the weights are those of the model itself: temperature 1, top-p 1, nothing else."""
+    if any(method not in (Temperature(1.0), TopP(1.0)) for method in methods) or guidance is not None:
+        raise UserError(
+            "the grammar's weights are exact at temperature 1 and top-p 1, without top-k, min-p and guidance; draw so "
+            "to resample"
+        )
+
+
+def weights(log_weights: Sequence[float | None]) -> Float[np.ndarray, "draws"]:
+    """Normalised; 0 for a draw that has none. Raises UserError if no draw has any."""
+    logs = np.array([-np.inf if x is None else x for x in log_weights], np.float64)
+    if not np.isfinite(logs).any():
+        raise UserError("no attempt has a weight of the grammar: nothing can be resampled")
+    relative = np.exp(logs - logs.max())
+    return relative / relative.sum()
+
+
+def effective_number(weights: Float[np.ndarray, "draws"]) -> float:
+    """Kish's 1 / Σ wᵢ² of normalised weights: from 1, one draw has all the weight, to the number of draws."""
+    return float(1 / (weights**2).sum())
+
+
+def resample(weights: Float[np.ndarray, "draws"], count: int, seed: int) -> Int[np.ndarray, "count"]:
+    """Indices of `count` draws, with repetition, in rising order: draw i comes `count` · wᵢ times on average.
+
+    Systematic: one random number u places the points (u + k) / count on the running sum of the weights, so that each
+    draw comes as often as its share, rounded up or down.
+    """
+    if count < 1:
+        raise UserError(f"{count} crystals cannot be resampled; at least 1")
+    points = (np.random.default_rng(seed).random() + np.arange(count)) / count
+    total = np.cumsum(weights)
+    return np.searchsorted(total / total[-1], points, side="right")

@@ -1,0 +1,312 @@
+"""A model that was loaded once and draws crystals for request after request."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from jax.sharding import Mesh
+
+from jaxcrystal import compilation_cache
+from jaxcrystal.config import MeshConfig
+from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
+from jaxcrystal.crystals.prompts import generation_prompt
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.sampling.attempt import NAN_LOGITS, TRUNCATED, Attempt
+from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
+from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
+from jaxcrystal.sampling.judging import Judgement, Judges
+from jaxcrystal.sampling.memory import fitting, memory_left
+from jaxcrystal.sampling.methods import Guidance, Method, MinP, Temperature, TopK, TopP
+from jaxcrystal.weights.saved import load_model
+
+LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What the compiled programs of a sampler depend on. Raises UserError for a value out of range.
+
+    Guidance, temperature, top-k, top-p and min-p act in this order, and are by default the paper's.
+    """
+
+    grammar: bool = True  #: every text is a crystal; False: the model writes what it likes
+    guidance: float | None = None  #: weight of what a prompt states (`Guidance`)
+    temperature: float = 0.9
+    top_k: int | None = None
+    top_p: float = 0.9
+    min_p: float | None = None
+    slots: int | None = None  #: crystals that a copy of the model draws at once; None: as many as its memory holds
+    cache_dtype: str | None = None  #: of keys and values; None: the model's
+    max_new_tokens: int | None = None  #: None: what the context leaves after the longest prompt, at most 512
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        _ = self.methods, self.guide
+
+    @cached_property
+    def guide(self) -> Guidance | None:
+        return None if self.guidance is None else Guidance(self.guidance)
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """In the order of their application."""
+        methods: list[Method] = [Temperature(self.temperature)]
+        methods += [] if self.top_k is None else [TopK(self.top_k)]
+        methods += [TopP(self.top_p)]
+        methods += [] if self.min_p is None else [MinP(self.min_p)]
+        return methods
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn for a request: all of it is checked."""
+
+    targets: Sequence[Target]
+    prompts: list[str]
+    tokens: list[list[int]]  #: of each prompt, with the beginning of sequence
+    limits: list[Limits] | None  #: that the grammar keeps behind each prompt; None without grammar
+    max_new_tokens: int
+
+
+class Sampler:
+    """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
+
+    Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
+    stated and constrained. Several prompts in one request take another pair; so does, where the settings leave slots
+    open, a number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
+
+    Raises UserError as `load_model`.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        settings: SamplerSettings = SamplerSettings(),
+        mesh: Mesh | None = None,
+    ) -> None:
+        compilation_cache.enable()
+        self.settings = settings
+        self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
+        self.trained = Trained.read(Path(model_dir))
+        self.model = load_model(model_dir, self.mesh)
+        self.tokenizer = load_tokenizer(self.model.tokenizer_path)
+        self.closed = False
+        self.name = str(model_dir)
+        self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
+        self._engines: dict[Any, Engine] = {}
+        self._judges = Judges()
+        self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
+
+    def stream(
+        self,
+        num: int,
+        *,
+        conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        num_atoms: NumAtoms = None,
+        constraints: Constraints = Constraints(),  # noqa: B008
+        seed: int = 0,
+        symprec: float = 0.1,
+        **stated: Any,
+    ) -> Iterator[Attempt]:
+        """`num` attempts to draw a crystal, in their order, each as soon as it is done.
+
+        What the prompt states comes as keywords (`formula="LiFePO4"`, `elements`, `spacegroup`, `formation_energy` and
+        `e_above_hull` in eV per atom, `band_gap` in eV), or as `conditions`, a mapping; a list of them makes as many
+        prompts, of `num` attempts each. The grammar keeps to `constraints`, and to a stated formula or elements.
+        `num_atoms` of the cell, a number or the least and the most, is by default what training had for a formula of
+        that size; "any" leaves it to the model.
+        `symprec`, in Å, is how far a crystal may be from the symmetry that is found of it.
+
+        Raises UserError at once for what `targets`, `plan` and `draws` refuse.
+        """
+        if conditions is not None and stated:
+            raise UserError("conditions come as keywords or as `conditions`, not as both")
+        check_request(num, symprec)
+        wanted, notes = targets(
+            stated if conditions is None else conditions,
+            constraints,
+            num_atoms,
+            grammar=self.settings.grammar,
+            trained=self.trained,
+        )
+        say(line for kind, line in notes.items() if kind not in self._said)
+        self._said |= notes.keys()
+        plan = self.plan(wanted)
+        draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
+        return self._while_open(self.attempts(draws, plan, num, seed, symprec))
+
+    def plan(self, wanted: Sequence[Target]) -> Plan:
+        """Prompts and room for the texts behind them.
+
+        Raises UserError for a prompt that the context cannot hold, for guidance behind a prompt that states nothing,
+        for constraints that no text of so many tokens meets.
+        """
+        self._check_open()
+        prompts = of_each(wanted, lambda target: self._prompt(target.conditions))
+        for number, prompt in enumerate(prompts, start=1):
+            if self.settings.guidance is not None and prompt == self._prompt({}):
+                raise UserError(
+                    f"guidance weighs what the prompt states, and prompt {number} states nothing that this model was "
+                    "trained on"
+                )
+        tokens = [self._encoded(prompt) for prompt in prompts]
+        longest = max(map(len, tokens))
+        limit = self.settings.max_new_tokens
+        if limit is None:
+            limit = max(1, min(LONGEST_TEXT, self.model.config.max_position_embeddings - longest))
+        check_context(self.model.config, longest, limit)
+        grammar = self._grammar(limit)
+        limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
+        return Plan(wanted, prompts, tokens, limits, limit)
+
+    def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], slots: int | None = None) -> Iterator[Draw]:
+        """The draw of each task, in their order, by `slots` a copy of the model (default: as `slots` has it).
+
+        Raises UserError at once for slots that do not fit, or as `Engine`.
+        """
+        self._check_open()
+        return self._engine(plan, len(tasks), slots).draw_all(plan.tokens, seed, tasks, plan.limits)
+
+    def slots(self, plan: Plan, tasks: int) -> int:
+        """Crystals that a copy of the model draws at once, where so many are to be drawn."""
+        return self._engine(plan, tasks).slots // self._copies
+
+    def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
+        """The row of each draw, judged in other processes; row `num` · prompt + index."""
+
+        def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
+            for draw in draws:
+                ended = draw.ending is Ending.FINISHED
+                text = self.tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
+                yield (draw, text), text if ended else None
+
+        for (draw, text), found in self._judges.judged(texts(), symprec):
+            if found is None:
+                found = Judgement(TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS)
+            yield Attempt(
+                index=draw.prompt * num + draw.index,
+                draw=draw.index,
+                seed=seed,
+                prompt=plan.prompts[draw.prompt],
+                conditions=json.dumps(plan.targets[draw.prompt].conditions),
+                text=text,
+                log_probability=_finite(draw.log_probability),
+                grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
+                tokens=len(draw.tokens),
+                **vars(found),
+            )
+
+    def close(self) -> None:
+        """Gives the memory on the devices back, and ends the judging processes; a second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            self._judges.close()
+            self._engines.clear()
+            for array in jax.tree.leaves(self.model.variables):
+                array.delete()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UserError(f"the sampler of {self.name} is closed; load the model again")
+
+    def _while_open(self, rows: Iterator[Attempt]) -> Iterator[Attempt]:
+        """Once it is closed, its arrays and processes are gone: what they raise is not what went wrong."""
+        try:
+            for row in rows:
+                self._check_open()
+                yield row
+        except Exception:
+            self._check_open()
+            raise
+
+    def _encoded(self, prompt: str) -> list[int]:
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def _grammar(self, max_new_tokens: int) -> Grammar | None:
+        if not self.settings.grammar:
+            return None
+        return Grammar.build(self._tables, self.model.text, max_new_tokens)
+
+    @cached_property
+    def _tables(self) -> TokenTables:
+        return TokenTables.build(self.tokenizer)
+
+    @property
+    def _copies(self) -> int:
+        """Of the model, each of which draws rows of its own."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _engine(self, plan: Plan, tasks: int, slots: int | None = None) -> Engine:
+        """One of few: of `slots`, or those that the settings say, or of a power of two."""
+        copies, slots = self._copies, slots or self.settings.slots
+        rows = max(1, -(-tasks // copies))
+        longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
+
+        def make(slots: int) -> Engine:
+            key = (slots, plan.max_new_tokens)
+            if key not in self._engines:
+                self._engines[key] = engine(slots)
+            return self._engines[key]
+
+        def engine(slots: int) -> Engine:
+            return Engine(
+                self.model,
+                end_id=self.tokenizer.eos_id,
+                methods=self.settings.methods,
+                grammar=self._grammar(plan.max_new_tokens),
+                guidance=self.settings.guide,
+                unconditional=self._encoded(self._prompt({})),
+                slots=slots * copies,
+                max_new_tokens=plan.max_new_tokens,
+                cache_dtype=self.settings.cache_dtype,
+                mesh=self.mesh,
+            )
+
+        return fitting(
+            make,
+            slots,
+            slots or 1 << (rows - 1).bit_length(),
+            lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
+            memory_left(self.mesh),
+        )
+
+
+def check_request(num: int, symprec: float) -> None:
+    """Raises UserError for numbers that make no sense."""
+    if num < 1:
+        raise UserError(f"num is {num}; it must be at least 1")
+    if not 0 < symprec < math.inf:
+        raise UserError(f"symprec is {symprec}; it must be above 0 Å (0.1 is usual for crystals that are not relaxed)")
+
+
+def say(notes: Iterable[str]) -> None:
+    """A line each, beside the output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None

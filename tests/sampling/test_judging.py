@@ -1,0 +1,102 @@
+"""Texts are judged in other processes, in order; a crystal that hangs or kills spglib costs its space group alone."""
+
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.sampling.judging import Judgement, Judges, judgement
+
+SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
+TEXTS = [SALT, None, SALT.replace("Na", "K"), "no crystal", SALT.replace("Na", "Li"), SALT.replace("0.50", "0.25")]
+
+#: Of spglib, what symmetrize calls first; it is found by worker processes only, for here spglib is imported already.
+SPGLIB = """
+import os, time
+def get_symmetry_dataset(cell, symprec):
+    if 19 in cell[2]: os._exit(1)
+    if 3 in cell[2]: time.sleep(600)
+"""
+
+
+@pytest.fixture
+def judges():
+    found = Judges(timeout=60)
+    yield found
+    found.close()
+
+
+def test_judgements_are_those_of_one_process_in_order(judges):
+    found = list(judges.judged(enumerate(TEXTS), 0.1))
+    assert found == [(i, None if text is None else judgement(text, 0.1)) for i, text in enumerate(TEXTS)]
+    assert [each and each.space_group for _, each in found] == [221, None, 221, None, 221, 160]
+    assert found[0][1].symmetrized_cif.startswith("# refined by spglib") and found[3][1].status == "parse_error:lengths"
+    assert [each.space_group for _, each in judges.judged([(0, SALT)], 0.1)] == [221]  # the same processes again
+
+
+def test_a_hang_and_a_crash_cost_a_space_group_and_no_row(monkeypatch, tmp_path):
+    (tmp_path / "spglib.py").write_text(SPGLIB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert sys.modules["spglib"].__version__  # ours is another
+    judges = Judges(timeout=0.5)
+    try:
+        found = [each for _, each in judges.judged(enumerate(TEXTS), 0.1)]
+    finally:
+        judges.close()
+    assert [each and each.symmetry_failure for each in found] == [None, None, "crashed", None, "timeout", None]
+    for text, each in zip(TEXTS, found, strict=True):
+        if text is not None and judge(text)[1] is not None:
+            assert each.status == "ok" and each.cif == judge(text)[1].to_cif() and each.space_group is None
+
+
+def test_the_next_draws_come_while_texts_are_judged(monkeypatch, tmp_path):
+    (tmp_path / "spglib.py").write_text("import time\ndef get_symmetry_dataset(cell, symprec): time.sleep(0.5)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    taken = []
+
+    def draws():
+        for i in range(3):
+            taken.append(time.monotonic())
+            yield i, SALT
+
+    judges = Judges()
+    found = []
+    for i, each in judges.judged(draws(), 0.1):
+        found.append((i, each.status, len(taken)))
+    judges.close()
+    assert found == [(0, "ok", 3), (1, "ok", 3), (2, "ok", 3)]
+
+
+def test_what_is_abandoned_does_not_hold_the_processes(judges):
+    waiting = judges.judged(((i, SALT) for i in range(10_000)), 0.1)
+    assert next(waiting)[0] == 0
+    waiting.close()
+    assert list(judges.judged([(7, "")], 0.1)) == [(7, Judgement("parse_error:empty"))]
+
+
+def children() -> set[str]:
+    """Processes that this one has started and that live."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended
+            continue
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(stat.parent.name)
+    return found
+
+
+def test_the_processes_end_with_their_owner():
+    judges = Judges()
+    before = children()
+    assert len(list(judges.judged([(0, SALT), (1, SALT)], 0.1))) == 2
+    ours = children() - before
+    assert ours
+    del judges
+    gc.collect()
+    assert not ours & children()
