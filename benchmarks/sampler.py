@@ -49,7 +49,7 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.cache import BLOCK
-from jaxcrystal.sampling.engine import JUMP, Engine, _room
+from jaxcrystal.sampling.engine import JUMP, Engine
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel
@@ -315,11 +315,11 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
 
 def compile_all(engine: Engine, prompt_tokens: int) -> None:
     """Runs what `draw` runs, for no crystal."""
-    variables, blocks = engine._model.variables, _room(prompt_tokens)
+    variables, blocks = engine._model.variables, engine._room(prompt_tokens)
     with jax.set_mesh(engine._mesh):
-        slots, desk, first = engine._start(1, blocks)
-        prompt = np.zeros((blocks, BLOCK), np.int32)
-        slots, first = engine._read_prompt(variables, slots, first, prompt, np.int32(prompt_tokens), np.int32(0))
+        slots, desk, first = engine._start(blocks)
+        prompt, listed = np.zeros((blocks, BLOCK), np.int32), np.arange(blocks, dtype=np.int32)
+        slots, first = engine._read_prompt(variables, slots, first, prompt, np.int32(prompt_tokens), listed)
         key = jax.random.key(np.uint32(0))
         jax.block_until_ready(engine._run(variables, slots, desk, first, key, engine._no_orders(), np.int32(0)))
 

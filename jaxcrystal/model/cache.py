@@ -1,15 +1,15 @@
-"""Keys and values of tokens already seen, and attention to them.
+"""Keys and values of tokens already seen, in pages of BLOCK tokens, and attention to them.
 
-    what a row attends to:   its prompt, in blocks   │  its own tail, in blocks      │  the tokens of this call
-                             ▓▓▓▓ ▓▓··               │  ▓▓▓▓ ▓▓▓▓ ▓▓·· ····          │  ▓ ▓
-                             stored once, whoever    │  only blocks in which there   │  causally
-                             follows it              │  is something are read        │
+    what a row attends to:   its prompt's pages         │  its own tail, in blocks      │  the tokens of this call
+                             ▓▓▓▓ ▓▓··                  │  ▓▓▓▓ ▓▓▓▓ ▓▓·· ····          │  ▓ ▓
+                             taken from a pool, stored  │  only blocks in which there   │  causally
+                             once, whoever follows it   │  is something are read        │
 
-Each block is summed with a softmax of its own, and the parts are joined at the end (arXiv 2205.14135, section 3.1), so
-nothing is copied together. Rows are of very different lengths when each begins a crystal as soon as its last one is
-done; so the blocks that hold something, of all rows, are put in one list, and a loop goes through it, some at a time.
-What a row costs depends on its own prompt and tail, not on how many prompts there are; a single prompt, which all rows
-follow, is read once for all of them.
+One online softmax (arXiv 2205.14135, section 3.1) goes from the tokens of the call through the pages of the prompt,
+which a block table lists, and the blocks of the tail, a block at a time, so nothing is copied together. Rows are of
+very different lengths when each begins a crystal as soon as its last one is done; so rows of like lengths go together,
+some at a time, as far as the longest of them needs. What a row costs depends on its own prompt and tail, not on how
+many prompts there are.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from jaxcrystal.config import LlamaConfig
 from jaxcrystal.mesh import ShardingRules
 
 BLOCK = 64  #: tokens of a row's tail that are read together
-LEAST_AT_ONCE = 16  #: blocks that are read together, if there are so many
+LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
 
 #: The axes of what is stored, as far as they are divided over devices.
-PROMPT_AXES, TAIL_AXES = (None, None, None, "kv_heads"), (None, "batch", None, "kv_heads")
+POOL_AXES, TAIL_AXES = (None, None, "kv_heads"), (None, "batch", None, "kv_heads")
 
 
 @struct.dataclass
@@ -71,9 +71,10 @@ class Cache:
     a row to forget some of them (padding, a finished row) lowers its `lengths`; what lies beyond is never read.
     """
 
-    prompt_keys: Stored  #: [layers, prompts, blocks, kv_heads, BLOCK, head_dim]
+    prompt_keys: Stored  #: [layers, pages, kv_heads, BLOCK, head_dim]; a pool
     prompt_values: Stored
-    prompt_lengths: Int[Array, "prompts"]
+    prompt_pages: Int[Array, "prompts blocks"]  #: the block table: which pages of the pool hold a prompt, in order
+    prompt_lengths: Int[Array, "prompts"]  #: tokens of each prompt
     keys: Stored  #: [layers, rows, blocks, kv_heads, BLOCK, head_dim]
     values: Stored
     lengths: Int[Array, "rows"]  #: entries of each row's tail
@@ -86,13 +87,14 @@ class Cache:
         config: LlamaConfig,
         rows: int,
         tail: int,
-        prompts: int = 1,
-        room: int = 0,
+        pages: int = 1,
+        longest: int = BLOCK,
         dtype: DTypeLike | None = None,
     ) -> Cache:
-        """Room for `prompts` of up to `room` tokens, and for a `tail` of so many tokens behind each of `rows`.
+        """Room for a `tail` of so many tokens behind each of `rows`, and a pool of `pages` for prompts of up to
+        `longest` tokens, as many at most as there are pages.
 
-        Both are rounded up to whole blocks. `dtype` is that of the config by default; int8 stores `Codes`.
+        Tails and prompts are rounded up to whole blocks. `dtype` is that of the config by default; int8 stores `Codes`.
         """
         layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         dtype = jnp.dtype(dtype or config.dtype)
@@ -101,31 +103,50 @@ class Cache:
             entries = jnp.zeros((*shape, width), dtype)
             return Codes(entries, jnp.zeros(shape, jnp.float32)) if dtype == jnp.int8 else entries
 
-        shared = (layers, prompts, whole_blocks(room), heads, BLOCK)
+        pool = (layers, pages, heads, BLOCK)
         own = (layers, rows, whole_blocks(tail), heads, BLOCK)
         return cls(
-            nothing(*shared),
-            nothing(*shared),
-            jnp.zeros(prompts, jnp.int32),
+            nothing(*pool),
+            nothing(*pool),
+            jnp.zeros((pages, whole_blocks(longest)), jnp.int32),
+            jnp.zeros(pages, jnp.int32),
             nothing(*own),
             nothing(*own),
             jnp.zeros(rows, jnp.int32),
             jnp.zeros(rows, jnp.int32),
         )
 
-    def with_prompt(self, number: Int[Array, ""], read: Cache) -> Cache:
-        """With the tail of `read`, a cache of one row that has as many blocks as a prompt has room, as prompt `number`.
+    def with_prompt(self, number: Int[Array, ""], pages: Int[Array, "blocks"], length: Int[Array, ""]) -> Cache:
+        """With a prompt of so many tokens in these pages of the pool as prompt `number`; see `reader` for how they come
+        there. What `pages` says beyond the prompt's last block is never read."""
+        return self.replace(
+            prompt_pages=self.prompt_pages.at[number].set(pages),
+            prompt_lengths=self.prompt_lengths.at[number].set(length),
+        )
 
-        Rows that follow another prompt are not touched.
-        """
+    def reader(self, number: Int[Array, ""], block: Int[Array, ""]) -> Cache:
+        """One row, that follows prompt `number` as far as `block`, and has room for the tokens of that block."""
 
-        def put(stored: Array, tail: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(stored, tail, number, axis=1)
+        def nothing(pool: Array) -> Array:
+            return jnp.zeros((pool.shape[0], 1, 1, *pool.shape[2:]), pool.dtype)
+
+        return self.replace(
+            prompt_lengths=self.prompt_lengths.at[number].set(block * BLOCK),
+            keys=jax.tree.map(nothing, self.prompt_keys),
+            values=jax.tree.map(nothing, self.prompt_values),
+            lengths=jnp.zeros(1, jnp.int32),
+            prompt=number[None],
+        )
+
+    def with_page(self, page: Int[Array, ""], read: Cache) -> Cache:
+        """With what a `reader` has read as this page of the pool."""
+
+        def put(pool: Array, tail: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(pool, tail[:, 0], page, axis=1)
 
         return self.replace(
             prompt_keys=jax.tree.map(put, self.prompt_keys, read.keys),
             prompt_values=jax.tree.map(put, self.prompt_values, read.values),
-            prompt_lengths=self.prompt_lengths.at[number].set(read.lengths[0]),
         )
 
     @property
@@ -183,9 +204,16 @@ def whole_blocks(tokens: int) -> int:
 class Part:
     """A softmax over some of the entries, before it is divided by its total."""
 
-    highest: Float32[Array, "*n kv_heads group time"]  #: score; the lowest number that there is where none is visible
+    highest: Float32[Array, "*n kv_heads group time"]  #: score
     total: Float32[Array, "*n kv_heads group time"]  #: Σ exp(score - highest)
     output: Float32[Array, "*n kv_heads group time head_dim"]  #: Σ exp(score - highest) · value
+
+    def and_also(self, other: Part) -> Part:
+        """The softmax over the entries of both."""
+        highest = jnp.maximum(self.highest, other.highest)
+        a, b = (jnp.exp(part.highest - highest) for part in (self, other))
+        output = a[..., None] * self.output + b[..., None] * other.output
+        return Part(highest, a * self.total + b * other.total, output)
 
 
 def attend(
@@ -206,9 +234,6 @@ def attend(
     def own(queries: Array, keys: Array, values: Array, cache: Cache, layer: Array) -> Array:
         rows, ragged = len(cache.lengths), cache.ragged
         if ragged is not None:
-            # 0 · NaN is NaN: a token that is masked, behind another of the same call, must not hold one. What is no
-            # number stays so in the token's own residual stream.
-            values = jnp.where(jnp.isfinite(values), values, 0)
             queries, keys, values = (ragged.grid(x, rows) for x in (queries, keys, values))
         time = queries.shape[1]
         now = _part(
@@ -216,22 +241,29 @@ def attend(
             *(jnp.moveaxis(x, 1, 2) for x in (keys, values)),
             visible=jnp.tril(jnp.ones((time, time), bool))[None],
         )
-        prompt, tail = (cache.prompt_keys, cache.prompt_values), (cache.keys, cache.values)
-        if len(cache.prompt_lengths) == 1:
-            before = _shared(queries, prompt, layer, cache.prompt_lengths[0])
-        else:
-            before = _listed(queries, prompt, layer, cache.prompt, cache.prompt_lengths[cache.prompt])
-        parts = [before, _listed(queries, tail, layer, jnp.arange(rows), cache.lengths)]
-        parts = jax.tree.map(lambda *x: jnp.concatenate([*x[:2], x[2][:, None]], axis=1), *parts, now)
-        share = jnp.exp(parts.highest - parts.highest.max(1, keepdims=True))
-        output = (share[..., None] * parts.output).sum(1) / (share * parts.total).sum(1)[..., None]
+        pool, tail = (cache.prompt_keys, cache.prompt_values), (cache.keys, cache.values)
+
+        def chunk(row: Int[Array, "n"]) -> Part:
+            """Of some rows, everything."""
+            part, own_queries = jax.tree.map(lambda x: x[row], (now, queries))
+            pages, known = cache.prompt_pages[cache.prompt[row]], cache.prompt_lengths[cache.prompt[row]]
+            part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known)
+            return _through(part, own_queries, lambda block: _at(tail, layer, row, block), cache.lengths[row])
+
+        at_once = min(rows, max(LEAST_AT_ONCE, rows // 4))
+        by_length = jnp.argsort(-whole_blocks(cache.lengths))
+        listed = jnp.arange(-(-rows // at_once) * at_once)  # the last chunk is filled up with the shortest row
+        parts = jax.lax.map(chunk, by_length[jnp.minimum(listed, rows - 1)].reshape(-1, at_once))
+        part = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.argsort(by_length)], parts)
+        output = part.output / part.total[..., None]
         output = jnp.moveaxis(output, 3, 1).astype(queries.dtype)  # [rows, time, kv_heads, group, head_dim]
         return output if ragged is None else ragged.flat(output)
 
     heads = ("batch", None, "kv_heads")
     entries = Cache(
-        prompt_keys=PROMPT_AXES,
-        prompt_values=PROMPT_AXES,
+        prompt_keys=POOL_AXES,
+        prompt_values=POOL_AXES,
+        prompt_pages=(None,),
         prompt_lengths=(None,),
         keys=TAIL_AXES,
         values=TAIL_AXES,
@@ -249,68 +281,26 @@ def _by_token(ragged: Ragged | None) -> Ragged | None:
     return jax.tree.map(lambda _: ("batch",), ragged)
 
 
-def _shared(
-    queries: Float[Array, "rows time kv_heads group head_dim"],
-    entries: tuple[Stored, Stored],
-    layer: Int[Array, ""],
-    length: Int[Array, ""],
+def _at(entries: tuple[Stored, Stored], *index: Int[Array, "..."]) -> tuple[Stored, Stored]:
+    return jax.tree.map(lambda x: x[index], entries)
+
+
+def _through(
+    part: Part,
+    queries: Float[Array, "n time kv_heads group head_dim"],
+    read: Callable[[Int[Array, ""]], tuple[Stored, Stored]],
+    lengths: Int[Array, "n"],
 ) -> Part:
-    """The part of the one prompt that there is, [rows, 1, ...]."""
+    """`part`, and all blocks behind it, of which `read` gives each row's: [n, kv_heads, BLOCK, head_dim]."""
 
-    def joined(x: Array) -> Array:
-        """[kv_heads, blocks · BLOCK, ...]"""
-        x = jnp.moveaxis(x[layer, 0], 1, 0)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
+    def further(block: Int[Array, ""], part: Part) -> Part:
+        written = block * BLOCK + jnp.arange(BLOCK) < lengths[:, None]
+        both = part.and_also(_part(queries, *read(block), visible=written[:, None]))
+        # A row that has no such block is given another's, which may hold what is no number.
+        there = written[:, 0]
+        return jax.tree.map(lambda x, y: jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, y), both, part)
 
-    keys, values = jax.tree.map(joined, entries)
-    blocks = jax.tree.leaves(entries)[0].shape[2]
-    part = _part(queries, keys, values, visible=(jnp.arange(blocks * BLOCK) < length)[None, None], axes="ksd")
-    return jax.tree.map(lambda x: x[:, None], part)
-
-
-def _listed(
-    queries: Float[Array, "rows time kv_heads group head_dim"],
-    entries: tuple[Stored, Stored],
-    layer: Int[Array, ""],
-    owner: Int[Array, "rows"],
-    lengths: Int[Array, "rows"],
-) -> Part:
-    """The part of each block that a row attends to, [rows, blocks, ...]; blocks that hold nothing have no weight.
-
-    `owner` says whose entries those of a row are: its own, in the tail, or those of its prompt; `lengths`, how many.
-    """
-    rows, blocks = len(owner), jax.tree.leaves(entries)[0].shape[2]
-    at_once = min(rows * blocks, max(LEAST_AT_ONCE, rows // 4))
-    listed = jnp.arange(-(-rows * blocks // at_once) * at_once)
-    filled = whole_blocks(lengths)
-    ends = jnp.cumsum(filled)
-    first = ends - filled
-    row = jnp.minimum(jnp.searchsorted(ends, listed, side="right", method="compare_all"), rows - 1)
-    block = jnp.clip(listed - first[row], 0, blocks - 1)
-
-    def read(turn: Array, parts: Part) -> Part:
-        start = turn * at_once
-        r, b = (jax.lax.dynamic_slice_in_dim(x, start, at_once) for x in (row, block))
-        keys, values = jax.tree.map(lambda x: x[layer, owner[r], b], entries)
-        written = b[:, None] * BLOCK + jnp.arange(BLOCK) < lengths[r][:, None]
-        part = _part(queries[r], keys, values, visible=written[:, None])
-        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), parts, part)
-
-    _, time, heads, group, width = queries.shape
-    zero = jnp.zeros((len(listed), heads, group, time), jnp.float32)
-    nothing = Part(zero, zero, jnp.zeros((*zero.shape, width), jnp.float32))
-    parts = jax.lax.fori_loop(0, -(-ends[-1] // at_once), read, nothing)
-    there = jnp.arange(blocks) < filled[:, None]
-
-    def of_rows(x: Float32[Array, "listed *n"], instead: float) -> Float32[Array, "rows blocks *n"]:
-        """Behind a row's last block lies another's, which may hold what is no number."""
-        own = there.reshape(rows, blocks, *[1] * (x.ndim - 1))
-        return jnp.where(own, x[first[:, None] + jnp.arange(blocks)], instead)
-
-    return Part(of_rows(parts.highest, _lowest), of_rows(parts.total, 0), of_rows(parts.output, 0))
-
-
-_lowest = float(jnp.finfo(jnp.float32).min)
+    return jax.lax.fori_loop(0, whole_blocks(lengths.max()), further, part)
 
 
 def _part(
@@ -318,9 +308,8 @@ def _part(
     keys: Stored,
     values: Stored,
     visible: Bool[Array, "#n #time entries"],
-    axes: str = "bksd",
 ) -> Part:
-    """Of keys and values with these axes: without b they are the same for all."""
+    """Of keys and values [n, kv_heads, entries, head_dim], of which each token sees at least one."""
 
     def product(pattern: str, x: Array, y: Stored) -> Float32[Array, "..."]:
         y = y.codes if isinstance(y, Codes) else y
@@ -329,13 +318,12 @@ def _part(
     def scaled(x: Float32[Array, "n kv_heads group time entries"], y: Stored) -> Float32[Array, "..."]:
         return x * y.scale[..., None, None, :] if isinstance(y, Codes) else x
 
-    scores = scaled(product(f"btkgd,{axes}->bkgts", queries, keys), keys) * queries.shape[-1] ** -0.5
-    scores = jnp.where(visible[:, None, None], scores, _lowest)
-    highest = scores.max(-1, initial=_lowest)
+    scores = scaled(product("btkgd,bksd->bkgts", queries, keys), keys) * queries.shape[-1] ** -0.5
+    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    highest = scores.max(-1)
     weights = jnp.exp(scores - highest[..., None])
-    order = "bkgtd" if axes == "bksd" else "kbgtd"  # as the product has it: XLA's CPUs know no other in bfloat16
-    output = product(f"bkgts,{axes}->{order}", scaled(weights, values).astype(queries.dtype), values)
-    return Part(highest, weights.sum(-1), jnp.moveaxis(output, order.index("b"), 0))
+    output = product("bkgts,bksd->bkgtd", scaled(weights, values).astype(queries.dtype), values)
+    return Part(highest, weights.sum(-1), output)
 
 
 def _stored(x: Float[Array, "*n head_dim"], like: Stored) -> Stored:

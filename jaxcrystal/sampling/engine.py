@@ -1,6 +1,6 @@
 """The slot engine: many crystals decode together in one compiled loop, and a slot that is done takes the next at once.
 
-    prompts           each is read once, one cache entry a token, and shared by all slots that follow it
+    prompts           each is read once, into pages of a pool that all slots that follow it share
        │
        ├─ slot 0   ▓▓▓▓▓▓▓▓▓▓ crystal 0 ▓▓▓▓│▓▓▓▓ crystal 4 ▓▓▓▓▓▓│▓▓ …        each slot keeps the keys and
        ├─ slot 1   ▓▓▓▓▓▓ crystal 1 ▓▓│▓▓▓▓▓▓▓▓▓▓ crystal 3 ▓▓▓▓▓▓▓▓│▓ …       values of its own crystal only
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -44,8 +43,9 @@ from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.crystals.grammar import Grammar, Limits, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, replicated
-from jaxcrystal.model.cache import BLOCK, PROMPT_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
+from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
 from jaxcrystal.sampling.methods import Guidance, Method, pick
+from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
 from jaxcrystal.weights.saved import SavedModel
 
 STEPS_PER_CALL = 64  #: steps between two looks of the host
@@ -53,7 +53,8 @@ JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those 
 TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
 WORKING, WORKING_ON_LETTERS = 5, 2  #: copies of all logits that a step takes at most, as compiled programs show
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
-LEAST_BLOCKS = 2  #: that a prompt has room for: programs differ only for longer ones
+PROMPT_PAGES_PER_SLOT = 2  #: of the pool; it lies whole on the devices of every copy, and so counts a copy's slots
+LEAST_BLOCKS = 8  #: that a prompt has room for: programs differ only for longer ones
 
 
 class Ending(IntEnum):
@@ -127,7 +128,7 @@ class Orders:
 
     index: UInt32[Array, "pages"]
     prompt_hash: UInt32[Array, "pages"]
-    place: Int32[Array, "pages"]  #: of the prompt, in the cache
+    prompt: Int32[Array, "pages"]  #: its number in the cache
     limits: Limits | None  #: of each page; None exactly if the engine has no grammar
 
 
@@ -164,7 +165,10 @@ class Engine:
     tokens in a step: all but the first are those that the grammar leaves no choice about; 1 takes a step for each.
 
     Programs are compiled when first needed: one that reads prompts, one that draws. They serve every later call,
-    whatever its prompts of up to 128 tokens and its constraints; another pair serves calls with several prompts.
+    whatever its constraints, its prompts of up to 512 tokens (another pair serves longer ones) and their number. The
+    pool has two pages of 64 tokens for each slot of a copy, and room for one longest prompt more: tasks whose prompt
+    finds no page wait. All state of a call lies in its iterator: abandoning that leaves the engine as it was, and gives
+    the memory back.
 
     Raises UserError if `slots` or `max_new_tokens` is not positive, or if the mesh does not divide slots or heads.
     """
@@ -202,7 +206,7 @@ class Engine:
         self.slots = -(-slots // self._parts) * self._parts
         self._pages = PAGES_PER_SLOT * self.slots
         slots_sharding, whole = self._shardings()
-        self._start = jax.jit(self._open, static_argnums=(0, 1), out_shardings=(slots_sharding, whole, whole))
+        self._start = jax.jit(self._open, static_argnums=0, out_shardings=(slots_sharding, whole, whole))
         self._read_prompt = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots_sharding, whole))
         self._run = jax.jit(self._decode, donate_argnums=1, out_shardings=(slots_sharding, whole))
 
@@ -223,8 +227,8 @@ class Engine:
 
         A prompt holds token ids, the beginning of sequence included; what follows it keeps to the one of `limits` of
         the same number (`Grammar.limits`; by default, to the grammar alone). Tasks of one prompt are best given one
-        after the other: there is room for as many prompts as the slots follow at a time. Raises UserError if a prompt
-        and `max_new_tokens` exceed the model's context, or if the seed or an index is not in [0, 2³²).
+        after the other: it is read once while tasks follow it. Raises UserError if a prompt and `max_new_tokens` exceed
+        the model's context, or if the seed or an index is not in [0, 2³²).
         """
         for prompt in (*prompts, *self._always):
             check_context(self._model.config, len(prompt), self._limit)
@@ -237,14 +241,14 @@ class Engine:
         return self._draw([tuple(prompt) for prompt in prompts], jax.random.key(np.uint32(seed)), tasks, limits)
 
     def compile_decode(self, prompt_tokens: int) -> Compiled:
-        """The program behind `draw`, for a prompt of about so many tokens; the model's arrays may be abstract."""
+        """The program behind `draw`, for prompts of up to so many tokens; the model's arrays may be abstract."""
         variables, whole = self._model.variables, replicated(self._mesh)
 
         def placed(x: Any, sharding: NamedSharding = whole) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         with jax.set_mesh(self._mesh):
-            opened = jax.eval_shape(partial(self._open, 1, _room(prompt_tokens)))
+            opened = jax.eval_shape(partial(self._open, self._room(prompt_tokens)))
             slots, pages, first = jax.tree.map(
                 placed, opened, jax.tree.broadcast((self._shardings()[0], whole, whole), opened)
             )
@@ -253,14 +257,14 @@ class Engine:
             ready = jax.ShapeDtypeStruct((), jnp.int32)
             return self._run.lower(variables, slots, pages, first, key, orders, ready).compile()
 
-    def memory(self, prompt_tokens: int, prompts: int = 1) -> int:
-        """Bytes on each device beside the model's, for so many prompts at once of up to so many tokens.
+    def memory(self, prompt_tokens: int) -> int:
+        """Bytes on each device beside the model's, for prompts of up to so many tokens.
 
         What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each token that is
         read and each of the vocabulary, or `WORKING_ON_LETTERS` with a grammar; parameters that lie divided over `fsdp`
         take more when they are gathered.
         """
-        opened = jax.eval_shape(partial(self._open, self._places(prompts), _room(prompt_tokens)))
+        opened = jax.eval_shape(partial(self._open, self._room(prompt_tokens)))
         slots_sharding, whole = self._shardings()
         shardings = jax.tree.leaves(jax.tree.broadcast((slots_sharding, whole, whole), opened))
         kept = sum(
@@ -271,9 +275,14 @@ class Engine:
         logits = self._tokens() // self._parts * (1 + len(self._always)) * self._model.config.padded_vocab_size // vocab
         return kept + 4 * (WORKING if self._letters is None else WORKING_ON_LETTERS) * logits
 
-    def _places(self, prompts: int) -> int:
-        """Prompts that there is room for at a time: of two numbers, so that few programs serve all."""
-        return 1 if prompts == 1 else 2 * self.slots
+    def _room(self, prompt_tokens: int) -> int:
+        """Blocks that a prompt may have: a power of two, so that few programs serve all."""
+        least = min(LEAST_BLOCKS, whole_blocks(self._model.config.max_position_embeddings))
+        return max(least, 1 << (whole_blocks(prompt_tokens) - 1).bit_length())
+
+    def _pool(self, blocks: int) -> int:
+        """Pages for prompts of up to so many blocks: of any length there is room for one, beside those always there."""
+        return PROMPT_PAGES_PER_SLOT * (self.slots // self._parts) + blocks * (1 + len(self._always))
 
     def _tokens(self) -> int:
         """Tokens that a step reads, of all slots."""
@@ -286,41 +295,41 @@ class Engine:
         tasks: Sequence[Task],
         limits: Sequence[Limits] | None,
     ) -> Iterator[Draw]:
-        places = self._places(len({prompts[task.prompt] for task in tasks}))
-        blocks = _room(max(map(len, (*prompts, *self._always)), default=0))
+        blocks = self._room(max(map(len, (*prompts, *self._always)), default=0))
         with jax.set_mesh(self._mesh):
-            slots, pages, first = self._start(places, blocks)
+            slots, pages, first = self._start(blocks)
+        pool = PromptPool(self._pool(blocks))
 
-        def read_prompt(prompt: tuple[int, ...], place: int) -> None:
+        def number_of(prompt: Prompt) -> int | None:
+            """Of a prompt that one task more follows, which is read if it is not there; None where it must wait."""
             nonlocal slots, first
-            tokens = np.zeros((blocks, BLOCK), np.int32)
-            tokens.flat[: len(prompt)] = prompt
-            with jax.set_mesh(self._mesh):
-                slots, first = self._read_prompt(
-                    self._model.variables, slots, first, tokens, np.int32(len(prompt)), np.int32(place)
-                )
+            known = prompt in pool
+            own = pool.follow(prompt)
+            if own is None:
+                return None
+            if not known:
+                tokens, listed = np.zeros((blocks, BLOCK), np.int32), np.zeros(blocks, np.int32)
+                tokens.flat[: len(prompt)], listed[: len(own)] = prompt, own
+                with jax.set_mesh(self._mesh):
+                    slots, first = self._read_prompt(
+                        self._model.variables, slots, first, tokens, np.int32(len(prompt)), listed
+                    )
+            return own[0]
 
-        for place, prompt in enumerate(self._always, start=places):
-            read_prompt(prompt, place)
-        place_of: dict[tuple[int, ...], int] = {}  # prompt -> place
-        waiting: deque[int] = deque(range(places))  # places that nobody follows any more, longest first
+        for prompt in self._always:
+            number_of(prompt)  # of an empty pool, so that its pages are the first ones
         finished: list[Draw] = []
-        read = allowed = 0  # crystals handed out or in `finished`; crystals whose prompt has a place
+        read = allowed = 0  # crystals handed out or in `finished`; crystals whose prompt has pages
         orders = self._no_orders()
         while read < len(tasks):
             while allowed < min(len(tasks), read + self._pages):
                 number, index = tasks[allowed]
                 prompt = prompts[number]
-                if prompt not in place_of:
-                    if not waiting:
-                        break
-                    place = waiting.popleft()
-                    place_of = {other: at for other, at in place_of.items() if at != place} | {prompt: place}
-                    read_prompt(prompt, place)
-                elif place_of[prompt] in waiting:
-                    waiting.remove(place_of[prompt])
+                place = number_of(prompt)
+                if place is None:
+                    break
                 page = allowed % self._pages
-                orders.index[page], orders.place[page] = index, place_of[prompt]
+                orders.index[page], orders.prompt[page] = index, place
                 orders.prompt_hash[page] = _hash(prompt)
                 if limits is not None:
                     for all_pages, own in zip(*map(jax.tree.leaves, (orders.limits, limits[number])), strict=True):
@@ -343,9 +352,8 @@ class Engine:
                         ending=Ending(written.ending[page]),
                     )
                 )
+                pool.leave(prompts[tasks[read].prompt])
                 read += 1
-            followed = {place_of[prompts[task.prompt]] for task in tasks[read:allowed]}
-            waiting.extend(place for place in place_of.values() if place not in followed and place not in waiting)
         yield from finished
 
     def _no_orders(self) -> Orders:
@@ -357,17 +365,18 @@ class Engine:
             jax.tree.map(lambda x: np.stack([x] * self._pages), each),
         )
 
-    def _open(self, places: int, blocks: int) -> tuple[Slots, Pages, Scores]:
-        """Idle slots, empty pages, and room for prompts and for what the model says behind them."""
+    def _open(self, blocks: int) -> tuple[Slots, Pages, Scores]:
+        """Idle slots, empty pages, and room for prompts and for what the model says behind them.
+
+        The prompt that is always followed is number 0, as long as all are.
+        """
         config = self._model.config
-        everyone = places + len(self._always)
-        rows = 1 + len(self._always)
-        cache = Cache.empty(config, self.slots * rows, self._limit, everyone, blocks * BLOCK, dtype=self._cache_dtype)
-        follows = jnp.zeros((self.slots, rows), jnp.int32).at[:, 1:].set(places)
+        rows, pool = 1 + len(self._always), self._pool(blocks)
+        cache = Cache.empty(config, self.slots * rows, self._limit, pool, blocks * BLOCK, dtype=self._cache_dtype)
         each = None if self._grammar is None else self._grammar.limits()
         limits = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.slots, *x.shape)), each)
         slots = Slots(
-            cache=cache.replace(prompt=follows.reshape(-1)),
+            cache=cache,
             scores=self._nothing(self.slots, rows),
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
@@ -383,7 +392,7 @@ class Engine:
             grammar_log_probability=jnp.zeros(self._pages),
             ending=jnp.zeros(self._pages, jnp.int32),
         )
-        return slots, pages, self._nothing(everyone)
+        return slots, pages, self._nothing(pool)
 
     def _nothing(self, *shape: int) -> Scores:
         letters = self._model.config.padded_vocab_size if self._letters is None else len(self._letters)
@@ -402,25 +411,26 @@ class Engine:
         first: Scores,
         prompt: Int32[Array, "blocks block"],
         length: Int32[Array, ""],
-        place: Int32[Array, ""],
+        pages: Int32[Array, "blocks"],
     ) -> tuple[Slots, Scores]:
-        """The model reads a prompt, a block at a time: into the cache, and what it says behind the last token."""
-        module = self._model.module
-        blocks = len(prompt)
-        empty = Cache.empty(self._model.config, 1, blocks * BLOCK, dtype=self._cache_dtype)
+        """The model reads a prompt, a block at a time: into these pages, and what it says behind the last token."""
+        module, number = self._model.module, pages[0]
 
         def read(block: Array, carry: tuple[Cache, Array]) -> tuple[Cache, Array]:
+            cache, last = carry
             positions = block * BLOCK + jnp.arange(BLOCK)
-            hidden, cache = module.apply(
-                variables, prompt[block][None], positions[None], cache=carry[0], method="hidden"
+            reader = cache.reader(number, block)
+            hidden, reader = module.apply(
+                variables, prompt[block][None], positions[None], cache=reader, method="hidden"
             )
-            return cache, jnp.where(positions[:, None] == length - 1, hidden[0], 0).sum(0) + carry[1]
+            last += jnp.where(positions[:, None] == length - 1, hidden[0], 0).sum(0)
+            return cache.with_page(pages[block], reader), last
 
         last = jnp.zeros(self._model.config.hidden_size, self._model.config.dtype)
-        cache, last = jax.lax.fori_loop(0, whole_blocks(length), read, (empty, last))
+        cache = slots.cache.with_prompt(number, pages, length)
+        cache, last = jax.lax.fori_loop(0, whole_blocks(length), read, (cache, last))
         scores = self._scores(variables, last[None, None])
-        cache = slots.cache.with_prompt(place, cache.replace(lengths=length[None]))
-        return slots.replace(cache=cache), jax.tree.map(lambda x, y: x.at[place].set(y[0]), first, scores)
+        return slots.replace(cache=cache), jax.tree.map(lambda x, y: x.at[number].set(y[0]), first, scores)
 
     def _decode(
         self,
@@ -459,7 +469,7 @@ class Engine:
         taken = idle & (waiting < ready)
         page = waiting % self._pages
         prompt = slots.cache.prompt.reshape(self.slots, -1)
-        prompt = prompt.at[:, 0].set(jnp.where(taken, orders.place[page], prompt[:, 0]))
+        prompt = prompt.at[:, 0].set(jnp.where(taken, orders.prompt[page], prompt[:, 0]))
         rows = prompt.shape[1]
 
         def reset(start: Array, now: Array) -> Array:
@@ -644,19 +654,14 @@ class Engine:
         """How the slots lie on the mesh, and what is whole on every device."""
         config, rules, whole = self._model.config, self._model.module.rules, replicated(self._mesh)
         rules.check_divides(self._mesh, "kv_heads", config.num_key_value_heads, "the cache")
-        prompt, tail = (NamedSharding(self._mesh, rules.spec(axes)) for axes in (PROMPT_AXES, TAIL_AXES))
+        pool, tail = (NamedSharding(self._mesh, rules.spec(axes)) for axes in (POOL_AXES, TAIL_AXES))
         letters = "vocab" if self._letters is None else None
         scores = Scores(
             NamedSharding(self._mesh, rules.spec(("batch", None, letters))),
             NamedSharding(self._mesh, rules.spec(("batch", None))),
         )
-        cache = Cache(prompt, prompt, whole, tail, tail, lengths=whole, prompt=whole)
+        cache = Cache(pool, pool, whole, whole, tail, tail, lengths=whole, prompt=whole)
         return Slots(cache, scores, whole, whole, whole, self._grammar and whole, whole), whole
-
-
-def _room(prompt_tokens: int) -> int:
-    """Blocks that each prompt has: a power of two, so that few programs serve all."""
-    return max(LEAST_BLOCKS, 1 << (whole_blocks(prompt_tokens) - 1).bit_length())
 
 
 def _hash(prompt: Sequence[int]) -> int:

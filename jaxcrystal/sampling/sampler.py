@@ -263,7 +263,7 @@ class Sampler:
         """One of few: of `slots`, or those that the settings say, or of a power of two."""
         copies, slots = self._copies, slots or self.settings.slots
         rows = max(1, -(-tasks // copies))
-        longest, prompts = max(map(len, plan.tokens)), len(plan.tokens)
+        longest = max(map(len, plan.tokens))
 
         def make(slots: int) -> Engine:
             key = (slots, plan.max_new_tokens)
@@ -289,7 +289,7 @@ class Sampler:
             make,
             slots,
             slots or 1 << (rows - 1).bit_length(),
-            lambda engine: engine.memory(longest, min(prompts, 2 * engine.slots)),
+            lambda engine: engine.memory(longest),
             memory_left(self.mesh),
         )
 

@@ -10,7 +10,7 @@ import pytest
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.attention import View, visible
-from jaxcrystal.model.cache import BLOCK, Cache, Codes
+from jaxcrystal.model.cache import BLOCK, Cache
 from jaxcrystal.model.llama import Llama, initialize
 
 CONFIG = LlamaConfig(
@@ -51,36 +51,34 @@ def positions(tokens: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
 
 
-def heard(llama, prompt: np.ndarray, blocks: int) -> Cache:
-    """A row that has read a prompt, in calls of a block each, the last one padded."""
-    tokens = np.zeros((1, blocks * BLOCK), np.int32)
+PAGES = {1: [4, 0], 0: [2, 3]}  #: of the pool, that hold each prompt
+
+
+def with_prompt(llama, cache: Cache, number: int, prompt: np.ndarray) -> Cache:
+    """Reads a prompt in calls of a block each, the last one padded."""
+    tokens = np.zeros((1, len(PAGES[number]) * BLOCK), np.int32)
     tokens[0, : len(prompt)] = prompt
-    cache = Cache.empty(CONFIG, rows=1, tail=blocks * BLOCK)
-    for start in range(0, len(prompt), BLOCK):
-        at = np.arange(start, start + BLOCK)[None]
-        _, cache = llama(tokens[:, start : start + BLOCK], at, cache=cache)
-    return cache.replace(lengths=jnp.array([len(prompt)]))
+    for block, page in enumerate(PAGES[number]):
+        cache = cache.with_prompt(jnp.int32(number), jnp.array(PAGES[number]), jnp.int32(len(prompt)))
+        if block * BLOCK < len(prompt):
+            part = slice(block * BLOCK, (block + 1) * BLOCK)
+            reader = cache.reader(jnp.int32(number), jnp.int32(block))
+            _, reader = llama(tokens[:, part], np.arange(part.start, part.stop)[None], cache=reader)
+            cache = cache.with_page(jnp.int32(page), reader)
+    return cache
 
 
 def cached(llama, tokens: np.ndarray, chunk: int = 11, dtype: str | None = None) -> tuple[Cache, np.ndarray]:
     """Two prompts, then one call on padded rows whose `lengths` are then set to what each row really has."""
-    cache = Cache.empty(CONFIG, rows=4, tail=LENGTHS.max() + 8, prompts=2, room=70, dtype=dtype)
+    cache = Cache.empty(CONFIG, rows=4, tail=LENGTHS.max() + 8, pages=5, longest=70, dtype=dtype)
     for number, row in ((1, 0), (0, 1)):
-        read = heard(llama, tokens[row, : PREFIX[row]], blocks=2)
-        if dtype is not None:
-            read = read.replace(**{n: coded(getattr(read, n)) for n in ("keys", "values")})
-        cache = cache.with_prompt(jnp.int32(number), read)
+        cache = with_prompt(llama, cache, number, tokens[row, : PREFIX[row]])
     cache = cache.replace(prompt=jnp.array(FOLLOWED))
     np.testing.assert_array_equal(cache.positions, PREFIX)
     at = PREFIX[:, None] + np.arange(chunk)
     logits, cache = llama(np.take_along_axis(tokens, at, 1), at, cache=cache)
     np.testing.assert_array_equal(cache.lengths, chunk)
     return cache.replace(lengths=jnp.array(np.minimum(LENGTHS, chunk))), logits
-
-
-def coded(x) -> Codes:
-    scale = jnp.abs(x).max(-1) / 127
-    return Codes(jnp.round(x / jnp.maximum(scale, 1e-30)[..., None]).astype(jnp.int8), scale)
 
 
 @pytest.mark.parametrize("chunk", [LENGTHS.max(), 11], ids=["one call", "token by token"])
@@ -147,14 +145,16 @@ def test_what_is_no_number_stays_in_its_row(llama):
 
 
 def test_a_prompt_is_stored_once_and_may_be_replaced(llama):
-    empty = Cache.empty(CONFIG, rows=50, tail=4, prompts=3, room=65)
-    assert empty.prompt_keys.shape == (3, 3, 2, 2, BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)
-    tokens = sequences()
-    first, second = (heard(llama, tokens[row, : PREFIX[row]], blocks=2) for row in (0, 1))
-    cache = empty.with_prompt(jnp.int32(1), first).with_prompt(jnp.int32(1), second)
-    once = empty.with_prompt(jnp.int32(1), second)
-    jax.tree.map(np.testing.assert_array_equal, cache, once)
-    np.testing.assert_array_equal(cache.prompt_lengths, [0, PREFIX[1], 0])
+    empty = Cache.empty(CONFIG, rows=50, tail=4, pages=5, longest=65)
+    assert empty.prompt_keys.shape == (3, 5, 2, BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)
+    first, second = sequences()[0, :6], sequences()[1, :70]
+    other = with_prompt(llama, empty, 0, second)
+    both = with_prompt(llama, with_prompt(llama, other, 1, first), 1, second)
+    np.testing.assert_array_equal(both.prompt_lengths, [70, 70, 0, 0, 0])
+    for pool, before in ((both.prompt_keys, other.prompt_keys), (both.prompt_values, other.prompt_values)):
+        np.testing.assert_array_equal(pool[:, PAGES[0]], before[:, PAGES[0]])  # the other prompt's are as they were
+        np.testing.assert_array_equal(pool[:, PAGES[1]], pool[:, PAGES[0]])
+        assert not pool[:, 1].any()
 
 
 def test_an_int8_cache_is_near_the_exact_one_and_a_quarter_of_it(llama):
