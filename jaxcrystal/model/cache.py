@@ -234,6 +234,9 @@ def attend(
     def own(queries: Array, keys: Array, values: Array, cache: Cache, layer: Array) -> Array:
         rows, ragged = len(cache.lengths), cache.ragged
         if ragged is not None:
+            # 0 · NaN is NaN: a token that is masked, behind another of the same call, must not hold one. What is no
+            # number stays so in the token's own residual stream.
+            values = jnp.where(jnp.isfinite(values), values, 0)
             queries, keys, values = (ragged.grid(x, rows) for x in (queries, keys, values))
         time = queries.shape[1]
         now = _part(

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -205,10 +205,10 @@ class Engine:
         self._parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]  # of the slots, on devices of their own
         self.slots = -(-slots // self._parts) * self._parts
         self._pages = PAGES_PER_SLOT * self.slots
-        slots_sharding, whole = self._shardings()
-        self._start = jax.jit(self._open, static_argnums=0, out_shardings=(slots_sharding, whole, whole))
-        self._read_prompt = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots_sharding, whole))
-        self._run = jax.jit(self._decode, donate_argnums=1, out_shardings=(slots_sharding, whole))
+        slots, pages, first = self._shardings()
+        self._start = jax.jit(self._open, static_argnums=0, out_shardings=(slots, pages, first))
+        self._read_prompt = jax.jit(self._prefill, donate_argnums=(1, 2), out_shardings=(slots, first))
+        self._run = jax.jit(self._decode, donate_argnums=1, out_shardings=(slots, pages))
 
     def draw(
         self, prompt: Sequence[int], seed: int, indices: Sequence[int], limits: Limits | None = None
@@ -222,7 +222,7 @@ class Engine:
         seed: int,
         tasks: Sequence[Task],
         limits: Sequence[Limits] | None = None,
-    ) -> Iterator[Draw]:
+    ) -> Generator[Draw, None, None]:
         """The draw of each of `tasks`, in their order, each as soon as it and all before it are done.
 
         A prompt holds token ids, the beginning of sequence included; what follows it keeps to the one of `limits` of
@@ -249,9 +249,7 @@ class Engine:
 
         with jax.set_mesh(self._mesh):
             opened = jax.eval_shape(partial(self._open, self._room(prompt_tokens)))
-            slots, pages, first = jax.tree.map(
-                placed, opened, jax.tree.broadcast((self._shardings()[0], whole, whole), opened)
-            )
+            slots, pages, first = jax.tree.map(placed, opened, jax.tree.broadcast(self._shardings(), opened))
             key = placed(jax.eval_shape(jax.random.key, 0))
             orders = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._no_orders())
             ready = jax.ShapeDtypeStruct((), jnp.int32)
@@ -265,8 +263,7 @@ class Engine:
         take more when they are gathered.
         """
         opened = jax.eval_shape(partial(self._open, self._room(prompt_tokens)))
-        slots_sharding, whole = self._shardings()
-        shardings = jax.tree.leaves(jax.tree.broadcast((slots_sharding, whole, whole), opened))
+        shardings = jax.tree.leaves(jax.tree.broadcast(self._shardings(), opened))
         kept = sum(
             math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
             for x, sharding in zip(jax.tree.leaves(opened), shardings, strict=True)
@@ -294,7 +291,7 @@ class Engine:
         key: Key[Array, ""],
         tasks: Sequence[Task],
         limits: Sequence[Limits] | None,
-    ) -> Iterator[Draw]:
+    ) -> Generator[Draw, None, None]:
         blocks = self._room(max(map(len, (*prompts, *self._always)), default=0))
         with jax.set_mesh(self._mesh):
             slots, pages, first = self._start(blocks)
@@ -650,18 +647,18 @@ class Engine:
         token = letter if self._letters is None else jnp.asarray(self._letters)[letter]
         return token == self._end_id
 
-    def _shardings(self) -> tuple[Slots, NamedSharding]:
-        """How the slots lie on the mesh, and what is whole on every device."""
+    def _shardings(self) -> tuple[Slots, NamedSharding, Scores]:
+        """How slots, pages and the scores behind prompts lie on the mesh."""
         config, rules, whole = self._model.config, self._model.module.rules, replicated(self._mesh)
         rules.check_divides(self._mesh, "kv_heads", config.num_key_value_heads, "the cache")
         pool, tail = (NamedSharding(self._mesh, rules.spec(axes)) for axes in (POOL_AXES, TAIL_AXES))
         letters = "vocab" if self._letters is None else None
-        scores = Scores(
-            NamedSharding(self._mesh, rules.spec(("batch", None, letters))),
-            NamedSharding(self._mesh, rules.spec(("batch", None))),
+        scores, first = (
+            Scores(*(NamedSharding(self._mesh, rules.spec(axes)) for axes in ((*rows, letters), rows)))
+            for rows in (("batch", None), (None,))
         )
         cache = Cache(pool, pool, whole, whole, tail, tail, lengths=whole, prompt=whole)
-        return Slots(cache, scores, whole, whole, whole, self._grammar and whole, whole), whole
+        return Slots(cache, scores, whole, whole, whole, self._grammar and whole, whole), whole, first
 
 
 def _hash(prompt: Sequence[int]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,8 +88,8 @@ class Sampler:
     """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
 
     Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
-    stated and constrained. Several prompts in one request take another pair; so does, where the settings leave slots
-    open, a number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
+    stated and constrained, and for how many prompts. Another pair is taken, where the settings leave slots open, by a
+    number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
 
     Raises UserError as `load_model`.
     """
@@ -110,6 +111,7 @@ class Sampler:
         self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
         self._engines: dict[Any, Engine] = {}
         self._judges = Judges()
+        self._drawing: weakref.WeakSet[Generator[Draw, None, None]] = weakref.WeakSet()
         self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
 
     def stream(
@@ -180,7 +182,9 @@ class Sampler:
         Raises UserError at once for slots that do not fit, or as `Engine`.
         """
         self._check_open()
-        return self._engine(plan, len(tasks), slots).draw_all(plan.tokens, seed, tasks, plan.limits)
+        draws = self._engine(plan, len(tasks), slots).draw_all(plan.tokens, seed, tasks, plan.limits)
+        self._drawing.add(draws)
+        return draws
 
     def slots(self, plan: Plan, tasks: int) -> int:
         """Crystals that a copy of the model draws at once, where so many are to be drawn."""
@@ -216,6 +220,8 @@ class Sampler:
         if not self.closed:
             self.closed = True
             self._judges.close()
+            for draws in self._drawing:
+                draws.close()
             self._engines.clear()
             for array in jax.tree.leaves(self.model.variables):
                 array.delete()
@@ -238,6 +244,7 @@ class Sampler:
             for row in rows:
                 self._check_open()
                 yield row
+            self._check_open()
         except Exception:
             self._check_open()
             raise

@@ -1,6 +1,7 @@
 """The slot engine against transformers and the uncached model, and its independence of all but the index."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -308,3 +309,31 @@ def test_seeds_and_indices_outside_32_bits_are_refused(model):
         engine_of(model).draw([1], -1, [0])
     with pytest.raises(UserError, match="index 4294967296"):
         engine_of(model).draw([1], 0, [2**32])
+
+
+def test_one_program_reads_and_one_draws_whatever_prompts_come(model):
+    """Of 1 to 3 pages, more than the pool holds at a time; each draw is that of its prompt alone, to the bit."""
+    engine = engine_of(model, slots=7)
+    prompts = [prompt_of(int(length)) for length in np.linspace(2, 190, 40)]
+    alone = [draw for prompt in prompts for draw in engine.draw(prompt, 7, range(3))]
+    together = list(engine.draw_all(prompts, 7, [Task(p, index) for p in range(40) for index in range(3)]))
+    assert engine._run._cache_size() == engine._read_prompt._cache_size() == 1
+    for one, other in zip(together, alone, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist() and one.log_probability == other.log_probability
+
+
+def test_an_abandoned_iterator_gives_memory_back_and_leaves_the_engine_usable(model):
+    engine = engine_of(model, slots=7)
+    tasks = [Task(0, index) for index in range(30)]
+    whole = [draw.tokens.tolist() for draw in engine.draw_all([prompt_of(9)], 7, tasks)]
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    waiting = engine.draw_all([prompt_of(9)], 7, tasks)
+    next(waiting)
+    assert sum(array.nbytes for array in jax.live_arrays()) > before
+    with pytest.raises(KeyboardInterrupt):
+        waiting.throw(KeyboardInterrupt)
+    del waiting
+    gc.collect()
+    assert sum(array.nbytes for array in jax.live_arrays()) == before
+    assert [draw.tokens.tolist() for draw in engine.draw_all([prompt_of(9)], 7, tasks)] == whole
