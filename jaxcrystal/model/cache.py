@@ -234,8 +234,8 @@ def attend(
     """softmax(q kᵀ / √head_dim) v over the row's prompt, its tail and its tokens of this call, these causally.
 
     Heads are grouped (arXiv 2305.13245): query head h reads key head h // (heads / kv_heads). Scores and sums are
-    float32; a row's result does not depend on what other rows are or how long they are, nor on how its tokens are divided
-    into calls of one shape.
+    float32; a row's result does not depend on what other rows are or how long they are, nor on how its tokens are
+    divided into calls of one shape.
     """
     shape = queries.shape
 
