@@ -29,6 +29,9 @@ from jaxcrystal.mesh import ShardingRules
 BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
 
+#: Scopes of the loops whose trips depend on how much rows have read, in the metadata of a compiled program.
+PROMPT_LOOP, TAIL_LOOP = "prompt_blocks", "tail_blocks"
+
 #: The axes of what is stored, as far as they are divided over devices.
 POOL_AXES, TAIL_AXES = (None, None, "kv_heads"), (None, "batch", None, "kv_heads")
 
@@ -250,8 +253,10 @@ def attend(
             """Of some rows, everything."""
             part, own_queries = jax.tree.map(lambda x: x[row], (now, queries))
             pages, known = cache.prompt_pages[cache.prompt[row]], cache.prompt_lengths[cache.prompt[row]]
-            part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known)
-            return _through(part, own_queries, lambda block: _at(tail, layer, row, block), cache.lengths[row])
+            with jax.named_scope(PROMPT_LOOP):
+                part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known)
+            with jax.named_scope(TAIL_LOOP):
+                return _through(part, own_queries, lambda block: _at(tail, layer, row, block), cache.lengths[row])
 
         at_once = min(rows, max(LEAST_AT_ONCE, rows // 4))
         by_length = jnp.argsort(-whole_blocks(cache.lengths))
