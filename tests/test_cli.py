@@ -93,6 +93,7 @@ OPTIONS = [
     ("sample", ["--top-p", "0.5"], {"top_p": 0.5}),
     ("sample", ["--min-p", "0.1"], {"min_p": 0.1}),
     ("sample", ["--num-valid", "3"], {"num_valid": 3}),
+    ("sample", ["--resample", "5"], {"resample": 5}),
     ("sample", ["--seed", "3"], {"seed": 3}),
     ("sample", ["--slots", "5"], {"slots": 5}),
     ("sample", ["--max-new-tokens", "99"], {"max_new_tokens": 99}),

@@ -31,6 +31,8 @@ WRITING = {
     "sample": "sample --model run --num 3 --max-new-tokens 120 --num-atoms 1-3 --out new.parquet",
     "evaluate": "evaluate samples.parquet --workers 1 --out new",
     "export": "export --model run --format peft --base-name meta-llama/Llama-2-7b-hf --out new",
+    "report": "report evaluation",
+    "compare": "compare evaluation another --out new",
     "hull": "hull build entries.json --workers 1 --out new.parquet",
 }
 

@@ -21,6 +21,8 @@ def add(verb: Callable) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the page, and prints where it is."""
+    from jaxcrystal import locks
     from jaxcrystal.report import report
 
-    print(f"written: {report.write(args.folder)}")
+    with locks.held(args.folder):
+        print(f"written: {report.write(args.folder)}")

@@ -33,6 +33,13 @@ def add(verb: Callable) -> None:
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
     command.add_argument(
+        "--resample",
+        type=int,
+        metavar="M",
+        help="draw M of each prompt's attempts again by the grammar's weights, as the model alone draws under the "
+        "constraints; needs --temperature 1 --top-p 1",
+    )
+    command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     conditions = command.add_argument_group("conditions, stated in the prompt")
@@ -119,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         base=args.base,
         num_valid=args.num_valid,
+        resample=args.resample,
         conditions=flags if args.conditions is None else read(args.conditions),
         num_atoms=args.num_atoms,
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
@@ -139,6 +147,11 @@ def run(args: argparse.Namespace) -> None:
         return
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
+    if report.effective_number is not None:
+        print(
+            f"column `resampled`: {args.resample} of each prompt's attempts, by weights under which the "
+            f"{report.attempts} amount to {report.effective_number:.1f} independent draws"
+        )
     if report.out != args.out:
         print("the other hosts' parts are not here: bring all to one folder, and run this there, alone, to join them")
     if args.num_valid is not None and report.ok < args.num_valid:

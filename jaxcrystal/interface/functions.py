@@ -19,7 +19,7 @@ Nothing heavy is imported before a function is called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
@@ -248,14 +248,16 @@ def relax(
     - `fmax`: until no force exceeds it, eV/Å; or for `max_steps` steps, or `timeout` seconds a crystal.
     - `store`: a folder that keeps each relaxation; what is known there is not done again.
 
-    Raises UserError if the source or the potential cannot be read, or `store` cannot be written.
+    Raises UserError if the source or the potential cannot be read, or `store` cannot be
+    written or another process writes it.
     """
     from jaxcrystal.interface.tables import Relaxations, Relaxed
+    from jaxcrystal.locks import held
     from jaxcrystal.relaxation.batch import RelaxationSettings
     from jaxcrystal.relaxation.relaxations import potential_card, relax_all
 
     settings = RelaxationSettings(fmax, max_steps, timeout)
-    with _pool(workers) as pool:
+    with nullcontext() if store is None else held(store), _pool(workers) as pool:
         samples = _rows(structures, "structures", pool, limit).rows
         judge = potential_card(str(potential), pool)
         found = iter(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxcrystal import locks
 from jaxcrystal.errors import UserError
 from jaxcrystal.report.comparison import Comparison, comparison
 from jaxcrystal.report.forest import draw
@@ -19,10 +20,12 @@ def compare(paths: Sequence[str | Path], out: Path | None = None) -> Comparison:
     """Compares `metrics.json` files, or the folders that hold them, each with the first.
 
     To the folder `out` it writes `comparison.csv`, `comparison.md` and `comparison.svg`. Raises UserError if there are
-    fewer than two, one comes twice, one is not what `evaluate` writes, or `out` cannot be written.
+    fewer than two, one comes twice, one is not what `evaluate` writes, or `out` cannot be written or is being written.
     """
-    found = comparison(paths)
-    if out is not None:
+    if out is None:
+        return comparison(paths)
+    with locks.held(out):
+        found = comparison(paths)
         _write(found, out)
     return found
 

@@ -39,6 +39,7 @@ class Attempt:
     space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where spglib finds none
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
+    resampled: int | None = None  #: how often the run's `resample` chose it; None without
 
     @property
     def id(self) -> str:

@@ -26,7 +26,7 @@ import re
 import shutil
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import OK, Attempt
+from jaxcrystal.sampling.resampling import times
 
 SCHEMA = pa.schema(
     [
@@ -57,9 +58,11 @@ SCHEMA = pa.schema(
         ("space_group", pa.int64()),
         ("symmetrized_cif", pa.string()),
         ("symmetry_failure", pa.string()),
+        ("resampled", pa.int64()),
     ]
 )
 ROWS_PER_GROUP = 1024
+CHANGEABLE = ("num", "resample")  #: of a request, with the rows kept that are there
 LONGEST = 200  #: letters of a setting that an error repeats
 GOES_ON = "; what was written before is kept: with room on the disk the same command goes on after it"
 CIF_NAME = re.compile(r"\d{6,}\.cif")
@@ -81,6 +84,7 @@ class Request:
     seed: int
     num: int  #: attempts for each prompt, prompt after prompt
     num_valid: int | None = None  #: attempts end once so many are ok
+    resample: int | None = None  #: of each prompt's attempts, drawn again by the grammar's weights
     draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
     @property
@@ -112,7 +116,8 @@ class Ledger:
     """Opens the ledger of `request` at `out`, or of a part of its rows beside it, as far as it was written before.
 
     `slots`: the number that this run would draw with; `Ledger.slots` is the one that the rows there were drawn with.
-    The same request with a larger `num` keeps the rows that are there, those of several parts excepted.
+    The same request with a larger `num` or another `resample` keeps the rows that are there, those of several parts
+    excepted.
 
     Raises UserError if `out` is neither .parquet, .csv nor a folder's name, if it cannot be written, if it exists and
     is no ledger, if its header is gone or its table is not the one that was finished, or if it is the ledger of another
@@ -134,6 +139,7 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         self._header = _beside(self.out, ".json")
         self._journal = _beside(self.out, ".journal")
+        self._whole = part.of == 1
         if self.out.suffix not in (".parquet", ".csv", ""):
             raise UserError(f"cannot write {out}: give a name that ends in .parquet or .csv, or that of a folder")
         others = [other for other in _parts(Path(out)) if other.of != part.of]
@@ -145,7 +151,7 @@ class Ledger:
         if part.of > 1:
             _read_header(Path(out), request)  # only one process keeps the rows of a smaller `num`
         with _disk(self.out):
-            self._open(may_grow=part.of == 1)
+            self._open()
 
     def __len__(self) -> int:
         """Rows that are there."""
@@ -179,12 +185,12 @@ class Ledger:
         """
         with _disk(self.out, GOES_ON):
             if self._journal.exists():
-                _write_table(self.out, self._in_order())
-                _describe(self.out, self.request, self.slots, self.counts)
+                effective = _write_table(self.out, self._in_order, self.request if self._whole else None)
+                _describe(self.out, self.request, self.slots, self.counts, effective)
                 self._journal.unlink()
 
-    def _open(self, may_grow: bool) -> None:
-        header = _read_header(self.out, self.request, may_grow)
+    def _open(self) -> None:
+        header = _read_header(self.out, self.request, may_change=self._whole)
         if header is None:
             for path in (self._journal, self.out):
                 if path.exists():
@@ -192,8 +198,8 @@ class Ledger:
                         f"{path} exists already, without {self._header.name}, which says whose rows it has; put that "
                         f"back, remove {path.name}, or choose another name"
                     )
-        elif header["request"]["num"] != self.request.num:
-            self._grow(dataclasses.replace(self.request, num=header["request"]["num"]))
+        elif _changed(header, self.request):
+            self._change(dataclasses.replace(self.request, **{key: header["request"].get(key) for key in CHANGEABLE}))
         else:
             self.slots = header.get("slots") or self.slots
         waiting = _beside(self._journal, f".{self.request.num}")
@@ -211,8 +217,9 @@ class Ledger:
         self._missing = deque(row for row in self.rows if row not in there)
         self._last = max(there, default=-1)
 
-    def _grow(self, before: Request) -> None:
-        """Numbers the rows of `before` as this request does. Whenever it is killed, it is done or was never begun."""
+    def _change(self, before: Request) -> None:
+        """Makes a journal of the rows of `before`, numbered as this request does. Whenever it is killed, it is done or
+        was never begun."""
         if self._journal.exists():
             rows = (row for _, row in self._whole_lines(before))
         elif self.out.exists():
@@ -225,11 +232,14 @@ class Ledger:
             with path.open("w") as journal:
                 for row in rows:
                     index = row["index"] // before.num * self.request.num + row["draw"]
-                    journal.write(_line(row | {"index": index}))
+                    journal.write(_line(row | {"index": index, "resampled": None}))
 
         _write(_beside(self._journal, f".{self.request.num}"), lines)
         _describe(self.out, self.request, self.slots)
-        self.notes.append(f"{self.out} had {before.num} attempts for each prompt, and goes on to {self.request.num}")
+        if before.num != self.request.num:
+            self.notes.append(
+                f"{self.out} had {before.num} attempts for each prompt, and goes on to {self.request.num}"
+            )
 
     def _resume(self) -> set[int]:
         """Counts the journal's rows, whose indices it returns, and cuts off a last line that was being written."""
@@ -245,8 +255,13 @@ class Ledger:
             self.counts[row["status"]] += 1
         if damaged := lines - len(self):
             these = f"{damaged} line" + "s" * (damaged > 1)
-            self.notes.append(f"{these} of {self._journal} cannot be read; what is missing is drawn again")
+            self.notes.append(f"{these} of {self._journal} cannot be read; {_listed(self._gaps(there))} drawn again")
         return there
+
+    def _gaps(self, there: set[int]) -> list[int]:
+        """Rows that are not there, before one that is."""
+        last = max(there, default=-1)
+        return [row for row in self.rows if row < last and row not in there]
 
     def _whole_lines(self, request: Request) -> Iterator[tuple[int, dict[str, Any]]]:
         """The journal's rows with the place of their lines, without those that are damaged."""
@@ -269,18 +284,26 @@ class Ledger:
 
 
 def finished(out: str | Path, request: Request) -> Counter[str] | None:
-    """How the attempts of a finished ledger ended; None if it is not there, not finished, or of a smaller `num`.
+    """How the attempts of a finished ledger ended; None if it is not there, not finished, or of a smaller `num` or
+    another `resample`.
 
     Raises UserError if it is of another request, or if its table is not the one that was finished.
     """
-    return _finished(Path(out), request, may_grow=True)
+    return _finished(Path(out), request, may_change=True)
 
 
-def _finished(out: Path, request: Request, may_grow: bool = False) -> Counter[str] | None:
-    header = _read_header(out, request, may_grow)
+def effective_number(out: str | Path) -> float | None:
+    """To how many independent draws the attempts of a finished ledger amount, all prompts together; None if they were
+    not resampled."""
+    numbers = json.loads(_beside(Path(out), ".json").read_text()).get("effective_numbers")
+    return None if numbers is None else sum(numbers)
+
+
+def _finished(out: Path, request: Request, may_change: bool = False) -> Counter[str] | None:
+    header = _read_header(out, request, may_change)
     if header is None or not out.exists() or _beside(out, ".journal").exists():
         return None
-    of_this = header["request"]["num"] == request.num and "counts" in header
+    of_this = not _changed(header, request) and "counts" in header
     return _checked_counts(out, header) if of_this else None
 
 
@@ -307,8 +330,9 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
         counts = sum(each, Counter())
         slots = json.loads(_beside(parts[0].path(out), ".json").read_text()).get("slots")
         with _disk(out, GOES_ON):
-            _write_table(out, chain.from_iterable(_read_table(part.path(out)) for part in parts))
-            _describe(out, request, slots, counts)
+            rows = partial(map, _read_table, [part.path(out) for part in parts])
+            effective = _write_table(out, lambda: chain.from_iterable(rows()), request)
+            _describe(out, request, slots, counts, effective)
     for path in (part.path(out) for part in parts):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         _beside(path, ".json").unlink()
@@ -336,13 +360,21 @@ def _disk(out: Path, remedy: str = "") -> Iterator[None]:
         raise UserError(f"cannot write {out}: {error.strerror or error}{where}{remedy}") from None
 
 
-def _describe(out: Path, request: Request, slots: int | None, counts: Mapping[str, int] | None = None) -> None:
-    """Writes the header; `counts`: of the table, which is there."""
+def _describe(
+    out: Path,
+    request: Request,
+    slots: int | None,
+    counts: Mapping[str, int] | None = None,
+    effective: Sequence[float] | None = None,
+) -> None:
+    """Writes the header; `counts`, and each prompt's effective number: of the table, which is there."""
     description: dict[str, Any] = {"request": dataclasses.asdict(request)}
     if slots is not None:
         description["slots"] = slots
     if counts is not None:
         description |= {"counts": dict(sorted(counts.items())), "checksum": _checksum(out)}
+    if effective is not None:
+        description["effective_numbers"] = list(effective)
     _write(_beside(out, ".json"), lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
 
 
@@ -397,7 +429,11 @@ def _row(line: bytes, request: Request) -> dict[str, Any] | None:
         return None
 
 
-def _read_header(out: Path, request: Request, may_grow: bool = False) -> dict[str, Any] | None:
+def _changed(header: dict[str, Any], request: Request) -> bool:
+    return any(header["request"].get(key) != getattr(request, key) for key in CHANGEABLE)
+
+
+def _read_header(out: Path, request: Request, may_change: bool = False) -> dict[str, Any] | None:
     """What the .json file says; None if there is none. Raises UserError if it is of another request."""
     header = _beside(out, ".json")
     if not header.exists():
@@ -407,7 +443,9 @@ def _read_header(out: Path, request: Request, may_grow: bool = False) -> dict[st
         then = saved["request"]
         now = json.loads(json.dumps(dataclasses.asdict(request)))
         differing = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
-        if may_grow and "num" in differing and then["num"] < now["num"]:
+        if may_change:
+            differing.pop("resample", None)
+        if may_change and "num" in differing and then["num"] < now["num"]:
             del differing["num"]
         elif "counts" in saved and "num" not in differing:
             differing.pop("draws", None)  # nothing is drawn any more
@@ -424,11 +462,27 @@ def _read_header(out: Path, request: Request, may_grow: bool = False) -> dict[st
     return saved
 
 
+def _listed(rows: list[int]) -> str:
+    """As the subject of a sentence; none are those at the end of a journal."""
+    if not rows:
+        return "what is missing is"
+    more = f" and {len(rows) - 5} more" * (len(rows) > 5)
+    return f"rows {', '.join(map(str, rows[:5]))}{more} are" if len(rows) > 1 else f"row {rows[0]} is"
+
+
 def _short(setting: Any) -> str:
     return text if len(text := repr(setting)) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _write_table(out: Path, rows: Iterator[dict[str, Any]]) -> None:
+def _write_table(
+    out: Path, read: Callable[[], Iterator[dict[str, Any]]], request: Request | None
+) -> list[float] | None:
+    """The rows that `read` gives in their order, with those marked that a `request` chooses among them, if it does;
+    each prompt's effective number then."""
+    rows, effective = read(), None
+    if request is not None and request.resample is not None:
+        chosen, effective = _chosen(rows, request)
+        rows = (row | {"resampled": int(times)} for row, times in zip(read(), chosen, strict=True))
     if out.suffix == ".csv":
         _write(out, partial(_csv, rows))
     elif out.suffix == ".parquet":
@@ -436,6 +490,17 @@ def _write_table(out: Path, rows: Iterator[dict[str, Any]]) -> None:
     else:
         (out / "symmetrized").mkdir(parents=True, exist_ok=True)
         _write(out / "attempts.parquet", partial(_parquet, _with_files(out, rows)))
+    return effective
+
+
+def _chosen(rows: Iterator[dict[str, Any]], request: Request) -> tuple[list[int], list[float]]:
+    """How often each row is drawn again, and each prompt's effective number."""
+    logs = [row["grammar_log_probability"] for row in rows]
+    each = [
+        times(logs[first : first + request.num], request.resample, request.seed)
+        for first in range(0, len(logs), request.num)
+    ]
+    return [n for chosen, _ in each for n in chosen], [effective for _, effective in each]
 
 
 def _with_files(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -51,3 +51,11 @@ def resample(weights: Float[np.ndarray, "draws"], count: int, seed: int) -> Int[
     points = (np.random.default_rng(seed).random() + np.arange(count)) / count
     total = np.cumsum(weights)
     return np.searchsorted(total / total[-1], points, side="right")
+
+
+def times(log_weights: Sequence[float | None], count: int, seed: int) -> tuple[Int[np.ndarray, "draws"], float]:
+    """How often each draw is among the `count` of `resample`, and the effective number; 0 where none has a weight."""
+    if all(x is None for x in log_weights):
+        return np.zeros(len(log_weights), np.int64), 0.0
+    weight = weights(log_weights)
+    return np.bincount(resample(weight, count, seed), minlength=len(log_weights)), effective_number(weight)

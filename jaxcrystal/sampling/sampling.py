@@ -25,7 +25,8 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw, Task
-from jaxcrystal.sampling.ledger import Ledger, Part, Request, finished, join
+from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
+from jaxcrystal.sampling.resampling import check_exact
 from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
 from jaxcrystal.weights.saved import SavedModel
 
@@ -38,6 +39,7 @@ class SampleReport:
     counts: dict[str, int]  #: attempts by status; they add up to the number asked for
     resumed: int  #: of them, those that an earlier run had drawn
     seconds: float  #: for the others, compilation included
+    effective_number: float | None = None  #: of the attempts by the grammar's weights; None if none were resampled
 
     @property
     def attempts(self) -> int:
@@ -56,6 +58,7 @@ def sample(
     *,
     base: str | Path | None = None,
     num_valid: int | None = None,
+    resample: int | None = None,
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
     num_atoms: NumAtoms = None,
     constraints: Constraints = Constraints(),  # noqa: B008
@@ -65,7 +68,9 @@ def sample(
     **settings: Any,
 ) -> SampleReport:
     """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`; with
-    `num_valid` no more than it takes until so many of them are ok.
+    `num_valid` no more than it takes until so many of them are ok. With `resample`, so many of each prompt's attempts
+    are drawn again by the grammar's weights, as the model alone draws under the constraints (`resampling`); all
+    attempts stay, and the column `resampled` says how often each was.
 
     Adapters lie on their own base, or on `base`, which was made of the same float weights (`load_model`).
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
@@ -80,6 +85,14 @@ def sample(
     if num_valid is not None and not 1 <= num_valid <= num:
         raise UserError(f"num_valid is {num_valid}; it must lie between 1 and num, which is {num}")
     shaped = SamplerSettings(**settings)
+    if resample is not None:
+        if resample < 1:
+            raise UserError(f"resample is {resample}; it must be at least 1")
+        if num_valid is not None:
+            raise UserError("resample weighs a fixed number of attempts, and num_valid ends earlier: leave one out")
+        if not shaped.grammar:
+            raise UserError("resample weighs what the grammar allowed; without a grammar the draws are the model's own")
+        check_exact(shaped.methods, shaped.guidance)
     trained = Trained.read(Path(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     part = Part(jax.process_index(), jax.process_count())
@@ -102,12 +115,13 @@ def sample(
             seed=seed,
             num=num,
             num_valid=num_valid,
+            resample=resample,
         )
         tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
         there = finished(out, request) or (join(out, request) if part.of == 1 else None)
         if there is not None:
-            return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0)
+            return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0, effective_number(out))
         start = time.monotonic()
         with hosts.apart("sampled"):
             ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)))
@@ -121,7 +135,8 @@ def sample(
     counts, place = ledger.counts, ledger.out
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
         counts, place = join(out, request), Path(out)
-    return SampleReport(place, dict(sorted(counts.items())), resumed, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, effective_number(place))
 
 
 def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:

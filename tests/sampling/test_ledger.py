@@ -15,7 +15,7 @@ from tiny_llama import full_disk  # noqa: F401  (a fixture)
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
-from jaxcrystal.sampling.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Part, Request, finished, join
+from jaxcrystal.sampling.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Part, Request, effective_number, finished, join
 
 REQUEST = Request(
     model="abc",
@@ -251,7 +251,7 @@ def test_a_damaged_line_costs_its_row(tmp_path, name, old, new, last):
     journal.write_bytes(journal.read_bytes().replace(old, new))
     ledger = Ledger(tmp_path / name, REQUEST)
     assert ledger.missing == [1, *range(last, 5)] and len(ledger) == last - 1 and not ledger.complete
-    assert ledger.notes == [f"1 line of {journal} cannot be read; what is missing is drawn again"]
+    assert ledger.notes == [f"1 line of {journal} cannot be read; row 1 is drawn again"]
     with pytest.raises(ValueError, match="next row is 1, not 2"):
         ledger.append(ATTEMPTS[2])
     for index in ledger.missing:
@@ -461,14 +461,17 @@ def contents(folder) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["s.parquet", "s.csv", "cifs"])
 @pytest.mark.parametrize("of", [2, 3, 7])
-def test_parts_are_joined_to_what_one_process_would_have_written(tmp_path, name, of):
-    write(tmp_path / "one" / name).finish()
+@pytest.mark.parametrize("resample", [None, 6])
+def test_parts_are_joined_to_what_one_process_would_have_written(tmp_path, name, of, resample):
+    request = dataclasses.replace(REQUEST, resample=resample)
+    write(tmp_path / "one" / name, request=request).finish()
     for number in reversed(range(of)):
-        write_part(tmp_path / "many" / name, Part(number, of))
-    assert finished(tmp_path / "many" / name, REQUEST) is None
-    assert join(tmp_path / "many" / name, REQUEST) == finished(tmp_path / "many" / name, REQUEST) == COUNTS
+        write_part(tmp_path / "many" / name, Part(number, of), request)
+    assert finished(tmp_path / "many" / name, request) is None
+    assert join(tmp_path / "many" / name, request) == finished(tmp_path / "many" / name, request) == COUNTS
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
-    assert join(tmp_path / "many" / name, REQUEST) is None
+    assert join(tmp_path / "many" / name, request) is None
+    assert effective_number(tmp_path / "many" / name) == (None if resample is None else pytest.approx(4))
 
 
 def test_a_part_goes_on_where_it_stood(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -202,10 +203,36 @@ def test_a_damaged_journal_costs_its_lines_and_is_ended_with_the_slots_that_bega
     (tmp_path / "s.parquet.journal").write_text("".join(rows))
     assert sample(model_dir, 20, out, slots=16, **options).resumed == 14
     said = capsys.readouterr().err
-    assert f"note: 1 line of {out}.journal cannot be read; what is missing is drawn again\n" in said
+    assert f"note: 1 line of {out}.journal cannot be read; row 5 is drawn again\n" in said
     assert f"note: {out} was begun with 8 slots and goes on with them, not with 16\n" in said
     assert pq.read_table(out).equals(table)
     assert json.loads((tmp_path / "s.parquet.json").read_text()) == header
+
+
+def test_attempts_are_drawn_again_by_their_weights(model_dir, tmp_path, capsys):
+    """As `Attempts.resample` does, prompt by prompt; another number takes no new draw."""
+    out, options = tmp_path / "s.parquet", {"temperature": 1.0, "top_p": 1.0, "seed": 4, "slots": 8}
+    conditions = [{"band_gap": 1.0}, {}]
+    plain = sample(model_dir, 12, out, conditions=conditions, **options)
+    assert plain.effective_number is None
+    before = pq.read_table(out).to_pylist()
+    assert {row["resampled"] for row in before} == {None}
+    with jaxcrystal.load(model_dir, temperature=1.0, top_p=1.0, slots=8) as sampler:
+        attempts = sampler.sample(12, conditions=conditions, seed=4)
+    for count in (5, 30):
+        report = sample(model_dir, 12, out, conditions=conditions, resample=count, **options)
+        assert report.resumed == 24 and report.effective_number == pytest.approx(attempts.effective_number)
+        rows = pq.read_table(out).to_pylist()
+        expected = Counter(row.index for row in attempts.resample(count, 4))
+        assert {row["index"]: row["resampled"] for row in rows if row["resampled"]} == expected
+        assert [row | {"resampled": None} for row in rows] == before
+        again = sample(model_dir, 12, out, conditions=conditions, resample=count, **options)
+        assert again.effective_number == report.effective_number
+    longer = sample(model_dir, 14, out, conditions=conditions, resample=5, **options)
+    assert longer.resumed == 24 and longer.attempts == 28
+    assert sum(row["resampled"] for row in pq.read_table(out).to_pylist()) == 10
+    sample(model_dir, 14, out, conditions=conditions, **options)
+    assert {row["resampled"] for row in pq.read_table(out).to_pylist()} == {None}
 
 
 def test_where_the_slots_of_a_run_do_not_fit_it_says_so(model_dir, tmp_path, monkeypatch):
@@ -420,6 +447,13 @@ def test_a_refused_run_leaves_nothing_behind(model_dir, tmp_path):
         ({"num": 0}, "num is 0"),
         ({"num_valid": 0}, "num_valid is 0"),
         ({"num_valid": 999}, "num_valid is 999"),
+        ({"resample": 0}, "resample is 0; it must be at least 1"),
+        ({"resample": 5}, "exact at temperature 1 and top-p 1"),
+        (
+            {"resample": 5, "temperature": 1.0, "top_p": 1.0, "num_valid": 2},
+            "num_valid ends earlier: leave one out",
+        ),
+        ({"resample": 5, "temperature": 1.0, "top_p": 1.0, "grammar": False}, "without a grammar the draws are the"),
         ({"top_k": 0}, "top-k is 0"),
         ({"min_p": 0.0}, "min-p is 0.0"),
         ({"symprec": 0.0}, "symprec is 0.0"),
