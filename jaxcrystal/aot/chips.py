@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcrystal.aot.hlo import Work
+from jaxcrystal.aot.work import Work
 from jaxcrystal.errors import UserError
 from jaxcrystal.training import speed
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from jaxcrystal.aot.report import Report
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.sampling.engine import STEPS_PER_CALL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
 
     if args.step in ("train", "both"):
         mesh = make_mesh(recipe.mesh, devices)
-        _tell(mesh, f"{recipe.data.rows_per_batch} rows of {recipe.data.tokens_per_row} tokens")
+        _print_mesh(mesh, f"{recipe.data.rows_per_batch} rows of {recipe.data.tokens_per_row} tokens")
         yield Report.of(
             "train",
             chip,
@@ -95,24 +95,25 @@ def _reports(args: argparse.Namespace) -> Iterator[Report]:
         for tensor in [args.tensor] if args.tensor else _tensor_sizes(config, len(devices)):
             mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
             slots = args.slots * mesh.shape["data"]
-            _tell(mesh, f"{slots} slots, a prompt of {args.prompt_tokens} tokens and {args.max_new_tokens} new ones")
+            _print_mesh(
+                mesh, f"{slots} slots, a prompt of {args.prompt_tokens} tokens and {args.max_new_tokens} new ones"
+            )
+            engine = programs.engine(recipe, config, tokenizer, mesh, slots, args.max_new_tokens)
             report = Report.of(
                 "decode",
                 chip,
                 mesh,
-                slots * STEPS_PER_CALL,
-                lambda mesh=mesh, slots=slots: programs.compile_decode(
-                    recipe, config, mesh, slots, args.prompt_tokens, args.max_new_tokens
-                ),
+                engine.tokens_per_call,
+                partial(engine.compile_decode, args.prompt_tokens),
                 keep("decode"),
-                STEPS_PER_CALL,
+                engine.most_trips(args.prompt_tokens),
             )
             if report.fits:
                 break
         yield report
 
 
-def _tell(mesh: Mesh, what: str) -> None:
+def _print_mesh(mesh: Mesh, what: str) -> None:
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"mesh {axes}; {what}", flush=True)
 

@@ -15,12 +15,13 @@ from jax.stages import Compiled
 from jaxcrystal.config import ATTRIBUTES, LlamaConfig, Recipe
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.grammar import Grammar
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.mesh import batch_sharding
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.sampling.engine import Engine
-from jaxcrystal.sampling.methods import Temperature, TopP
+from jaxcrystal.sampling.sampler import SamplerSettings
 from jaxcrystal.training.loop import computed_as
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.training.step import Trainer, make_optimizer
@@ -67,24 +68,29 @@ def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceT
     return trainer.compile_train(trainer.abstract_start(variables(model, mesh)), examples)
 
 
-def compile_decode(
-    recipe: Recipe, config: LlamaConfig, mesh: Mesh, slots: int, prompt_tokens: int, max_new_tokens: int
-) -> Compiled:
-    """The loop that `jaxcrystal sample` runs: each trip draws one token in each slot, and the model reads it."""
+def engine(
+    recipe: Recipe,
+    config: LlamaConfig,
+    tokenizer: SentencePieceTokenizer,
+    mesh: Mesh,
+    slots: int,
+    max_new_tokens: int,
+) -> Engine:
+    """As `jaxcrystal sample` makes it by default, of arrays that are not there: `compile_decode` is its loop."""
     model = Llama(config, recipe.lora)
     whole = variables(model, mesh)
     description = saved.SavedModel(
         config, recipe.lora, recipe.text, whole["params"], whole.get("lora"), Path(saved.TOKENIZER_FILE), step=0
     )
-    engine = Engine(
+    return Engine(
         description,
-        end_id=0,
-        methods=(Temperature(0.9), TopP(0.9)),
+        end_id=tokenizer.eos_id,
+        methods=SamplerSettings().methods,
+        grammar=Grammar.build(TokenTables.build(tokenizer), recipe.text, max_new_tokens),
         slots=slots,
         max_new_tokens=max_new_tokens,
         mesh=mesh,
     )
-    return engine.compile_decode(prompt_tokens)
 
 
 def variables(model: Llama, mesh: Mesh) -> dict[str, Any]:

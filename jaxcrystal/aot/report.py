@@ -6,8 +6,9 @@ import dataclasses
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ from jax.stages import Compiled
 
 from jaxcrystal.aot import chips
 from jaxcrystal.aot.chips import Bound, Chip
-from jaxcrystal.aot.hlo import Program, Work
+from jaxcrystal.aot.hlo import Program
+from jaxcrystal.aot.work import Work
 
 GIB = 2**30
 SHOWN = 12  #: collectives that are listed, the largest first
@@ -59,7 +61,6 @@ class Report:
     cost_analysis: dict[str, float]  #: XLA's own FLOPs and bytes; loops counted once
     needed: float  #: bytes of HBM on one chip
     refusal: str = ""  #: what the compiler said, if it refused
-    unknown_trips: int = 1  #: how often a loop that depends on its data is taken to run
 
     @property
     def spare(self) -> float:
@@ -79,11 +80,12 @@ class Report:
         tokens: int,
         compile: Callable[[], Compiled],
         keep: Callable[[str], Any] | None = None,
-        unknown_trips: int = 1,
+        most_trips: Mapping[str, int] = MappingProxyType({}),
     ) -> Report:
         """Compiles, and reads off what came out. Raises what `compile` does, unless that is a lack of HBM.
 
-        `keep` is given the program's text; loops that depend on their data are taken to run `unknown_trips` times.
+        `keep` is given the program's text; `most_trips` says how often loops that depend on data run at most, as
+        `Work.of` has it.
         """
         started = time.perf_counter()
         try:
@@ -98,13 +100,11 @@ class Report:
         text = compiled.as_text()
         if keep is not None:
             keep(text)
-        memory, work = Memory.of(compiled), Program.parse(text).work(unknown_trips)
+        memory, work = Memory.of(compiled), Work.of(Program.parse(text), most_trips)
         counted = compiled.cost_analysis()
         cost = {"flops": counted.get("flops", 0.0), "bytes": counted.get("bytes accessed", 0.0)}
         bound = chips.bound(chip, mesh, work)
-        return cls(
-            step, mesh, chip, tokens, seconds, memory, work, bound, cost, memory.total, unknown_trips=unknown_trips
-        )
+        return cls(step, mesh, chip, tokens, seconds, memory, work, bound, cost, memory.total)
 
     def lines(self) -> list[str]:
         """For a reader."""
@@ -122,8 +122,9 @@ class Report:
             f"of HBM traffic, loops multiplied out (XLA's count, each loop's body once: "
             f"{self.cost_analysis['flops'] / 1e12:.3f} TFLOP, {self.cost_analysis['bytes'] / 1e9:.2f} GB)"
         )
-        for loop in self.work.unknown_loops:
-            lines.append(f"    {loop}: as long as the data ask for; counted {self.unknown_trips} x")
+        for loop, trips in self.work.loops.items():
+            counted = "not known, counted once: no bound" if trips is None else f"{trips} trips at most, all counted"
+            lines.append(f"    {loop}: a loop that depends on data; {counted}")
         if self.work.kernels:
             lines.append(
                 f"    not counted, as they do not state it: FLOPs of the kernels {', '.join(self.work.kernels)}"
@@ -193,7 +194,7 @@ class Report:
             "flops": self.work.flops,
             "hbm_bytes": self.work.hbm_bytes,
             "cost_analysis": self.cost_analysis,
-            "unknown_loops": {name: self.unknown_trips for name in self.work.unknown_loops},
+            "data_loops": dict(self.work.loops),
             "uncounted_kernels": list(self.work.kernels),
             "collectives": self._messages(),
             "roofline": dataclasses.asdict(self.bound)

@@ -23,6 +23,13 @@ def add(verb: Callable) -> None:
         resumes=True,
     )
     command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="of adapters: another base, made of the same float weights, such as `convert --weights int8` writes "
+        "(default: the one they were trained on)",
+    )
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
     command.add_argument(
@@ -117,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
         args.model,
         args.num,
         args.out,
+        base=args.base,
         num_valid=args.num_valid,
         resample=args.resample,
         conditions=flags if args.conditions is None else read(args.conditions),

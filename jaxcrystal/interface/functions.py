@@ -132,14 +132,16 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
     return loop.train(load(Recipe, Path(recipe), changes))
 
 
-def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
+def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **settings: Any) -> Sampler:
     """A sampler of the model that `train` or `jaxcrystal convert` wrote: loaded once, it draws for call after call.
 
+    - `base`: for adapters, another base than the one they were trained on, made of the same float weights: such as what
+      `jaxcrystal convert --weights int8` made of them.
     - `tensor`: devices that share a copy of the model; the others of this process hold copies.
     - `settings`: what the compiled programs depend on, as `jaxcrystal sample` has it: `temperature`, `top_p`, `top_k`,
       `min_p`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens` (`sampling.sampler.SamplerSettings`).
 
-    Raises UserError if there is no such model, or for a setting out of range.
+    Raises UserError if there is no such model, for a base of other weights, or for a setting out of range.
     """
     import jax
 
@@ -149,7 +151,7 @@ def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
     from jaxcrystal.sampling.sampler import SamplerSettings
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
-    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh)
+    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh, base and Path(base))
 
 
 def evaluate(

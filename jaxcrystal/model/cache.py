@@ -30,6 +30,9 @@ from jaxcrystal.mesh import ShardingRules
 BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
 
+#: Scopes of the loops whose trips depend on how much rows have read, in the metadata of a compiled program.
+PROMPT_LOOP, TAIL_LOOP, BEGUN_LOOP = "prompt_blocks", "tail_blocks", "begun_blocks"
+
 #: The axes of what is stored, as far as they are divided over devices.
 POOL_AXES, TAIL_AXES = (None, None, "kv_heads"), (None, "batch", None, "kv_heads")
 
@@ -263,9 +266,12 @@ def attend(
                 return jax.tree.map(lambda x, y: x.at[each, :, at].set(y, mode="drop"), entries, own_new)
 
             part = Part.of_nothing(own_queries)
-            part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known[:, None])
-            part = _through(part, own_queries, lambda block: _at(tail, layer, row, block), whole * BLOCK)
-            return _through(part, own_queries, begun_block, token + 1)
+            with jax.named_scope(PROMPT_LOOP):
+                part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known[:, None])
+            with jax.named_scope(TAIL_LOOP):
+                part = _through(part, own_queries, lambda block: _at(tail, layer, row, block), whole * BLOCK)
+            with jax.named_scope(BEGUN_LOOP):
+                return _through(part, own_queries, begun_block, token + 1)
 
         at_once = min(rows, max(LEAST_AT_ONCE, rows // 4))
         by_length = jnp.argsort(-whole_blocks(cache.lengths))

@@ -43,12 +43,23 @@ from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.crystals.grammar import Grammar, Limits, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, replicated
-from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
+from jaxcrystal.model.cache import (
+    BEGUN_LOOP,
+    BLOCK,
+    POOL_AXES,
+    PROMPT_LOOP,
+    TAIL_AXES,
+    TAIL_LOOP,
+    Cache,
+    Ragged,
+    whole_blocks,
+)
 from jaxcrystal.sampling.methods import Guidance, Method, pick
 from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
 from jaxcrystal.weights.saved import SavedModel
 
 STEPS_PER_CALL = 64  #: steps between two looks of the host
+STEPS_LOOP = "steps"  #: scope of the loop over them, in the metadata of a compiled program
 JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow
 TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
 WHOLE_ROWS = 8  #: a multiple of what fills registers
@@ -255,6 +266,20 @@ class Engine:
             orders = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._no_orders())
             ready = jax.ShapeDtypeStruct((), jnp.int32)
             return self._run.lower(variables, slots, pages, first, key, orders, ready).compile()
+
+    def most_trips(self, prompt_tokens: int) -> dict[str, int]:
+        """How often the loops of that program run at most whose trips depend on data, by their scope."""
+        return {
+            STEPS_LOOP: STEPS_PER_CALL,
+            PROMPT_LOOP: whole_blocks(max(prompt_tokens, *map(len, self._always), 1)),
+            TAIL_LOOP: (self._limit - 1) // BLOCK,
+            BEGUN_LOOP: 1 + (self._jump > 1),
+        }
+
+    @property
+    def tokens_per_call(self) -> int:
+        """That the program writes at most, in all slots."""
+        return STEPS_PER_CALL * self._tokens()
 
     def memory(self, prompt_tokens: int) -> int:
         """Bytes on each device beside the model's, for prompts of up to so many tokens.
@@ -465,7 +490,8 @@ class Engine:
             slots, pages = self._read(variables, slots, pages, page, chosen)
             return number + 1, slots, pages
 
-        return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, pages))[1:]
+        with jax.named_scope(STEPS_LOOP):
+            return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, pages))[1:]
 
     def _refill(self, slots: Slots, first: Scores, orders: Orders, ready: Int32[Array, ""]) -> Slots:
         """Idle slots take the next tasks, in order, as far as these are ready."""

@@ -87,6 +87,8 @@ class Plan:
 class Sampler:
     """The model of a directory, on one device or the devices of `mesh`, which draws until it is closed.
 
+    Adapters lie on the base that they were trained on, or on `base`, which was made of the same float weights.
+
     Programs are compiled with the first request that needs them: one that reads prompts and one that draws, whatever is
     stated and constrained, and for how many prompts. Another pair is taken, where the settings leave slots open, by a
     number of crystals with another power of two. Abandoning `stream` (Ctrl-C) leaves the sampler as it was.
@@ -99,12 +101,13 @@ class Sampler:
         model_dir: str | Path,
         settings: SamplerSettings = SamplerSettings(),
         mesh: Mesh | None = None,
+        base: str | Path | None = None,
     ) -> None:
         compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
         self.trained = Trained.read(Path(model_dir))
-        self.model = load_model(model_dir, self.mesh)
+        self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = load_tokenizer(self.model.tokenizer_path)
         self.closed = False
         self.name = str(model_dir)

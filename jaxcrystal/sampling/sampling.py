@@ -56,6 +56,7 @@ def sample(
     num: int,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     num_valid: int | None = None,
     resample: int | None = None,
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
@@ -71,6 +72,7 @@ def sample(
     are drawn again by the grammar's weights, as the model alone draws under the constraints (`resampling`); all
     attempts stay, and the column `resampled` says how often each was.
 
+    Adapters lie on their own base, or on `base`, which was made of the same float weights (`load_model`).
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
     `conditions`, `num_atoms`, `constraints`, `seed` and `symprec` are those of `Sampler.stream`; `settings` are fields
     of `SamplerSettings`. Each copy of the model on `mesh` (default: one device) draws on its own. Processes that were
@@ -98,7 +100,7 @@ def sample(
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
     if hosts.is_first():
         say(notes.values())
-    with Sampler(model_dir, shaped, mesh) as sampler:
+    with Sampler(model_dir, shaped, mesh, base) as sampler:
         plan = sampler.plan(wanted)
         request = Request(
             model=fingerprint(sampler.model, sampler.tokenizer),

@@ -43,6 +43,7 @@ from jaxcrystal.training.journal import Journal
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.training.step import StepMetrics, Trainer, TrainState, make_optimizer
 from jaxcrystal.weights import saved
+from jaxcrystal.weights.fingerprint import fingerprint
 
 #: Which crystals stand in each row of a batch, as `Feed.epoch` has it.
 Table = Int[np.ndarray, "rows slots"]
@@ -66,7 +67,7 @@ def train(recipe: Recipe) -> TrainReport:
     mesh = make_mesh(recipe.mesh)
     shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
     ShardingRules().check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
-    tokenizer, config, variables = _start(recipe, mesh)
+    tokenizer, config, variables, checksum = _start(recipe, mesh)
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
     with hosts.together():
         feed, validation = (
@@ -101,16 +102,21 @@ def train(recipe: Recipe) -> TrainReport:
         with hosts.together():
             if hosts.is_first():
                 _write_recipe(out, recipe)
+                if checksum is not None:
+                    saved.record_checksum(out, checksum)
                 num_atoms.store(feed.examples.crystals, out)
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 
-def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any]]:
-    """Tokenizer, model shape and first variables: of the base, or random."""
+def _start(
+    recipe: Recipe, mesh: jax.sharding.Mesh
+) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any], str | None]:
+    """Tokenizer, model shape and first variables: of the base, or random. For adapters, the float weights below them:
+    as the base names them, or its own if it is float; None if a quantized base does not say."""
     if recipe.base is None:
         tokenizer = load_tokenizer(recipe.tokenizer)
         config = replace(recipe.model, vocab_size=tokenizer.vocab_size)
-        return tokenizer, config, initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh)
+        return tokenizer, config, initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh), None
     base = saved.load_model(recipe.base, mesh)
     if base.lora is not None:
         raise UserError(f"base {recipe.base} is a run with adapters of its own; give the model that it was trained on")
@@ -121,9 +127,13 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[SentencePieceTokeni
         )
     config = computed_as(base.config, recipe.model)
     variables = base.variables
+    checksum = None
     if recipe.lora is not None:
+        checksum = base.float_checksum
+        if checksum is None and config.weights == "float":
+            checksum = fingerprint(base.params)
         variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
-    return load_tokenizer(base.tokenizer_path), config, variables
+    return load_tokenizer(base.tokenizer_path), config, variables, checksum
 
 
 def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:

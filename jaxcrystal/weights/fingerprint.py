@@ -23,8 +23,32 @@ def fingerprint(tree: dict[str, Any]) -> str:
     """16 hexadecimal digits that name the values, dtypes and shapes of the arrays in a nested dictionary."""
     arrays = flatten_dict(tree, sep="/")
     sums = jax.device_get(_sums(arrays))
-    lines = [f"{name} {arrays[name].dtype} {arrays[name].shape} {int(sums[name])}" for name in sorted(arrays)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return _digest({name: _line(name, x, sums[name]) for name, x in arrays.items()})
+
+
+class Passing:
+    """The fingerprint of a tree of which only one array is there at a time."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+
+    def seen(self, name: str, array: Array) -> Array:
+        """The array, once it is counted under its path in the tree, such as layers/mlp/up_proj/kernel."""
+        self._lines[name] = _line(name, array, jax.device_get(_sums({"": array})[""]))
+        return array
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that was seen: what `fingerprint` gives for the tree of them."""
+        return _digest(self._lines)
+
+
+def _line(name: str, array: Array, total: UInt32[Array, ""]) -> str:
+    return f"{name} {array.dtype} {array.shape} {int(total)}"
+
+
+def _digest(lines: dict[str, str]) -> str:
+    return hashlib.sha256("\n".join(lines[name] for name in sorted(lines)).encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -1,11 +1,13 @@
 """A model directory: the same for a converted checkpoint and for a training run.
 
-    DIR/model.json           {"model": LlamaConfig, "lora": LoraConfig | null, "text": TextFormat, "base": path | null}
+    DIR/model.json           {"model": LlamaConfig, "lora": LoraConfig | null, "text": TextFormat, "base": path | null,
+                              "float_checksum": the fingerprint of the float weights that all this comes from | null}
     DIR/tokenizer.model      SentencePiece
     DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
 
 `base` is the model directory whose parameters the adapters belong to, as a path relative to DIR, so that the two can
-be moved together.
+be moved together. Another base may take its place if it was made of the same float weights, by their `float_checksum`:
+that of what `convert` read, before it was quantized, and for adapters that of their base.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
+from jaxcrystal.weights.fingerprint import Passing
 from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
 from jaxcrystal.weights.vocabulary import check_rows
 
@@ -57,6 +60,7 @@ class Description(Settings):
     lora: LoraConfig | None
     text: TextFormat
     base: str | None  #: relative to the directory of the file
+    float_checksum: str | None = None  #: None for a model trained whole, and where an earlier version wrote the file
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class SavedModel:
     adapters: dict[str, Any] | None  #: None exactly if `lora` is
     tokenizer_path: Path
     step: int  #: the optimizer step after which the weights were saved; 0 as converted
+    float_checksum: str | None = None  #: as in `Description`
 
     @property
     def module(self) -> Llama:
@@ -102,7 +107,7 @@ def describe(
     if target.exists():
         found = read_description(directory)
         same_way = replace(found.model, **{name: getattr(config, name) for name in EXECUTION})
-        theirs, ours = to_dict(replace(found, model=same_way)), to_dict(description)
+        theirs, ours = to_dict(replace(found, model=same_way, float_checksum=None)), to_dict(description)
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             what = "; ".join(f"{key} is {theirs[key]} there, {ours[key]} here" for key in differing)
             raise UserError(f"{directory} already holds another model ({what}); choose another directory")
@@ -115,6 +120,23 @@ def describe(
         shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
         partial.write_text(json.dumps(to_dict(description), indent=2) + "\n")
         partial.replace(target)  # last and at once: a directory with a model.json is complete
+    except OSError as error:
+        raise UserError(f"cannot write the model directory {directory}: {error.strerror} ({error.filename})") from None
+
+
+def record_checksum(directory: str | Path, checksum: str) -> None:
+    """Writes into `model.json` of which float weights the model was made, if that is not what it says already.
+
+    Raises UserError for what the disk refuses.
+    """
+    description = read_description(directory)
+    if description.float_checksum == checksum:
+        return
+    target = Path(directory) / MODEL_FILE
+    partial = target.with_name(f"{MODEL_FILE}.partial")
+    try:
+        partial.write_text(json.dumps(to_dict(replace(description, float_checksum=checksum)), indent=2) + "\n")
+        partial.replace(target)
     except OSError as error:
         raise UserError(f"cannot write the model directory {directory}: {error.strerror} ({error.filename})") from None
 
@@ -133,20 +155,24 @@ def read_description(directory: str | Path) -> Description:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
+def load_model(directory: str | Path, mesh: Mesh | None = None, base: str | Path | None = None) -> SavedModel:
     """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
 
+    Adapters lie on their own base, or on another `base` that was made of the same float weights: of int8, for example.
+
     Raises UserError for a directory that is not one, for one without a checkpoint, for weights or a tokenizer that do
-    not fit.
+    not fit, for a `base` of other float weights.
     """
     directory = Path(directory)
     description, tokenizer = read_description(directory), directory / TOKENIZER_FILE
+    if base is not None:
+        description = _on_base(directory, description, Path(base))
     if not tokenizer.exists():
         raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
     config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
-    if description.base is None:
+    if description.base is None or description.lora is None:  # trained whole, wherever it began
         step, weights = _restore(directory, wanted)
     else:
         step, weights = _restore(directory, {"lora": wanted["lora"]})
@@ -159,6 +185,36 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> SavedModel:
         adapters=weights.get("lora"),
         tokenizer_path=tokenizer,
         step=step,
+        float_checksum=description.float_checksum,
+    )
+
+
+def _on_base(directory: Path, description: Description, base: Path) -> Description:
+    """The description of the same adapters on another base. Raises UserError for one that is not made of the same."""
+    if description.base is None or description.lora is None:
+        raise UserError(f"{directory} has no adapters on a base, but weights of its own; leave the base {base} out")
+    theirs = read_description(base)
+    if theirs.lora is not None:
+        raise UserError(f"base {base} has adapters of its own; give a model directory that `jaxcrystal convert` wrote")
+    if description.float_checksum is None:
+        recipe = directory / "recipe.yaml"
+        again = f"`jaxcrystal train {recipe}` adds it" if recipe.exists() else "convert the adapters again"
+        raise UserError(
+            f"{directory / MODEL_FILE} was written by an earlier version, or for a base that was: it lacks the "
+            f"float_checksum of its own base, which the base {base} must have too; {again}"
+        )
+    if theirs.float_checksum is None:
+        raise UserError(
+            f"{base / MODEL_FILE} does not say of which float weights it was made (float_checksum), as none of earlier "
+            "versions does; make the base again with `jaxcrystal convert`"
+        )
+    if theirs.float_checksum != description.float_checksum:
+        raise UserError(
+            f"{directory} was trained on the float weights {description.float_checksum}, and the base {base} was made "
+            f"of {theirs.float_checksum}; give one that was converted from the same SOURCE, with the same --dtype"
+        )
+    return replace(
+        description, model=replace(description.model, weights=theirs.model.weights), base=str(base.resolve())
     )
 
 
@@ -298,9 +354,10 @@ def convert(
         config = replace(checkpoint.config, weights=weights)
         describe(partial, config, None, TextFormat(), tokenizer)
         (partial / TOKENIZER_FILE).write_bytes(padded)
-        store = quantizer(config, mesh)
-        params = {path: store(path, parameter) for path, parameter in checkpoint.load(mesh, dtype)}
+        store, read = quantizer(config, mesh), Passing()
+        params = {path: store(path, read.seen(path, parameter)) for path, parameter in checkpoint.load(mesh, dtype)}
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
+        record_checksum(partial, read.fingerprint)
     return config
 
 
@@ -321,4 +378,6 @@ def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh
         check_embeddings(source, checkpoint, flatten_dict(weights["params"], sep="/"), pieces)
     describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
     save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
+    if description.float_checksum is not None:
+        record_checksum(partial, description.float_checksum)
     return description.model

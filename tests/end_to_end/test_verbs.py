@@ -110,6 +110,11 @@ def test_a_llama_is_converted_fine_tuned_and_sampled(typed, llama, cdvae_csv, sh
         assert "The chemical formula is NaCl. The spacegroup number is 225. Generate" in row["prompt"]
         assert row["tokens"] <= 100 and row["log_probability"] < row["grammar_log_probability"] < 0
         assert (row["status"], row["formula"]) == ("ok", "ClNa")
+    typed("convert", source, "--weights", "int8", "--out", tmp_path / "int8")
+    coded = typed("sample", "--model", run, "--base", tmp_path / "int8", "--out", tmp_path / "int8.parquet", *options)
+    assert coded.startswith("4 attempts in ")
+    probabilities = [row["log_probability"] for row in pq.read_table(tmp_path / "int8.parquet").to_pylist()]
+    assert not set(probabilities) & {row["log_probability"] for row in rows}
     typed("sample", "--model", base, "--out", tmp_path / "base.parquet", *options)
     untuned = pq.read_table(tmp_path / "base.parquet").to_pylist()
     assert [row["text"] for row in untuned] != [row["text"] for row in rows]

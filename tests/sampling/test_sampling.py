@@ -24,7 +24,7 @@ import pytest
 from pymatgen.core import Structure
 
 import jaxcrystal
-from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.prompts import generation_prompt
@@ -32,11 +32,12 @@ from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.model.quantize import quantize
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.ledger import Ledger, Part, Request
 from jaxcrystal.sampling.sampling import fingerprint, sample
-from jaxcrystal.weights.saved import describe, load_model, save_weights
+from jaxcrystal.weights.saved import describe, load_model, record_checksum, save_weights
 
 GOOD = (
     "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50",
@@ -482,6 +483,35 @@ def test_the_fingerprint_is_that_of_the_weights_wherever_they_lie(model_dir, tmp
         params["layers"]["mlp"]["up_proj"]["kernel"] = change
         changed = type(one)(**{**vars(one), "params": params})
         assert fingerprint(changed, tokenizer) != fingerprint(one, tokenizer)
+
+
+def test_another_base_is_another_run(tmp_path):
+    """Adapters on a float base and on what int8 makes of it: the ledger knows which."""
+    mesh, lora, run = make_mesh(MeshConfig(1, 1, 1)), LoraConfig(rank=2, targets=("q_proj",)), tmp_path / "run"
+    params = initialize(Llama(CONFIG), jax.random.key(0), mesh)["params"]
+    stored = replace(CONFIG, weights="int8")
+    for base, config, weights in (
+        ("float", CONFIG, params),
+        ("int8", stored, quantize(jax.tree.map(jnp.copy, params), stored, mesh)),
+    ):
+        describe(tmp_path / base, config, None, TextFormat(), COMPACT)
+        save_weights(tmp_path / base, {"params": weights})
+        record_checksum(tmp_path / base, "a hash of the same weights")
+    describe(run, CONFIG, lora, TextFormat(), COMPACT, base=tmp_path / "float")
+    save_weights(run, initialize(Llama(CONFIG, lora), jax.random.key(1), mesh, ["lora"]))
+    record_checksum(run, "a hash of the same weights")
+    rows = []
+    for base in (None, tmp_path / "int8"):
+        out = tmp_path / f"{base and base.name}.parquet"
+        sample(run, 2, out, base=base, slots=2, max_new_tokens=100)
+        rows.append(pq.read_table(out).to_pylist())
+    probabilities = np.array([[row["log_probability"] for row in each] for each in rows])
+    assert (probabilities[0] != probabilities[1]).all()
+    with pytest.raises(UserError, match=r"belongs to another run: model was '\w{16}', now it is '\w{16}'"):
+        sample(run, 3, tmp_path / "None.parquet", base=tmp_path / "int8", slots=2, max_new_tokens=100)
+    # The same crystals, whoever holds the model: the verb, or what `jaxcrystal.load` gives.
+    with jaxcrystal.load(run, base=tmp_path / "int8", slots=2, max_new_tokens=100) as living:
+        assert [attempt.text for attempt in living.sample(2)] == [row["text"] for row in rows[1]]
 
 
 def test_a_bare_host_samples_without_pymatgen_or_torch(model_dir, tmp_path):

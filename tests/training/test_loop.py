@@ -21,6 +21,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.training import step
 from jaxcrystal.training.loop import train
 from jaxcrystal.training.step import learning_rate
+from jaxcrystal.weights.fingerprint import fingerprint
 from jaxcrystal.weights.saved import load_model
 
 
@@ -167,8 +168,25 @@ def test_adapters_on_a_base(recipe, tmp_path):
     model, base = load_model(adapted.out), load_model(recipe.out)
     jax.tree.map(np.testing.assert_array_equal, model.params, base.params)
     assert any(np.asarray(x).any() for x in jax.tree.leaves(model.adapters))
+    assert model.float_checksum == fingerprint(base.params) and base.float_checksum is None
+    file = Path(adapted.out) / "model.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({key: described[key] for key in described if key != "float_checksum"}))
+    train(adapted)  # as an earlier version wrote it: is done, and says which weights its base has
+    assert json.loads(file.read_text()) == described
     with pytest.raises(UserError, match="adapters of its own"):
         train(replace(adapted, base=adapted.out, out=str(tmp_path / "twice")))
+
+
+def test_all_weights_of_a_base_are_trained_on(recipe, tmp_path):
+    train(recipe)
+    whole = replace(recipe, base=recipe.out, out=str(tmp_path / "whole"), steps=2)
+    train(whole)
+    model, base = load_model(whole.out), load_model(recipe.out)
+    assert model.adapters is None and model.float_checksum is None
+    assert not any(
+        np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (model.params, base.params)), strict=True)
+    )
 
 
 def test_epochs_count_passes(recipe):

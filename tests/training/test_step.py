@@ -13,6 +13,7 @@ import pytest
 from small import SMALL, Numbers, RandomRows, crystal_set
 
 from jaxcrystal.aot.hlo import Program
+from jaxcrystal.aot.work import Work
 from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
@@ -144,7 +145,7 @@ def test_adapters_are_whole_on_every_device():
     rank = 5  # no other array has an axis of this size
     adapters = LoraConfig(rank=rank, dropout=0.0, targets=("q_proj", "o_proj", "up_proj", "down_proj"))
     _, trained, step, _ = random_run(lora=adapters, mesh=(1, 8, 1))
-    sent = Program.parse(step.as_text()).work().collectives
+    sent = Work.of(Program.parse(step.as_text())).collectives
     kinds = {collective.kind for collective in sent if re.search(rf"\b{rank}\b", collective.shape)}
     assert kinds == {"all-reduce"}
     assert "all-gather" in {collective.kind for collective in sent}
