@@ -64,31 +64,31 @@ def test_every_loop_of_decode_that_depends_on_data_has_its_most_trips():
     assert engine.tokens_per_call == 64 * 8 * 2  # a token that is drawn, and one that must follow
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
-def test_a_small_model_is_compiled_for_tpu(tmp_path):
-    recipe = tmp_path / "small.yaml"
+def compiled_for_tpu(folder, options, **recipe) -> tuple[list[dict], str]:
+    """What `launch/aot_compile.py` writes of SMALL on four chips, and what it prints."""
     fields = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__ if getattr(SMALL, name) is not None}
-    recipe.write_text(
-        json.dumps(
-            {
-                "base": "not here",
-                "lora": {"rank": 8},
-                "model": fields,
-                "mesh": {"fsdp": 2, "tensor": 2},
-                "data": {"train": "not here", "rows_per_batch": 4, "tokens_per_row": 512},
-            }
-        )
-    )
-    options = f"--topology v5e:2x2 --tensor 2 --slots 8 --json {tmp_path}/told.json".split()
+    data = {"train": "not here", "rows_per_batch": 4, "tokens_per_row": 512, "loss_block": 128}
+    (folder / "small.yaml").write_text(json.dumps({"base": "not here", "model": fields, "data": data} | recipe))
+    options = f"--topology v5e:2x2 --json {folder}/told.json {options}".split()
     done = subprocess.run(
-        [sys.executable, ROOT / "launch/aot_compile.py", recipe, *options],
+        [sys.executable, ROOT / "launch/aot_compile.py", folder / "small.yaml", *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    train, decode = json.loads((tmp_path / "told.json").read_text())
+    return json.loads((folder / "told.json").read_text()), done.stdout
+
+
+for_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
+
+
+@pytest.mark.slow
+@for_tpu
+def test_a_small_model_is_compiled_for_tpu(tmp_path):
+    (train, decode), printed = compiled_for_tpu(
+        tmp_path, "--tensor 2 --slots 8", lora={"rank": 8}, mesh={"fsdp": 2, "tensor": 2}
+    )
     assert train["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2} and decode["mesh"] == {
         "data": 2,
         "fsdp": 1,
@@ -118,4 +118,18 @@ def test_a_small_model_is_compiled_for_tpu(tmp_path):
     )
     assert all(c["axes"] != "fsdp 2" for c in decode["collectives"])
     assert decode["data_loops"] == {"steps": 64, "prompt_blocks": 2, "tail_blocks": 8} and train["data_loops"] == {}
-    assert "FITS" in done.stdout and "at most" in done.stdout
+    assert "FITS" in printed and "at most" in printed
+
+
+@pytest.mark.slow
+@for_tpu
+def test_gradients_of_all_weights_are_reduce_scattered_on_tpu(tmp_path):
+    """Those of kernels, the head and the embedding, once each and in float32: nothing large is summed whole."""
+    (train,), _ = compiled_for_tpu(tmp_path, "--step train", lora=None, mesh={"fsdp": 4, "tensor": 1})
+    weights = jax.tree.leaves(programs.variables(Llama(SMALL), make_mesh(MeshConfig(1, 4, 1))))
+    scattered = [c for c in train["collectives"] if c["kind"] == "reduce-scatter"]
+    large = 4 * sum(x.size for x in weights if x.size > SMALL.num_hidden_layers * SMALL.hidden_size)
+    assert sum(c["bytes"] * c["times"] for c in scattered) == large
+    assert all("bf16" not in c["shape"] for c in scattered)
+    whole = [c["bytes"] for c in train["collectives"] if c["kind"] == "all-reduce"]
+    assert max(whole) <= 2 * 4 * SMALL.num_hidden_layers * SMALL.hidden_size  # the scales of norms
