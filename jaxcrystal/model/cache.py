@@ -1,15 +1,16 @@
 """Keys and values of tokens already seen, in pages of BLOCK tokens, and attention to them.
 
-    what a row attends to:   its prompt's pages         │  its own tail, in blocks      │  the tokens of this call
-                             ▓▓▓▓ ▓▓··                  │  ▓▓▓▓ ▓▓▓▓ ▓▓·· ····          │  ▓ ▓
-                             taken from a pool, stored  │  only blocks in which there   │  causally
-                             once, whoever follows it   │  is something are read        │
+    what a row attends to:   its prompt's pages         │  its own tail, in blocks, of which the last has its tokens
+                             ▓▓▓▓ ▓▓··                  │  ▓▓▓▓ ▓▓▓▓ ▓▓▒▒ ····          of this call ▒ in their places
+                             taken from a pool, stored  │  only blocks in which there
+                             once, whoever follows it   │  is something are read
 
-One online softmax (arXiv 2205.14135, section 3.1) goes from the tokens of the call through the pages of the prompt,
-which a block table lists, and the blocks of the tail, a block at a time, so nothing is copied together. Rows are of
-very different lengths when each begins a crystal as soon as its last one is done; so rows of like lengths go together,
-some at a time, as far as the longest of them needs. What a row costs depends on its own prompt and tail, not on how
-many prompts there are.
+One online softmax (arXiv 2205.14135, section 3.1) goes through the pages of the prompt, which a block table lists, and
+the blocks of the tail, a block at a time, so nothing is copied together. A token of this call stands in its block as it
+will be stored there: what a token attends to is summed up in the same order, to the last bit, whether those before it
+came in the same call or in an earlier one. Rows are of very different lengths when each begins a crystal as soon as its
+last one is done; so rows of like lengths go together, some at a time, as far as the longest of them needs. What a row
+costs depends on its own prompt and tail, not on how many prompts there are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
 
 #: Scopes of the loops whose trips depend on how much rows have read, in the metadata of a compiled program.
-PROMPT_LOOP, TAIL_LOOP = "prompt_blocks", "tail_blocks"
+PROMPT_LOOP, TAIL_LOOP, BEGUN_LOOP = "prompt_blocks", "tail_blocks", "begun_blocks"
 
 #: The axes of what is stored, as far as they are divided over devices.
 POOL_AXES, TAIL_AXES = (None, None, "kv_heads"), (None, "batch", None, "kv_heads")
@@ -188,8 +189,7 @@ class Cache:
                 tuple(_stored(x, like) for x, like in zip(new, tail, strict=True)),
             )
 
-        # A masked value is multiplied by 0, but 0 · NaN is NaN: a row's next sequence must not find one.
-        new = (keys, jnp.where(jnp.isfinite(values), values, 0))
+        new = (keys, _finite(values))
         written = (None, "batch", None, "kv_heads")
         inputs = (TAIL_AXES, ("batch",), _by_token(ragged), written)
         own = _on_each_device(own, rules, len(self.lengths), inputs, TAIL_AXES)
@@ -211,6 +211,13 @@ class Part:
     total: Float32[Array, "*n kv_heads group time"]  #: Σ exp(score - highest)
     output: Float32[Array, "*n kv_heads group time head_dim"]  #: Σ exp(score - highest) · value
 
+    @classmethod
+    def of_nothing(cls, queries: Float[Array, "n time kv_heads group head_dim"]) -> Part:
+        """No entry; every token must see one in the end."""
+        output = jnp.zeros_like(jnp.moveaxis(queries, 1, 3), jnp.float32)
+        none = output[..., 0]
+        return cls(jnp.full_like(none, jnp.finfo(none.dtype).min), none, output)
+
     def and_also(self, other: Part) -> Part:
         """The softmax over the entries of both."""
         highest = jnp.maximum(self.highest, other.highest)
@@ -230,33 +237,41 @@ def attend(
     """softmax(q kᵀ / √head_dim) v over the row's prompt, its tail and its tokens of this call, these causally.
 
     Heads are grouped (arXiv 2305.13245): query head h reads key head h // (heads / kv_heads). Scores and sums are
-    float32; a row's result does not depend on what other rows are or how long they are.
+    float32; a row's result does not depend on what other rows are or how long they are, nor on how its tokens are
+    divided into calls of one shape.
     """
     shape = queries.shape
 
     def own(queries: Array, keys: Array, values: Array, cache: Cache, layer: Array) -> Array:
         rows, ragged = len(cache.lengths), cache.ragged
+        values = _finite(values)
         if ragged is not None:
-            # 0 · NaN is NaN: a token that is masked, behind another of the same call, must not hold one. What is no
-            # number stays so in the token's own residual stream.
-            values = jnp.where(jnp.isfinite(values), values, 0)
             queries, keys, values = (ragged.grid(x, rows) for x in (queries, keys, values))
-        time = queries.shape[1]
-        now = _part(
-            queries,
-            *(jnp.moveaxis(x, 1, 2) for x in (keys, values)),
-            visible=jnp.tril(jnp.ones((time, time), bool))[None],
-        )
         pool, tail = (cache.prompt_keys, cache.prompt_values), (cache.keys, cache.values)
+        new = _stored(keys, cache.keys), _stored(values, cache.values)
 
         def chunk(row: Int[Array, "n"]) -> Part:
             """Of some rows, everything."""
-            part, own_queries = jax.tree.map(lambda x: x[row], (now, queries))
+            own_queries, own_new = jax.tree.map(lambda x: x[row], (queries, new))
             pages, known = cache.prompt_pages[cache.prompt[row]], cache.prompt_lengths[cache.prompt[row]]
+            whole, begun = (x[:, None] for x in jnp.divmod(cache.lengths[row], BLOCK))
+            token = begun + jnp.arange(queries.shape[1])  # of this call, counted from the block that is begun
+
+            def begun_block(number: Int[Array, ""]) -> tuple[Stored, Stored]:
+                """Of each row, counted from the one that is begun: with what this call adds."""
+                at = token - number * BLOCK
+                at = jnp.where(at < 0, BLOCK, at)  # such an index would count from the end; this one is dropped
+                each = jnp.arange(len(row))[:, None]
+                entries = _at(tail, layer, row, whole[:, 0] + number)
+                return jax.tree.map(lambda x, y: x.at[each, :, at].set(y, mode="drop"), entries, own_new)
+
+            part = Part.of_nothing(own_queries)
             with jax.named_scope(PROMPT_LOOP):
-                part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known)
+                part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known[:, None])
             with jax.named_scope(TAIL_LOOP):
-                return _through(part, own_queries, lambda block: _at(tail, layer, row, block), cache.lengths[row])
+                part = _through(part, own_queries, lambda block: _at(tail, layer, row, block), whole * BLOCK)
+            with jax.named_scope(BEGUN_LOOP):
+                return _through(part, own_queries, begun_block, token + 1)
 
         at_once = min(rows, max(LEAST_AT_ONCE, rows // 4))
         by_length = jnp.argsort(-whole_blocks(cache.lengths))
@@ -297,16 +312,17 @@ def _through(
     part: Part,
     queries: Float[Array, "n time kv_heads group head_dim"],
     read: Callable[[Int[Array, ""]], tuple[Stored, Stored]],
-    lengths: Int[Array, "n"],
+    lengths: Int[Array, "n #time"],
 ) -> Part:
-    """`part`, and all blocks behind it, of which `read` gives each row's: [n, kv_heads, BLOCK, head_dim]."""
+    """`part`, and so many entries of the blocks behind it, of which `read` gives each row's: [n, kv_heads, BLOCK,
+    head_dim]."""
 
     def further(block: Int[Array, ""], part: Part) -> Part:
-        written = block * BLOCK + jnp.arange(BLOCK) < lengths[:, None]
-        both = part.and_also(_part(queries, *read(block), visible=written[:, None]))
+        visible = block * BLOCK + jnp.arange(BLOCK) < lengths[..., None]
+        both = part.and_also(_part(queries, *read(block), visible))
         # A row that has no such block is given another's, which may hold what is no number.
-        there = written[:, 0]
-        return jax.tree.map(lambda x, y: jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, y), both, part)
+        there = visible[:, None, None, :, 0]
+        return jax.tree.map(lambda x, y: jnp.where(there.reshape(*there.shape, *[1] * (x.ndim - 4)), x, y), both, part)
 
     return jax.lax.fori_loop(0, whole_blocks(lengths.max()), further, part)
 
@@ -317,7 +333,7 @@ def _part(
     values: Stored,
     visible: Bool[Array, "#n #time entries"],
 ) -> Part:
-    """Of keys and values [n, kv_heads, entries, head_dim], of which each token sees at least one."""
+    """Of keys and values [n, kv_heads, entries, head_dim]; the part of a token that sees none means nothing."""
 
     def product(pattern: str, x: Array, y: Stored) -> Float32[Array, "..."]:
         y = y.codes if isinstance(y, Codes) else y
@@ -332,6 +348,12 @@ def _part(
     weights = jnp.exp(scores - highest[..., None])
     output = product("bkgts,bksd->bkgtd", scaled(weights, values).astype(queries.dtype), values)
     return Part(highest, weights.sum(-1), output)
+
+
+def _finite(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """A masked value is multiplied by 0, but 0 · NaN is NaN: no other token, and no later sequence of the row, may find
+    one. What is no number stays so in the token's own residual stream."""
+    return jnp.where(jnp.isfinite(values), values, 0)
 
 
 def _stored(x: Float[Array, "*n head_dim"], like: Stored) -> Stored:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,7 @@ from jaxcrystal.crystals.grammar import Grammar, Limits, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, replicated
 from jaxcrystal.model.cache import (
+    BEGUN_LOOP,
     BLOCK,
     POOL_AXES,
     PROMPT_LOOP,
@@ -61,6 +62,7 @@ STEPS_PER_CALL = 64  #: steps between two looks of the host
 STEPS_LOOP = "steps"  #: scope of the loop over them, in the metadata of a compiled program
 JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow
 TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
+WHOLE_ROWS = 8  #: a multiple of what fills registers
 WORKING, WORKING_ON_LETTERS = 5, 2  #: copies of all logits that a step takes at most, as compiled programs show
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 PROMPT_PAGES_PER_SLOT = 2  #: of the pool; it lies whole on the devices of every copy, and so counts a copy's slots
@@ -270,7 +272,8 @@ class Engine:
         return {
             STEPS_LOOP: STEPS_PER_CALL,
             PROMPT_LOOP: whole_blocks(max(prompt_tokens, *map(len, self._always), 1)),
-            TAIL_LOOP: whole_blocks(self._limit),
+            TAIL_LOOP: (self._limit - 1) // BLOCK,
+            BEGUN_LOOP: 1 + (self._jump > 1),
         }
 
     @property
@@ -305,8 +308,15 @@ class Engine:
         return PROMPT_PAGES_PER_SLOT * (self.slots // self._parts) + blocks * (1 + len(self._always))
 
     def _tokens(self) -> int:
-        """Tokens that a step reads, of all slots."""
-        return self.slots * min(self._jump, TOKENS_PER_SLOT)
+        """Tokens that a step reads, of all slots.
+
+        Rows of a matrix product that fill no register may be rounded in another way than the others: with jumps, whose
+        tokens lie now here, now there, there are none.
+        """
+        if self._jump == 1:
+            return self.slots
+        each = self.slots // self._parts * TOKENS_PER_SLOT
+        return self._parts * -(-each // WHOLE_ROWS) * WHOLE_ROWS
 
     def _draw(
         self,
@@ -516,8 +526,11 @@ class Engine:
         logits, normalizer = slots.scores.logits[:, 0], slots.scores.normalizer[:, 0]
         free, kept = logits, normalizer
         if self._grammar is not None:
-            logits = jnp.where(self._grammar.allowed(slots.grammar), logits, -jnp.inf)
-            kept = jnp.minimum(jax.nn.logsumexp(logits, axis=-1), normalizer)
+            allowed = self._grammar.allowed(slots.grammar)
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            # An only letter counts, to the last bit, as one that was appended to the letter before.
+            several = jax.nn.logsumexp(logits, axis=-1)
+            kept = jnp.minimum(jnp.where(allowed.sum(-1) == 1, logits.max(-1), several), normalizer)
         if self._guidance is not None:
             logits = self._guidance(logits, slots.scores.logits[:, 1])
         for method in self._methods:
@@ -590,9 +603,9 @@ class Engine:
         lost = ~chosen.usable | (read < count)
         before = place[:, :-1]
         forced = scores.logits[before, 0, chosen.letters[:, 1:]] - scores.normalizer[before, 0]
-        forced = jnp.where(there, forced, 0).sum(1)
-        log_probability = slots.log_probability + jnp.where(lost, jnp.nan, chosen.log_probability + forced)
-        kept = slots.grammar_log_probability + jnp.where(lost, jnp.nan, chosen.grammar_log_probability + forced)
+        forced = jnp.where(there, forced, 0)
+        log_probability = _added(slots.log_probability, chosen.log_probability, forced, lost)
+        kept = _added(slots.grammar_log_probability, chosen.grammar_log_probability, jnp.minimum(forced, 0), lost)
         number = jnp.arange(self._jump)
         written = number < read[:, None]
         finished = (written & self._ends(chosen.letters)).any(1)
@@ -683,6 +696,16 @@ class Engine:
         )
         cache = Cache(pool, pool, whole, whole, tail, tail, lengths=whole, prompt=whole)
         return Slots(cache, scores, whole, whole, whole, self._grammar and whole, whole), whole, first
+
+
+def _added(
+    total: Float32[Array, "slots"],
+    drawn: Float32[Array, "slots"],
+    forced: Float32[Array, "slots behind"],
+    lost: Bool[Array, "slots"],
+) -> Float32[Array, "slots"]:
+    """Token after token, so that it does not depend on which of them a step has; NaN where numbers ended."""
+    return reduce(jnp.add, forced.T, total + jnp.where(lost, jnp.nan, drawn))
 
 
 def _hash(prompt: Sequence[int]) -> int:

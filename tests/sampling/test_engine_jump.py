@@ -5,7 +5,7 @@ the engine's token is another one, the two must be nearly tied: noise of 1e-3 on
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -135,6 +135,27 @@ def test_texts_and_log_probabilities_are_those_of_a_token_at_a_time(model, metho
         key, logits = key_of(PROMPT, a.index, t), reference.logits[row, t]
         assert all(is_near_tie(key, logits, methods, letters_of(grammar, x.tokens)[t]) for x in (a, b))
     assert equal > 0.9 * DRAWS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [("float32", {}), ("bfloat16", {}), ("float32", {"cache_dtype": "int8"}), ("float32", {"guidance": Guidance(1.5)})],
+    ids=str,
+)
+def test_with_as_many_slots_all_is_the_same_to_the_bit(model, dtype, options):
+    """Which tokens share a step depends on the neighbours; what comes of them does not, nor do log-probabilities."""
+    model = replace(model, config=replace(model.config, dtype=dtype))
+    if "guidance" in options:
+        options = options | {"unconditional": PROMPT[:2]}
+    engine = engine_of(model, methods=(Temperature(1.0),), slots=7, **options)
+    whole = {draw.index: draw for draw in engine.draw(PROMPT, SEED, range(DRAWS))}
+    orders = np.random.default_rng(0).permutation(DRAWS), np.arange(DRAWS)[::-3], [5]
+    for order in orders:
+        for draw in engine.draw(PROMPT, SEED, order):
+            expected = whole[draw.index]
+            assert draw.tokens.tolist() == expected.tokens.tolist()
+            assert draw.log_probability == expected.log_probability
+            assert draw.grammar_log_probability == expected.grammar_log_probability
 
 
 def test_guided_texts_are_those_of_a_token_at_a_time(model):
