@@ -1,21 +1,21 @@
-"""Crystals per second: drawn by our engine, against Hugging Face's `generate`, side by side in one run.
+"""Tokens per second: drawn by our engine under its grammar, against Hugging Face's `generate`, side by side in one run.
 
     python benchmarks/sampler.py            LLaMA 50m on the CPU, some minutes
     python benchmarks/sampler.py --quick    seconds, a check that it runs; its figures mean nothing
 
 Both sides have the same random weights (that greedy decoding gives the same tokens is asserted first), the same prompt,
-as many crystals at once, and the original's settings: temperature 0.9, top-p 0.9. A model of random weights would not
-end its texts like one that was trained, so on both sides a text is as long as that of a crystal of MP-20, which its
-first token decides: no end is drawn before, and then nothing else. The two sides take turns; medians are told.
-`generate` knows nothing but whole batches, so that one batch a turn shows its rate; our engine draws --num crystals a
-turn, and the slots that fall idle at the turn's end count against it.
+as many crystals at once, and the original's settings: temperature 0.9, top-p 0.9. Texts are as long as those of MP-20.
+A model of random weights would not end its texts like one that was trained: ours writes crystals, as the grammar has
+it, each of as many atoms as one of MP-20; `generate` writes any tokens, and a text's first one decides how long it is
+among the lengths of MP-20's. The two take turns; medians are reported. `generate` knows nothing but whole batches, so
+that one batch a turn shows its rate; our engine draws --num crystals a turn, and the slots that fall idle at the turn's
+end count against it.
 
-Other rows draw --few crystals, once, and are compared with ours that draws as few. Each leaves one thing out: `without
-refill` draws as many as there are slots and waits for the longest of them; `each crystal reads the prompt itself`
-behind nothing but the begin of sequence; `top-p by a sort` sorts the vocabulary, as transformers does. Two add one: a
-cache of int8, and the grammar, which shows what keeping texts crystals costs: it, and not the table of lengths, decides
-what may come, so that tokens are compared. Two rows leave something out of the grammar's: `a token at a time` takes a
-step also for tokens that the grammar forces, `drawn over all the vocabulary` applies methods and draws over all of it.
+Other rows draw --few crystals, once, and are compared with ours that draws as few. Each leaves one thing out or changes
+it: `without refill` draws as many as there are slots and waits for the longest of them; `a token at a time` takes a
+step also for tokens that the grammar forces; `drawn over all the vocabulary` applies methods and draws over all of it;
+`each behind a prompt of its own` has as many prompts as crystals; `cache of int8`; `without the grammar` ends its texts
+as `generate` does, and draws over all the vocabulary.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ import numpy as np
 import torch
 import transformers
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Int, Int32
 from train_step import SHAPES
 from transformers import LlamaForCausalLM
 
 from jaxcrystal.config import MeshConfig, TextFormat
 from jaxcrystal.crystals import prompts
-from jaxcrystal.crystals.grammar import Grammar
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.cache import BLOCK
-from jaxcrystal.sampling.engine import JUMP, Engine
+from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
+from jaxcrystal.sampling.sampler import LONGEST_TEXT
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel
 
@@ -58,12 +60,11 @@ OURS = "jaxcrystal"
 GENERATE = "HF generate"
 FEW = "jaxcrystal, few crystals"
 NO_REFILL = "few, without refill"
-NO_PREFIX = "few, each crystal reads the prompt itself"
-SORTED = "few, top-p by a sort"
+ONE = "few, a token at a time"
+ALL = "few, drawn over all the vocabulary"
+MANY = "few, each behind a prompt of its own"
 INT8 = "few, cache of int8"
-GRAMMAR = "few, with the grammar"
-ONE = "few, with the grammar, a token at a time"
-ALL = "few, with the grammar, drawn over all the vocabulary"
+FREE = "few, without the grammar"
 
 
 @struct.dataclass
@@ -76,15 +77,11 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """In the place of a grammar: a text's first token t gives it lengths[t % n] tokens, the end included.
-
-    The tokens of `before` come first of all, and are no part of the text.
-    """
+    """In the place of a grammar: a text's first token t gives it lengths[t % n] tokens, the end included."""
 
     lengths: Int[np.ndarray, "n"]
     end: int
     vocab: int
-    before: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> Int[np.ndarray, "vocab"]:
@@ -95,7 +92,7 @@ class Lengths:
         return np.int32(0)
 
     def start(self, limits: Int[Array, "slots"]) -> Progress:
-        return Progress(jnp.full(len(limits), -len(self.before)), jnp.full(len(limits), self.lengths.max()))
+        return Progress(jnp.zeros(len(limits), jnp.int32), jnp.full(len(limits), self.lengths.max()))
 
     def advance(self, state: Progress, token: Int[Array, "slots"]) -> Progress:
         wanted = jnp.asarray(self.lengths)[token % len(self.lengths)]
@@ -103,11 +100,7 @@ class Lengths:
 
     def allowed(self, state: Progress) -> Bool[Array, "slots vocab"]:
         is_end = jnp.arange(self.vocab) == self.end
-        allowed = is_end == (state.seen == state.wanted - 1)[:, None]
-        if not self.before:
-            return allowed
-        told = jnp.arange(self.vocab) == jnp.asarray(self.before)[state.seen][:, None]  # -1 is the last of them
-        return jnp.where(state.seen[:, None] < 0, told, allowed)
+        return is_end == (state.seen == state.wanted - 1)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,20 +153,6 @@ class TorchLengths(transformers.LogitsProcessor):
         return scores.masked_fill(end[None] != last[:, None], -float("inf"))
 
 
-@dataclass(frozen=True)
-class SortedTopP:
-    """What `TopP` keeps, but for ties, found by a sort."""
-
-    p: float
-
-    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        order = jnp.argsort(logits, axis=-1, descending=True)
-        probability = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        head = jnp.where(before < self.p, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)
-        return jnp.put_along_axis(logits, order, head, axis=-1, inplace=False)
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     material.add_arguments(parser)
@@ -190,17 +169,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         chosen.slots, chosen.num, chosen.few, chosen.rounds = 4, 8, 6, 1
     measured = machine.facts(uses_accelerator=jax.default_backend() != "cpu")
 
-    tokenizer = load_tokenizer(chosen.tokenizer)
-    lengths = text_lengths(chosen, tokenizer)
+    tokenizer, text = load_tokenizer(chosen.tokenizer), TextFormat()
+    crystals = material.crystals(chosen.data, chosen.crystals)
+    lengths, atoms = text_lengths(crystals, tokenizer, text), [len(crystals.crystal(i)) for i in range(len(crystals))]
     prompt = [tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt({}))]
     torch_model, model = same_model(chosen.shape, tokenizer)
     limit, vocab = int(lengths.max()), model.config.padded_vocab_size
     kept = Lengths(lengths, tokenizer.eos_id, vocab)
+    rules = Grammar.build(TokenTables.build(tokenizer), text, LONGEST_TEXT)
     nucleus = (Temperature(0.9), TopP(0.9))
 
-    def engine(**options: Any) -> Engine:
-        usual = {"methods": nucleus, "grammar": kept, "max_new_tokens": limit, "jump": 1}
-        return Engine(model, end_id=tokenizer.eos_id, slots=chosen.slots, **usual | options)
+    def engine(grammar: Any = rules, **options: Any) -> Engine:
+        usual = {"methods": nucleus, "max_new_tokens": LONGEST_TEXT, "slots": chosen.slots}
+        return Engine(model, end_id=tokenizer.eos_id, grammar=grammar, **usual | options)
 
     def generate(batch: int, **options: Any) -> list[int]:
         with torch.inference_mode():
@@ -213,19 +194,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             )
         return [row[: row.index(tokenizer.eos_id) + 1] for row in out[:, len(prompt) :].tolist()]
 
-    (greedy,) = engine(methods=(Greedy(),)).draw(prompt, 0, [0])
+    (greedy,) = engine(kept, methods=(Greedy(),), max_new_tokens=limit, jump=1).draw(prompt, 0, [0])
     assert generate(1, do_sample=False) == [greedy.tokens.tolist()], "the two sides are not the same model"
 
-    def drawn_by(engine: Engine, num: int = chosen.few, at_once: int = chosen.num, before: int = 0) -> Side:
-        read = prompt[: len(prompt) - before]
+    def drawn_by(engine: Engine, num: int = chosen.few, at_once: int = chosen.num, own_prompts: bool = False) -> Side:
+        limits = [engine._grammar.limits()] * num
+        if engine._grammar is not kept:
+            each = {n: rules.limits(Constraints(num_atoms=(n, n))) for n in set(atoms)}
+            limits = [each[n] for n in np.resize(atoms, num)]
+        stated = [{"band_gap": i / 100} if own_prompts else {} for i in range(num)]
+        read = [[tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt(each))] for each in stated]
 
         def draw(turn: int) -> list[int]:
             if not turn:
-                compile_all(engine, len(read))
+                compile_all(engine, len(read[0]))
                 return []
-            indices = range(turn * num, (turn + 1) * num)
-            parts = [indices[i : i + at_once] for i in range(0, num, at_once)]
-            return [len(draw.tokens) - before for part in parts for draw in engine.draw(read, 0, part)]
+            tasks = [Task(i, turn * num + i) for i in range(num)]
+            parts = [tasks[i : i + at_once] for i in range(0, num, at_once)]
+            return [len(draw.tokens) for part in parts for draw in engine.draw_all(read, 0, part, limits)]
 
         return draw
 
@@ -235,32 +221,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return [len(text) for text in generate(chosen.slots if turn else 1, **settings)]
 
     ours = engine()
-    told = Lengths(lengths, tokenizer.eos_id, vocab, before=tuple(prompt[1:]))
-    rules = Grammar.build(TokenTables.build(tokenizer), TextFormat(), limit)
     sides = {
         OURS: drawn_by(ours, chosen.num),
         GENERATE: by_generate,
         FEW: drawn_by(ours),
         NO_REFILL: drawn_by(ours, at_once=chosen.slots),
-        NO_PREFIX: drawn_by(engine(grammar=told, max_new_tokens=limit + len(told.before)), before=len(told.before)),
-        SORTED: drawn_by(engine(methods=(Temperature(0.9), SortedTopP(0.9)))),
+        ONE: drawn_by(engine(jump=1)),
+        ALL: drawn_by(engine(OverAll(rules, vocab))),
+        MANY: drawn_by(ours, own_prompts=True),
         INT8: drawn_by(engine(cache_dtype="int8")),
-        GRAMMAR: drawn_by(engine(grammar=rules, jump=JUMP)),
-        ONE: drawn_by(engine(grammar=rules)),
-        ALL: drawn_by(engine(grammar=OverAll(rules, vocab), jump=JUMP)),
+        FREE: drawn_by(engine(kept, max_new_tokens=limit, jump=1)),
     }
     turns = take_turns(sides, chosen.rounds)
-    rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
-    tokens = {name: statistics.median(sum(t["lengths"]) / t["seconds"] for t in told) for name, told in turns.items()}
-    ratios = {name: rates[FEW] / rate for name, rate in rates.items()}
-    del ratios[OURS], ratios[FEW]
-    ratios |= {GENERATE: rates[OURS] / rates[GENERATE], GRAMMAR: tokens[FEW] / tokens[GRAMMAR]}
-    ratios |= {name: tokens[GRAMMAR] / tokens[name] for name in (ONE, ALL)}
+    rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in each) for name, each in turns.items()}
+    tokens = {name: statistics.median(sum(t["lengths"]) / t["seconds"] for t in each) for name, each in turns.items()}
+    ratios = {name: tokens[FEW] / rate for name, rate in tokens.items() if name not in (OURS, FEW)}
+    ratios[GENERATE] = tokens[OURS] / tokens[GENERATE]
     result = {
         "benchmark": "sampler",
-        "claim": "crystals/s of our engine / of HF generate, with as many at once",
+        "claim": "tokens/s of our engine under its grammar / of HF generate, with as many at once",
         "ratio": ratios[GENERATE],
-        "ratios": ratios,  #: of crystals/s, to ours that draws as few; of tokens/s for rows of the grammar
+        "ratios": ratios,  #: of tokens/s; of all but HF generate, to ours that draws as few
         "crystals_per_second": rates,
         "tokens_per_second": tokens,
         "turns": turns,
@@ -281,17 +262,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"{measured['machine']}\nLLaMA {chosen.shape}, {chosen.slots} at once, {lengths.mean():.0f} tokens on average"
     )
     for name, rate in rates.items():
-        told = f"   ours is {ratios[name]:.2f} times it" if name in ratios else ""
-        print(f"  {name:42} {rate:8.2f} crystals/s {tokens[name]:8,.0f} tokens/s{told}")
+        compared = f"   ours is {ratios[name]:.2f} times it" if name in ratios else ""
+        print(f"  {name:42} {rate:8.2f} crystals/s {tokens[name]:8,.0f} tokens/s{compared}")
     print(f"written to {path}")
     return result
 
 
-def text_lengths(chosen: argparse.Namespace, tokenizer: Any) -> Int[np.ndarray, "n"]:
+def text_lengths(crystals: CrystalSet, tokenizer: Any, text: TextFormat) -> Int[np.ndarray, "n"]:
     """Tokens of the crystals' own texts, the end included."""
-    crystals, fmt = material.crystals(chosen.data, chosen.crystals), TextFormat()
     prompt = len(tokenizer.encode(prompts.generation_prompt({})))
-    texts = (prompts.generation(crystals.crystal(i), {}, fmt) for i in range(len(crystals)))
+    texts = (prompts.generation(crystals.crystal(i), {}, text) for i in range(len(crystals)))
     return np.array([len(tokenizer.encode(text)) - prompt + 1 for text in texts], np.int32)
 
 
@@ -317,11 +297,11 @@ def compile_all(engine: Engine, prompt_tokens: int) -> None:
     """Runs what `draw` runs, for no crystal."""
     variables, blocks = engine._model.variables, engine._room(prompt_tokens)
     with jax.set_mesh(engine._mesh):
-        slots, desk, first = engine._start(blocks)
+        slots, pages, first = engine._start(blocks)
         prompt, listed = np.zeros((blocks, BLOCK), np.int32), np.arange(blocks, dtype=np.int32)
         slots, first = engine._read_prompt(variables, slots, first, prompt, np.int32(prompt_tokens), listed)
         key = jax.random.key(np.uint32(0))
-        jax.block_until_ready(engine._run(variables, slots, desk, first, key, engine._no_orders(), np.int32(0)))
+        jax.block_until_ready(engine._run(variables, slots, pages, first, key, engine._no_orders(), np.int32(0)))
 
 
 Side = Callable[[int], list[int]]  # of a turn: the lengths of what was drawn

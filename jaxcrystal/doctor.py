@@ -15,7 +15,6 @@ from jaxcrystal.crystals import dataset, prompts
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import Examples, TokenTables, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
 
@@ -64,14 +63,14 @@ def _devices() -> str:
 
 def _attention() -> str:
     """The kernel that `auto` takes on this platform, against the reference."""
-    config, rules = LlamaConfig(dtype="bfloat16"), ShardingRules()
-    kernel, why = attention_kernels.choose(config, 2, 256, rules)
+    config = LlamaConfig(dtype="bfloat16")
+    kernel, why = attention_kernels.choose(config, 2, 256)
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = [jax.random.normal(key, (2, 256, 4, config.head_dim), config.dtype) for key in keys]
     segments = np.repeat([[1, 2], [1, 0]], [100, 156], axis=1).astype(np.int32)
     try:
         found, expected = (
-            np.asarray(attend(*inputs, View.of(name, 256, segments), rules), np.float32) for name in (kernel, "xla")
+            np.asarray(attend(*inputs, View.of(name, 256, segments)), np.float32) for name in (kernel, "xla")
         )
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]

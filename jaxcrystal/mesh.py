@@ -4,15 +4,14 @@
     fsdp     rows of a batch are divided, and so is every parameter; a layer is gathered when it is used
     tensor   heads, the feed-forward width and the vocabulary are divided
 
-A model names the axes of its arrays (`embed`, `heads`, ...); `ShardingRules` alone says which mesh axis each name
-means, so that the whole strategy changes by changing that one mapping.
+A model names the axes of its arrays (`embed`, `heads`, ...); `MESH_AXES` alone says over which mesh axes each name is
+divided, so that the whole strategy changes by changing that one mapping.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh
@@ -78,76 +77,76 @@ def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], wanted: str) ->
         ) from None
 
 
-@dataclass(frozen=True)
-class ShardingRules:
-    """Logical axis name -> mesh axis (or axes); None keeps the axis whole on every device."""
-
-    batch: str | tuple[str, ...] | None = ("data", "fsdp")
-    embed: str | tuple[str, ...] | None = "fsdp"  #: the hidden width of parameters; that of activations has no name
-    heads: str | tuple[str, ...] | None = "tensor"
-    kv_heads: str | tuple[str, ...] | None = "tensor"
-    mlp: str | tuple[str, ...] | None = "tensor"
-    vocab: str | tuple[str, ...] | None = "tensor"
-    rank: str | tuple[str, ...] | None = None  #: the short axis of an adapter
-    layers: str | tuple[str, ...] | None = None  #: the axis along which scanned layers are stacked
-
-    def axes(self, name: str | None) -> tuple[str, ...]:
-        """The mesh axes over which an axis of this name is divided."""
-        entry = None if name is None else getattr(self, name)
-        return (entry,) if isinstance(entry, str) else entry or ()
-
-    def parts(self, mesh: Mesh | AbstractMesh, name: str | None) -> int:
-        """Into how many an axis of this name is divided on `mesh`."""
-        return math.prod(mesh.shape.get(axis, 1) for axis in self.axes(name))
-
-    def spec(self, names: Sequence[str | None], tensor: str = "array") -> PartitionSpec:
-        """The PartitionSpec of an array with these axis names. Raises UserError where two axes claim one mesh axis."""
-        owner: dict[str, str | None] = {}
-        for name in names:
-            for axis in self.axes(name):
-                if axis in owner:
-                    raise UserError(f"{tensor}: axes {owner[axis]!r} and {name!r} both claim the mesh axis {axis!r}")
-                owner[axis] = name
-        return PartitionSpec(*(self.axes(name) or None for name in names))
-
-    def sharding(self, mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], tensor: str) -> NamedSharding:
-        """How the array called `tensor` lies on `mesh`. Raises UserError on collision or where sizes do not divide."""
-        for name, size in zip(names, shape, strict=True):
-            self.check_divides(mesh, name, size, tensor)
-        return NamedSharding(mesh, self.spec(names, tensor))
-
-    def check_divides(self, mesh: Mesh, name: str | None, size: int, tensor: str) -> None:
-        """Raises UserError where the axis `name` of `tensor`, of this size, cannot be divided over `mesh`."""
-        parts = self.parts(mesh, name)
-        if size % parts:
-            raise UserError(
-                f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
-                f"{' x '.join(self.axes(name))} of size {parts}; change mesh.* or the size"
-            )
-
-    def check_activations(self, mesh: Mesh, model: LlamaConfig, rows: int, accumulate: int = 1) -> None:
-        """Raises UserError where `mesh` does not fit what no parameter's shape shows: whole heads, a batch's rows.
-
-        A kernel knows only heads times their width, which may be divisible where the heads are not. (The vocabulary is
-        an axis of the embedding, and checked with it.)
-        """
-        if rows % accumulate:
-            raise UserError(f"data.rows_per_batch is {rows}; it must be a multiple of data.accumulate, {accumulate}")
-        batch = "tokens of a batch (data.rows_per_batch" + (" / data.accumulate)" if accumulate > 1 else ")")
-        self.check_divides(mesh, "heads", model.num_attention_heads, "queries (model.num_attention_heads)")
-        self.check_divides(mesh, "kv_heads", model.num_key_value_heads, "keys and values (model.num_key_value_heads)")
-        self.check_divides(mesh, "batch", rows // accumulate, batch)
-
-    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-        """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""
-        if jax.sharding.get_abstract_mesh().empty:
-            return x
-        return jax.lax.with_sharding_constraint(x, self.spec(names))
+#: Over which mesh axes an axis of this name is divided; an axis of no such name, or none, is whole on every device.
+MESH_AXES: dict[str | None, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),  # the hidden width of parameters; that of activations has no name
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "rank": (),  # the short axis of an adapter
+    "layers": (),  # the axis along which the layers' parameters are stacked
+    None: (),
+}
 
 
-def batch_sharding(mesh: Mesh, rules: ShardingRules = ShardingRules()) -> NamedSharding:
+def parts(mesh: Mesh | AbstractMesh, name: str | None) -> int:
+    """Into how many an axis of this name is divided on `mesh`."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in MESH_AXES[name])
+
+
+def spec(names: Sequence[str | None], tensor: str = "array") -> PartitionSpec:
+    """The PartitionSpec of an array with these axis names. Raises UserError where two axes claim one mesh axis."""
+    owner: dict[str, str | None] = {}
+    for name in names:
+        for axis in MESH_AXES[name]:
+            if axis in owner:
+                raise UserError(f"{tensor}: axes {owner[axis]!r} and {name!r} both claim the mesh axis {axis!r}")
+            owner[axis] = name
+    return PartitionSpec(*(MESH_AXES[name] or None for name in names))
+
+
+def sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], tensor: str) -> NamedSharding:
+    """How the array called `tensor` lies on `mesh`. Raises UserError on collision or where sizes do not divide."""
+    for name, size in zip(names, shape, strict=True):
+        check_divides(mesh, name, size, tensor)
+    return NamedSharding(mesh, spec(names, tensor))
+
+
+def check_divides(mesh: Mesh, name: str | None, size: int, tensor: str) -> None:
+    """Raises UserError where the axis `name` of `tensor`, of this size, cannot be divided over `mesh`."""
+    if size % parts(mesh, name):
+        raise UserError(
+            f"{tensor}: its axis {name!r} of size {size} cannot be divided over the mesh axis "
+            f"{' x '.join(MESH_AXES[name])} of size {parts(mesh, name)}; change mesh.* or the size"
+        )
+
+
+def check_activations(mesh: Mesh, model: LlamaConfig, rows: int, accumulate: int = 1) -> None:
+    """Raises UserError where `mesh` does not fit what no parameter's shape shows: whole heads, a batch's rows.
+
+    A kernel knows only heads times their width, which may be divisible where the heads are not. (The vocabulary is
+    an axis of the embedding, and checked with it.)
+    """
+    if rows % accumulate:
+        raise UserError(f"data.rows_per_batch is {rows}; it must be a multiple of data.accumulate, {accumulate}")
+    batch = "tokens of a batch (data.rows_per_batch" + (" / data.accumulate)" if accumulate > 1 else ")")
+    check_divides(mesh, "heads", model.num_attention_heads, "queries (model.num_attention_heads)")
+    check_divides(mesh, "kv_heads", model.num_key_value_heads, "keys and values (model.num_key_value_heads)")
+    check_divides(mesh, "batch", rows // accumulate, batch)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows divided over data and fsdp, whatever axes follow: for tokens, masks and keys of rows."""
-    return NamedSharding(mesh, rules.spec(("batch",)))
+    return NamedSharding(mesh, spec(("batch",)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -56,12 +56,11 @@ def test_sampler(tmp_path):
 
     sampler.main(["--quick", "--out", str(tmp_path)])  # asserts that both sides are the same model
     result = only_result(tmp_path)
-    left_out = {sampler.NO_REFILL, sampler.NO_PREFIX, sampler.SORTED}
-    with_grammar = {sampler.GRAMMAR, sampler.ONE, sampler.ALL}
-    sides = {sampler.OURS, sampler.FEW, sampler.GENERATE, sampler.INT8} | left_out | with_grammar
+    with_grammar = {sampler.OURS, sampler.FEW, sampler.NO_REFILL, sampler.ONE, sampler.ALL, sampler.MANY, sampler.INT8}
+    sides = with_grammar | {sampler.GENERATE, sampler.FREE}
     assert set(result["crystals_per_second"]) == sides
     assert set(result["ratios"]) == sides - {sampler.OURS, sampler.FEW}
-    # A first token decides how long a text is, so one side with the same draws has the same lengths however it draws.
+    # The same draws have the same lengths, however they are drawn.
     ours, unfilled = (result["turns"][side][0]["lengths"] for side in (sampler.FEW, sampler.NO_REFILL))
     assert ours == unfilled and len(ours) == 6
     for side in sides - with_grammar:

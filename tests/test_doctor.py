@@ -58,8 +58,6 @@ def test_a_kernel_is_held_against_the_reference(monkeypatch):
     monkeypatch.setattr(attention_kernels, "KERNELS", {jax.default_backend(): "splash"})
     assert re.fullmatch(r"splash \(the kernel of \w+\), within 0\.0[01]\d\d of the reference in bfloat16", _attention())
     splash = attention_kernels.splash
-    monkeypatch.setattr(
-        attention_kernels, "splash", lambda q, k, v, segments, rules: splash(q, k, v, 0 * segments, rules)
-    )
+    monkeypatch.setattr(attention_kernels, "splash", lambda q, k, v, segments: splash(q, k, v, 0 * segments))
     with pytest.raises(UserError, match=r"splash is wrong by \d\.\d+ of the largest value; set model.attention to xla"):
         _attention()

@@ -1,4 +1,4 @@
-"""Meshes that can and cannot be formed, and rules that can and cannot lay an array on one."""
+"""Meshes that can and cannot be formed, and arrays that can and cannot be laid on one."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,7 +11,16 @@ from jax.sharding import PartitionSpec
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules, batch_sharding, copies_mesh, make_mesh, replicated
+from jaxcrystal.mesh import (
+    batch_sharding,
+    check_activations,
+    constrain,
+    copies_mesh,
+    make_mesh,
+    replicated,
+    sharding,
+    spec,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,19 +100,18 @@ def test_chips_that_form_no_torus_are_refused():
         make_mesh(MeshConfig(1, 3, 1), torus(2, 2, 1))
 
 
-def test_rules_name_mesh_axes():
-    rules = ShardingRules(mlp=("fsdp", "tensor"))
-    assert rules.spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
-    assert rules.spec((None, "mlp")) == PartitionSpec(None, ("fsdp", "tensor"))
-    with pytest.raises(UserError, match="up_proj: axes 'embed' and 'mlp' both claim the mesh axis 'fsdp'"):
-        rules.spec(("embed", "mlp"), "up_proj")
+def test_names_mean_mesh_axes():
+    assert spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
+    assert spec((None, "batch")) == PartitionSpec(None, ("data", "fsdp"))
+    with pytest.raises(UserError, match="up_proj: axes 'batch' and 'embed' both claim the mesh axis 'fsdp'"):
+        spec(("batch", "embed"), "up_proj")
 
 
 def test_sizes_that_do_not_divide():
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    ShardingRules().sharding(mesh, ("batch", None), (8, 3), "tokens")
+    sharding(mesh, ("batch", None), (8, 3), "tokens")
     with pytest.raises(UserError, match=r"tokens: its axis 'batch' of size 6 .* data x fsdp of size 4"):
-        ShardingRules().sharding(mesh, ("batch", None), (6, 3), "tokens")
+        sharding(mesh, ("batch", None), (6, 3), "tokens")
 
 
 @pytest.mark.parametrize(
@@ -119,9 +127,9 @@ def test_sizes_that_do_not_divide():
 def test_activations_that_do_not_divide(model, rows, accumulate, message):
     """A key's kernel has heads x head_dim columns, which four devices could divide: two heads they cannot."""
     mesh, shape = make_mesh(MeshConfig(2, 1, 4)), {"num_attention_heads": 8, "num_key_value_heads": 4}
-    ShardingRules().check_activations(mesh, LlamaConfig(**shape), 8, 2)
+    check_activations(mesh, LlamaConfig(**shape), 8, 2)
     with pytest.raises(UserError, match=message):
-        ShardingRules().check_activations(mesh, LlamaConfig(**shape | model), rows, accumulate)
+        check_activations(mesh, LlamaConfig(**shape | model), rows, accumulate)
 
 
 def test_batches_and_copies():
@@ -133,10 +141,10 @@ def test_batches_and_copies():
 
 def test_constrain_follows_the_mesh_that_is_set():
     x = jnp.zeros((8, 6))
-    constrain = jax.jit(lambda x: ShardingRules().constrain(x, "batch", "vocab"))
-    assert len(constrain(x).sharding.device_set) == 1
+    laid = jax.jit(lambda x: constrain(x, "batch", "vocab"))
+    assert len(laid(x).sharding.device_set) == 1
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 2))):
-        assert constrain(x).addressable_shards[0].data.shape == (2, 3)
+        assert laid(x).addressable_shards[0].data.shape == (2, 3)
 
 
 def test_a_copy_of_the_model_stays_on_the_devices_of_its_process():

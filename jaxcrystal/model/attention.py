@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import attention_kernels, cache
 from jaxcrystal.model.attention_blocks import blocks
 from jaxcrystal.model.cache import Cache
@@ -57,7 +56,6 @@ def attend(
     keys: Float[Array, "batch time kv_heads head_dim"],
     values: Float[Array, "batch time kv_heads head_dim"],
     view: View,
-    rules: ShardingRules,
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "batch time heads head_dim"]:
     """softmax(q kᵀ / √head_dim) v over this call's tokens (arXiv 1706.03762, equation 1), and over `layer` of a cache.
@@ -66,11 +64,11 @@ def attend(
     float32.
     """
     if view.cache is not None:
-        return cache.attend(queries, keys, values, view.cache, layer, rules)
+        return cache.attend(queries, keys, values, view.cache, layer)
     if view.implementation == "blocks":
         return blocks(queries, keys, values, view.segments)
     if view.implementation == "splash":
-        return attention_kernels.splash(queries, keys, values, view.segments, rules)
+        return attention_kernels.splash(queries, keys, values, view.segments)
     if view.implementation == "cudnn":
         return attention_kernels.cudnn(queries, keys, values, view.mask)
     shape = queries.shape

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.mesh import MESH_AXES, parts, spec
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 
@@ -35,7 +35,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def choose(config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> tuple[Implementation, str]:
+def choose(config: LlamaConfig, rows: int, time: int) -> tuple[Implementation, str]:
     """The implementation that `config.attention` means for calls of this shape on the mesh that is set, and why.
 
     Raises UserError where the one that the config names cannot run.
@@ -44,15 +44,15 @@ def choose(config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> t
         kernel = KERNELS.get(platform())
         if kernel is None:
             return "blocks", f"{platform()} has no kernel of its own"
-        if obstacle := _obstacle(kernel, config, rows, time, rules):
+        if obstacle := _obstacle(kernel, config, rows, time):
             return "blocks", f"not {kernel}, because {obstacle}"
         return kernel, f"the kernel of {platform()}"
-    if config.attention in KERNELS.values() and (obstacle := _obstacle(config.attention, config, rows, time, rules)):
+    if config.attention in KERNELS.values() and (obstacle := _obstacle(config.attention, config, rows, time)):
         raise UserError(f"model.attention is {config.attention!r}, but {obstacle}; 'auto' takes what can run")
     return config.attention, "model.attention names it"
 
 
-def _obstacle(kernel: Implementation, config: LlamaConfig, rows: int, time: int, rules: ShardingRules) -> str | None:
+def _obstacle(kernel: Implementation, config: LlamaConfig, rows: int, time: int) -> str | None:
     """What keeps `kernel` from running, if anything."""
     mesh = jax.sharding.get_abstract_mesh()
     for name, size in (
@@ -60,11 +60,9 @@ def _obstacle(kernel: Implementation, config: LlamaConfig, rows: int, time: int,
         ("heads", config.num_attention_heads),
         ("kv_heads", config.num_key_value_heads),
     ):
-        parts = rules.parts(mesh, name)
-        if size % parts:
-            return (
-                f"{name} of size {size} cannot be divided over the mesh axis {' x '.join(rules.axes(name))} of {parts}"
-            )
+        if size % parts(mesh, name):
+            axes = " x ".join(MESH_AXES[name])
+            return f"{name} of size {size} cannot be divided over the mesh axis {axes} of {parts(mesh, name)}"
     if kernel == "splash":
         return f"rows of {time} tokens are no multiple of 128" if time % 128 else None
     if platform() != "gpu":
@@ -92,7 +90,6 @@ def splash(
     keys: Float[Array, "batch time kv_heads head_dim"],
     values: Float[Array, "batch time kv_heads head_dim"],
     segments: Int[Array, "batch time"] | None,
-    rules: ShardingRules,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Causal attention within equal segments; each device computes its own rows and heads."""
     if segments is None:
@@ -114,8 +111,8 @@ def splash(
 
     if jax.sharding.get_abstract_mesh().empty:
         return own(queries, keys, values, segments)
-    heads, kv_heads = (rules.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
+    heads, kv_heads = (spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
     sharded = jax.shard_map(
-        own, in_specs=(heads, kv_heads, kv_heads, rules.spec(("batch", None))), out_specs=heads, check_vma=False
+        own, in_specs=(heads, kv_heads, kv_heads, spec(("batch", None))), out_specs=heads, check_vma=False
     )  # check_vma: Pallas does not say over which axes its results vary
     return sharded(queries, keys, values, segments)

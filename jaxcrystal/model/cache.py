@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8
 
 from jaxcrystal.config import LlamaConfig
-from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.mesh import parts, spec
 
 BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
@@ -162,7 +162,6 @@ class Cache:
         self,
         keys: Float[Array, "layers rows time kv_heads head_dim"],
         values: Float[Array, "layers rows time kv_heads head_dim"],
-        rules: ShardingRules,
     ) -> Cache:
         """With these entries behind each row's tail. Entries that the tail has no room for are lost: reserve enough."""
         ragged = self.ragged
@@ -192,7 +191,7 @@ class Cache:
         new = (keys, _finite(values))
         written = (None, "batch", None, "kv_heads")
         inputs = (TAIL_AXES, ("batch",), _by_token(ragged), written)
-        own = _on_each_device(own, rules, len(self.lengths), inputs, TAIL_AXES)
+        own = _on_each_device(own, len(self.lengths), inputs, TAIL_AXES)
         tail = own((self.keys, self.values), self.lengths, ragged, new)
         lengths = self.lengths + (keys.shape[2] if ragged is None else ragged.count)
         return self.replace(keys=tail[0], values=tail[1], lengths=lengths, ragged=None)
@@ -232,7 +231,6 @@ def attend(
     values: Float[Array, "rows time kv_heads head_dim"],
     cache: Cache,
     layer: Int[Array, ""],
-    rules: ShardingRules,
 ) -> Float[Array, "rows time heads head_dim"]:
     """softmax(q kᵀ / √head_dim) v over the row's prompt, its tail and its tokens of this call, these causally.
 
@@ -294,7 +292,7 @@ def attend(
         prompt=("batch",),
         ragged=_by_token(cache.ragged),
     )
-    own = _on_each_device(own, rules, len(cache.lengths), (heads, heads, heads, entries, ()), heads)
+    own = _on_each_device(own, len(cache.lengths), (heads, heads, heads, entries, ()), heads)
     queries = queries.reshape(*shape[:2], keys.shape[2], -1, shape[3])
     return own(queries, keys, values, cache, layer).reshape(shape)
 
@@ -366,9 +364,7 @@ def _stored(x: Float[Array, "*n head_dim"], like: Stored) -> Stored:
     return Codes(codes.astype(jnp.int8), scale)
 
 
-def _on_each_device(
-    f: Callable[..., Any], rules: ShardingRules, rows: int, inputs: Any, outputs: Any
-) -> Callable[..., Any]:
+def _on_each_device(f: Callable[..., Any], rows: int, inputs: Any, outputs: Any) -> Callable[..., Any]:
     """`f`, of which each device of the mesh that is set computes its own rows and heads and asks no other device.
 
     `inputs` and `outputs` name the axes of the arrays; all of a subtree may be named at once. Rows that the mesh does
@@ -377,14 +373,14 @@ def _on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return f
-    divided = rows % rules.parts(mesh, "batch") == 0
+    divided = rows % parts(mesh, "batch") == 0
 
-    def spec(names: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
-        return rules.spec([None if name == "batch" and not divided else name for name in names])
+    def places(names: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
+        return spec([None if name == "batch" and not divided else name for name in names])
 
     def is_names(x: Any) -> bool:
         return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
 
-    inputs, outputs = (jax.tree.map(spec, x, is_leaf=is_names) for x in (inputs, outputs))
+    inputs, outputs = (jax.tree.map(places, x, is_leaf=is_names) for x in (inputs, outputs))
     # check_vma: a loop's first carry does not vary over devices, and its later ones do.
     return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False)

@@ -32,7 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxcrystal.config import NF4_BLOCK, Weights
-from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.mesh import MESH_AXES, constrain
 
 #: Name of a float kernel's product, by which `jax.checkpoint` may keep it: policies do not see into its own gradient.
 PRODUCT = "product"
@@ -116,18 +116,13 @@ def _choose(codes: UInt8[Array, "*n"], values: list[Float[Array, "*#n"]]) -> Flo
     return values[0]
 
 
-def multiply(
-    x: Float[Array, "*n in"],
-    kernel: Kernel,
-    axes: tuple[str, str],
-    rules: ShardingRules = ShardingRules(),  # noqa: B008
-) -> Float[Array, "*n out"]:
+def multiply(x: Float[Array, "*n in"], kernel: Kernel, axes: tuple[str, str]) -> Float[Array, "*n out"]:
     """x times the kernel whose axes bear these logical names, in x's dtype."""
     if not is_codes(kernel):
-        return checkpoint_name(_product(x, kernel, axes, rules), PRODUCT)
+        return checkpoint_name(_product(x, kernel, axes), PRODUCT)
 
     def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
-        kernel = {name: _gathered(array, axes[-array.ndim :], rules) for name, array in kernel.items()}
+        kernel = {name: _gathered(array, axes[-array.ndim :]) for name, array in kernel.items()}
         if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
@@ -137,20 +132,18 @@ def multiply(
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
-def _gathered(stored: Array, axes: Sequence[str], rules: ShardingRules) -> Array:
+def _gathered(stored: Array, axes: Sequence[str]) -> Array:
     """Whole along what divides the batch: an all-gather over fsdp before the product.
 
     Left alone, the compiler decodes codes first and gathers more bytes, or sends floats around a ring of chips and
     adds up a product's parts in bfloat16.
     """
-    names = [None if set(rules.axes(axis)) & set(rules.axes("batch")) else axis for axis in axes]
-    return rules.constrain(stored, *names)
+    names = [None if set(MESH_AXES[axis]) & set(MESH_AXES["batch"]) else axis for axis in axes]
+    return constrain(stored, *names)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(
-    x: Float[Array, "*n in"], kernel: Float[Array, "in out"], axes: tuple[str, str], rules: ShardingRules
-) -> Float[Array, "*n out"]:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Float[Array, "*n in"], kernel: Float[Array, "in out"], axes: tuple[str, str]) -> Float[Array, "*n out"]:
     """x times a float kernel, with a gradient of its own.
 
     dx = dy Wᵀ      in x's dtype; W is gathered again, not kept
@@ -158,21 +151,21 @@ def _product(
                     itself: over fsdp its parts are reduce-scattered, where the transpose of the gather
                     would all-reduce the whole of it
     """
-    flat = x.reshape(-1, x.shape[-1]) @ _gathered(kernel.astype(x.dtype), axes, rules)
+    flat = x.reshape(-1, x.shape[-1]) @ _gathered(kernel.astype(x.dtype), axes)
     return flat.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def _product_forward(x: Array, kernel: Array, axes: tuple[str, str], rules: ShardingRules) -> tuple[Array, tuple]:
-    return _product(x, kernel, axes, rules), (x, kernel)
+def _product_forward(x: Array, kernel: Array, axes: tuple[str, str]) -> tuple[Array, tuple]:
+    return _product(x, kernel, axes), (x, kernel)
 
 
-def _product_backward(axes: tuple[str, str], rules: ShardingRules, kept: tuple, dy: Array) -> tuple[Array, Array]:
+def _product_backward(axes: tuple[str, str], kept: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = dy.reshape(-1, dy.shape[-1])
-    dx = dy @ _gathered(kernel.astype(dy.dtype), axes, rules).T
+    dx = dy @ _gathered(kernel.astype(dy.dtype), axes).T
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy, preferred_element_type=wide)
-    return dx.reshape(x.shape), rules.constrain(dw, *axes).astype(kernel.dtype)
+    return dx.reshape(x.shape), constrain(dw, *axes).astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
-from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.mesh import constrain, sharding
 from jaxcrystal.model import attention_kernels, kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.cache import Cache
@@ -40,11 +40,10 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None = None
-    rules: ShardingRules = ShardingRules()
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size, self.rules)
+        self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size)
         layer = Layer
         if config.remat != "none":
             # Argument 5 is `deterministic`, a Python bool; a loop's body needs no guard against common subexpressions.
@@ -57,7 +56,7 @@ class Llama(nn.Module):
             length=config.num_hidden_layers,
             unroll=1 if config.scan_layers else config.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.lora, self.rules)
+        )(config, self.lora)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Head(config.hidden_size, config.padded_vocab_size)
@@ -89,34 +88,34 @@ class Llama(nn.Module):
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """What `logits` reads: the last layer's output, normed."""
         x = self.embed_tokens(tokens).astype(self.config.dtype)
-        x = self.rules.constrain(x, "batch", None, None)
+        x = constrain(x, "batch", None, None)
         rotation = rotary(self.config, positions)
         implementation = "xla"  # takes the one token that initialization is shown
         if cache is None and not self.is_initializing():
-            implementation, _ = attention_kernels.choose(self.config, *tokens.shape, self.rules)
+            implementation, _ = attention_kernels.choose(self.config, *tokens.shape)
         view = View.of(implementation, tokens.shape[1], segments, cache)
         number = None if cache is None else jnp.arange(self.config.num_hidden_layers)
         x, written = self.layers(x, rotation, view, number, deterministic)
-        return self.norm(x), None if cache is None else cache.append(*written, self.rules)
+        return self.norm(x), None if cache is None else cache.append(*written)
 
     def logits(self, hidden: Float[Array, "batch time embed"]) -> Float32[Array, "batch time vocab"]:
         """The scalar product with each column of the head."""
-        return project(hidden, self.head(), self.rules, self.config.vocab_size)
+        return project(hidden, self.head(), self.config.vocab_size)
 
     def head(self) -> Float[Array, "embed vocab"]:
         """The head's own kernel, or the embedding's transpose where they are tied; gathered over fsdp."""
         kernel = self.embed_tokens.embedding.T if self.config.tie_word_embeddings else self.lm_head()
-        return self.rules.constrain(kernel, None, "vocab")
+        return constrain(kernel, None, "vocab")
 
 
 def project(
-    hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], rules: ShardingRules, pieces: int
+    hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], pieces: int
 ) -> Float32[Array, "batch time vocab"]:
     """Logits, from products in the dtype of `hidden` that are summed in float32; -inf in columns beyond `pieces`."""
     logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if head.shape[1] > pieces:
         logits = jnp.where(jnp.arange(head.shape[1]) < pieces, logits, -jnp.inf)
-    return rules.constrain(logits, "batch", None, "vocab")
+    return constrain(logits, "batch", None, "vocab")
 
 
 class Embedding(nn.Module):
@@ -124,7 +123,6 @@ class Embedding(nn.Module):
 
     vocab: int
     width: int
-    rules: ShardingRules
 
     def setup(self) -> None:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
@@ -132,7 +130,7 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
         # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
-        return self.rules.constrain(self.embedding, "vocab", None)[tokens]
+        return constrain(self.embedding, "vocab", None)[tokens]
 
 
 class Head(nn.Module):
@@ -155,7 +153,6 @@ class Layer(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
-    rules: ShardingRules
 
     @nn.compact
     def __call__(
@@ -168,14 +165,12 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array] | None]:
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
-        h, written = Attention(self.config, self.lora, self.rules, name="self_attn")(
-            h, rotation, view, number, deterministic
-        )
+        h, written = Attention(self.config, self.lora, name="self_attn")(h, rotation, view, number, deterministic)
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
-        x = x + FeedForward(self.config, self.lora, self.rules, name="mlp")(h, deterministic)
+        x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
         # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
-        return self.rules.constrain(x, "batch", None, None), None if number is None else written
+        return constrain(x, "batch", None, None), None if number is None else written
 
 
 class Attention(nn.Module):
@@ -183,7 +178,6 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
-    rules: ShardingRules
 
     @nn.compact
     def __call__(
@@ -195,7 +189,7 @@ class Attention(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "batch time embed"], tuple[Array, Array]]:
         config = self.config
-        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
+        linear = partial(Linear, lora=self.lora, weights=config.weights)
 
         adapted = jnp.copy(x)  # see `Linear`
 
@@ -206,7 +200,7 @@ class Attention(nn.Module):
         queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
         keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
         values = heads("v_proj", config.num_key_value_heads, "kv_heads")
-        y = attend(queries, keys, values, view, self.rules, number).reshape(*x.shape[:2], -1)
+        y = attend(queries, keys, values, view, number).reshape(*x.shape[:2], -1)
         y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)
 
@@ -216,12 +210,11 @@ class FeedForward(nn.Module):
 
     config: LlamaConfig
     lora: LoraConfig | None
-    rules: ShardingRules
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch time embed"], deterministic: bool) -> Float[Array, "batch time embed"]:
         config = self.config
-        linear = partial(Linear, lora=self.lora, weights=config.weights, rules=self.rules)
+        linear = partial(Linear, lora=self.lora, weights=config.weights)
         adapted = jnp.copy(x)  # see `Linear`
         gate = linear(config.intermediate_size, ("embed", "mlp"), name="gate_proj")(x, deterministic, adapted)
         up = linear(config.intermediate_size, ("embed", "mlp"), name="up_proj")(x, deterministic, adapted)
@@ -253,9 +246,7 @@ def abstract_variables(model: Llama, mesh: Mesh) -> dict[str, Any]:
     def place(path: Any, box: nn.LogicallyPartitioned) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         value = box.value
-        return jax.ShapeDtypeStruct(
-            value.shape, value.dtype, sharding=model.rules.sharding(mesh, box.names, value.shape, name)
-        )
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding(mesh, box.names, value.shape, name))
 
     return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 

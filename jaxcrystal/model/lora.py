@@ -27,7 +27,6 @@ from jaxtyping import Array, Float
 
 from jaxcrystal.config import LoraConfig, Weights
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules
 from jaxcrystal.model import kernels
 
 
@@ -38,7 +37,6 @@ class Linear(nn.Module):
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
     weights: Weights = "float"  #: how the kernel is stored
-    rules: ShardingRules = ShardingRules()
 
     @nn.compact
     def __call__(
@@ -50,7 +48,7 @@ class Linear(nn.Module):
         sum is reduced once over the devices that share the kernels, where each part would be by itself.
         """
         kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
-        y = kernels.multiply(x, kernel, self.axes, self.rules)
+        y = kernels.multiply(x, kernel, self.axes)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
@@ -61,8 +59,8 @@ class Linear(nn.Module):
         a = self._adapter("a", uniform, narrow, (x.shape[-1], self.lora.rank))
         b = self._adapter("b", nn.initializers.zeros, wide, (self.lora.rank, self.features))
         x = nn.Dropout(self.lora.dropout)(x if adapted is None else adapted, deterministic)
-        low = kernels.multiply(x, a, narrow, self.rules)
-        return y + kernels.multiply(low, b, wide, self.rules) * (self.lora.alpha / self.lora.rank)
+        low = kernels.multiply(x, a, narrow)
+        return y + kernels.multiply(low, b, wide) * (self.lora.alpha / self.lora.rank)
 
     def _adapter(self, name: str, init: Any, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "m n"]:
         init = nn.with_logical_partitioning(init, axes)

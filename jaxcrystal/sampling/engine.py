@@ -42,7 +42,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.crystals.grammar import Grammar, Limits, State
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import make_mesh, replicated
+from jaxcrystal.mesh import check_divides, make_mesh, parts, replicated, spec
 from jaxcrystal.model.cache import (
     BEGUN_LOOP,
     BLOCK,
@@ -294,7 +294,7 @@ class Engine:
             math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
             for x, sharding in zip(jax.tree.leaves(opened), shardings, strict=True)
         )
-        vocab = self._model.module.rules.parts(self._mesh, "vocab")
+        vocab = parts(self._mesh, "vocab")
         logits = self._tokens() // self._parts * (1 + len(self._always)) * self._model.config.padded_vocab_size // vocab
         return kept + 4 * (WORKING if self._letters is None else WORKING_ON_LETTERS) * logits
 
@@ -686,12 +686,12 @@ class Engine:
 
     def _shardings(self) -> tuple[Slots, NamedSharding, Scores]:
         """How slots, pages and the scores behind prompts lie on the mesh."""
-        config, rules, whole = self._model.config, self._model.module.rules, replicated(self._mesh)
-        rules.check_divides(self._mesh, "kv_heads", config.num_key_value_heads, "the cache")
-        pool, tail = (NamedSharding(self._mesh, rules.spec(axes)) for axes in (POOL_AXES, TAIL_AXES))
+        config, whole = self._model.config, replicated(self._mesh)
+        check_divides(self._mesh, "kv_heads", config.num_key_value_heads, "the cache")
+        pool, tail = (NamedSharding(self._mesh, spec(axes)) for axes in (POOL_AXES, TAIL_AXES))
         letters = "vocab" if self._letters is None else None
         scores, first = (
-            Scores(*(NamedSharding(self._mesh, rules.spec(axes)) for axes in ((*rows, letters), rows)))
+            Scores(*(NamedSharding(self._mesh, spec(axes)) for axes in ((*rows, letters), rows)))
             for rows in (("batch", None), (None,))
         )
         cache = Cache(pool, pool, whole, whole, tail, tail, lengths=whole, prompt=whole)

@@ -32,7 +32,7 @@ from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
+from jaxcrystal.mesh import batch_sharding, check_activations, make_mesh
 from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.training import speed
@@ -66,7 +66,7 @@ def train(recipe: Recipe) -> TrainReport:
     out = Path(recipe.out)
     mesh = make_mesh(recipe.mesh)
     shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
-    ShardingRules().check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
+    check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
     tokenizer, config, variables, checksum = _start(recipe, mesh)
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
     with hosts.together():

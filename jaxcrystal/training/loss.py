@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxcrystal.crystals.writer import Rows
-from jaxcrystal.mesh import ShardingRules
+from jaxcrystal.mesh import constrain
 from jaxcrystal.model.llama import project
 
 
@@ -39,7 +39,6 @@ def next_token_loss(
     head: Float[Array, "embed vocab"],
     rows: Rows,
     block: int,
-    rules: ShardingRules,
     pieces: int,
 ) -> Sums:
     """The loss of `rows` and their counts.
@@ -61,7 +60,7 @@ def next_token_loss(
         missing = -x.shape[1] % block
         x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
         x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
-        return rules.constrain(jnp.moveaxis(x, 1, 0), None, "batch")
+        return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
     def sums(
         hidden: Float[Array, "rows block embed"],
@@ -70,7 +69,7 @@ def next_token_loss(
         counts: Bool[Array, "rows block 3"],
     ) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
         """Of one block."""
-        logits = project(hidden, head, rules, pieces)
+        logits = project(hidden, head, pieces)
         # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
         chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
         nats = jnp.where(counts[..., 0], jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float32, Int, PRNGKeyArray
 from jaxcrystal.config import OptimizerConfig
 from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import replicated
+from jaxcrystal.mesh import constrain, replicated, spec
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import Llama
 from jaxcrystal.training.loss import next_token_loss
@@ -161,9 +161,7 @@ class Trainer:
     def attention(self, rows: int) -> str:
         """What computes the attention of batches of `rows`, and why."""
         with jax.set_mesh(self.mesh):
-            chosen = attention_kernels.choose(
-                self.model.config, rows // self.accumulate, self.row_length, self.model.rules
-            )
+            chosen = attention_kernels.choose(self.model.config, rows // self.accumulate, self.row_length)
         return ": ".join(chosen)
 
     def compile_train(self, state: TrainState, examples: Examples) -> Callable[..., tuple[TrainState, StepMetrics]]:
@@ -190,7 +188,7 @@ class Trainer:
         def own(examples: Examples, key: PRNGKeyArray) -> Rows:
             return self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
 
-        batch = self.model.rules.spec(("batch",))
+        batch = spec(("batch",))
         return jax.shard_map(own, in_specs=(batch, PartitionSpec()), out_specs=batch, check_vma=False)(examples, key)
 
     def _sums(
@@ -208,7 +206,7 @@ class Trainer:
             method="hidden",
         )
         head = self.model.apply(variables, method="head")
-        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.rules, self.model.config.vocab_size)
+        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.config.vocab_size)
         metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
         return sums.nats, metrics
 
@@ -218,7 +216,7 @@ class Trainer:
 
         def divide(x: Array) -> Array:
             x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-            return self.model.rules.constrain(x, None, "batch")
+            return constrain(x, None, "batch")
 
         def add(total: T, numbered: tuple[Examples, Int[Array, ""]]) -> tuple[T, None]:
             return jax.tree.map(jnp.add, total, compute(*numbered)), None

@@ -9,12 +9,11 @@ import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import ShardingRules, make_mesh
+from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.llama import Llama, initialize
 
-RULES = ShardingRules()
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=8,
@@ -35,7 +34,7 @@ def outputs(implementation: str, queries, keys, values, segments):
     weights = jax.random.normal(jax.random.key(1), queries.shape)
 
     def loss(queries, keys, values):
-        y = attend(queries, keys, values, View.of(implementation, queries.shape[1], segments), RULES)
+        y = attend(queries, keys, values, View.of(implementation, queries.shape[1], segments))
         return jnp.sum(y * weights), y
 
     (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(queries, keys, values)
@@ -94,7 +93,7 @@ def test_blocks_of_bfloat16_err_less_than_twice_what_the_reference_errs():
 def test_what_blocks_keep_for_backward_grows_with_time_and_not_with_its_square():
     def kept(implementation: str, time: int) -> int:
         *qkv, segments = inputs(rows=1, time=time)
-        attention = lambda *qkv: attend(*qkv, View.of(implementation, time, segments), RULES)  # noqa: E731
+        attention = lambda *qkv: attend(*qkv, View.of(implementation, time, segments))  # noqa: E731
         backward = jax.eval_shape(lambda *qkv: jax.vjp(attention, *qkv)[1], *qkv)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward))
 
@@ -161,7 +160,7 @@ HALF = replace(CONFIG, dtype="bfloat16", head_dim=64)
 def test_auto_takes_what_can_run_and_says_why(platform, config, time, mesh, chosen, why, monkeypatch):
     monkeypatch.setattr(attention_kernels, "platform", lambda: platform)
     with jax.set_mesh(make_mesh(MeshConfig(*mesh))):
-        implementation, reason = attention_kernels.choose(config, 8, time, RULES)
+        implementation, reason = attention_kernels.choose(config, 8, time)
     assert implementation == chosen and why in reason
 
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 
 from jaxcrystal.config import MeshConfig
-from jaxcrystal.mesh import ShardingRules, batch_sharding, make_mesh
+from jaxcrystal.mesh import batch_sharding, make_mesh, sharding
 from jaxcrystal.model.kernels import LEVELS, _pack, _unpack, count_weights, decode, encode, multiply
 
 AXES = ("embed", "mlp")
@@ -161,15 +161,15 @@ def test_the_product_is_that_of_the_decoded_kernel_and_so_is_its_gradient(weight
 @pytest.mark.parametrize("axes", [("embed", "mlp"), ("mlp", "embed"), ("embed", "rank")], ids=str)
 def test_a_float_kernels_product_and_gradients_are_numpys_and_lie_as_the_kernel(sizes, axes):
     """float32, to 1e-5 of the largest; the gradient has the layout of the kernel on every mesh."""
-    mesh, rules = make_mesh(MeshConfig(*sizes)), ShardingRules()
+    mesh = make_mesh(MeshConfig(*sizes))
     x, w, dy = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(8, 6, 32), (32, 16), (8, 6, 16)]))
     exact = [np.asarray(z, np.float64) for z in (x, w, dy)]
-    place = rules.sharding(mesh, axes, w.shape, "w")
+    place = sharding(mesh, axes, w.shape, "w")
     x, dy, w = *jax.device_put((x, dy), batch_sharding(mesh)), jax.device_put(w, place)
 
     @jax.jit
     def both(x, w, dy):
-        y, backward = jax.vjp(lambda x, w: multiply(x, w, axes, rules), x, w)
+        y, backward = jax.vjp(lambda x, w: multiply(x, w, axes), x, w)
         return y, *backward(dy)
 
     with jax.set_mesh(mesh):
@@ -185,11 +185,11 @@ def test_a_kernels_gradient_is_reduce_scattered(tmp_path):
 
     That pair is what backends turn into a reduce-scatter. CPUs have none, so the program after partitioning is read.
     """
-    mesh, rules, axes = make_mesh(MeshConfig(1, 8, 1)), ShardingRules(), ("embed", "mlp")
-    place = rules.sharding(mesh, axes, (32, 16), "w")
+    mesh, axes = make_mesh(MeshConfig(1, 8, 1)), ("embed", "mlp")
+    place = sharding(mesh, axes, (32, 16), "w")
     x = jax.ShapeDtypeStruct((8, 6, 32), jnp.bfloat16, sharding=batch_sharding(mesh))
     w = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=place)
-    gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(multiply(x, w, axes, rules).astype(jnp.float32))))
+    gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(multiply(x, w, axes).astype(jnp.float32))))
     with jax.set_mesh(mesh):
         lowered = jax.jit(gradient, out_shardings=place).lower(w, x)
     lowered.compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd.*"})

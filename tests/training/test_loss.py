@@ -11,11 +11,9 @@ from small import SMALL
 
 from jaxcrystal.config import LoraConfig, MeshConfig
 from jaxcrystal.crystals.writer import Rows
-from jaxcrystal.mesh import ShardingRules, make_mesh
+from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.training.loss import next_token_loss
-
-RULES = ShardingRules()
 
 
 def random_rows(count: int = 3, length: int = 50, vocab: int = 448) -> Rows:
@@ -40,7 +38,7 @@ def plain(logits: jax.Array, rows: Rows) -> tuple[jax.Array, int]:
 
 
 def loss_and_count(hidden, head, rows, block):
-    sums = next_token_loss(hidden, head, rows, block, RULES, head.shape[1])
+    sums = next_token_loss(hidden, head, rows, block, head.shape[1])
     return sums.nats, sums.targets
 
 

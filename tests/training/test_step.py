@@ -99,7 +99,7 @@ def test_a_packed_row_has_the_loss_of_its_crystals_alone(tokenizer, writer):
         rows = writer.write(examples, writer.draw(key, examples), 512)
         hidden, _ = model.apply(variables, rows.tokens, rows.positions, rows.segments, method="hidden")
         head = model.apply(variables, method="head")
-        return next_token_loss(hidden, head, rows, 256, model.rules, model.config.vocab_size)
+        return next_token_loss(hidden, head, rows, 256, model.config.vocab_size)
 
     packed = [loss(feed.batch(batch)) for batch in feed.epoch(0)]
     alone = [loss(feed.batch(np.array([[i]]))) for i in range(30)]
