@@ -134,3 +134,37 @@ def test_gradients_of_all_weights_are_reduce_scattered_on_tpu(tmp_path):
     assert all("bf16" not in c["shape"] for c in scattered)
     whole = [c["bytes"] for c in train["collectives"] if c["kind"] == "all-reduce"]
     assert max(whole) <= 2 * 4 * SMALL.num_hidden_layers * SMALL.hidden_size  # the scales of norms
+
+
+#: Prints the bytes on a chip as the engine counts them, and as the compiler does.
+COUNTED = """
+import math, os
+import jax
+from jaxcrystal.aot import chips, programs
+from jaxcrystal.aot.report import Memory
+from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, Recipe
+from jaxcrystal.mesh import make_mesh
+
+model = LlamaConfig(
+    vocab_size=512, hidden_size=4096, intermediate_size=2 * 2752, num_hidden_layers=8, num_attention_heads=16,
+    num_key_value_heads=16, head_dim=128, dtype="bfloat16",
+)
+recipe = Recipe(base="not here", lora=LoraConfig(), model=model)
+mesh = make_mesh(MeshConfig(2, 1, 2), chips.topology("v5e:2x2")[1])
+engine = programs.engine(recipe, *programs.shape(recipe)[:2], mesh, slots=128, max_new_tokens=64)
+weights = jax.tree.leaves(programs.variables(engine._model.module, mesh))
+held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in weights)
+print(held + engine.memory(64), Memory.of(engine.compile_decode(64)).total)
+"""
+
+
+@pytest.mark.slow
+@for_tpu
+def test_what_tpus_compiler_copies_counts_as_memory():
+    """A third of the weights, here: kernels of queries and keys, and those of 2,752 outputs a chip."""
+    names = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    names |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", COUNTED], env=os.environ | names, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counted, needed = map(int, done.stdout.split())
+    assert 0.95 < counted / needed < 1.05
