@@ -129,8 +129,22 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", init, (self.vocab, self.width))
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
-        # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
-        return constrain(self.embedding, "vocab", None)[tokens]
+        return _whole_rows(self.embedding)[tokens]
+
+
+@jax.custom_vjp
+def _whole_rows(table: Float[Array, "vocab embed"]) -> Float[Array, "vocab embed"]:
+    """Rows made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
+
+    Their gradient is laid out as the table itself: the gradient of what was looked up goes to where its columns belong
+    (an all-to-all), where the transpose of the gather all-reduces a whole table over fsdp.
+    """
+    return constrain(table, "vocab", None)
+
+
+_whole_rows.defvjp(
+    lambda table: (_whole_rows(table), None), lambda _, gradient: (constrain(gradient, "vocab", "embed"),)
+)
 
 
 class Head(nn.Module):

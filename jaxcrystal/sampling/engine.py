@@ -66,6 +66,7 @@ WHOLE_ROWS = 8  #: a multiple of what fills registers
 WORKING, WORKING_ON_LETTERS = 5, 2  #: copies of all logits that a step takes at most, as compiled programs show
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 PROMPT_PAGES_PER_SLOT = 2  #: of the pool; it lies whole on the devices of every copy, and so counts a copy's slots
+LANES = 128  #: of a TPU's vector unit, along the last axis of an array's layout
 LEAST_BLOCKS = 8  #: that a prompt has room for: programs differ only for longer ones
 
 
@@ -286,7 +287,7 @@ class Engine:
 
         What is kept is counted exactly, and what a step takes in between as `WORKING` float32 for each token that is
         read and each of the vocabulary, or `WORKING_ON_LETTERS` with a grammar; parameters that lie divided over `fsdp`
-        take more when they are gathered.
+        take more when they are gathered, and on TPUs some kernels are there twice.
         """
         opened = jax.eval_shape(partial(self._open, self._room(prompt_tokens)))
         shardings = jax.tree.leaves(jax.tree.broadcast(self._shardings(), opened))
@@ -296,7 +297,21 @@ class Engine:
         )
         vocab = parts(self._mesh, "vocab")
         logits = self._tokens() // self._parts * (1 + len(self._always)) * self._model.config.padded_vocab_size // vocab
+        kept += self._kernels_in_another_layout()
         return kept + 4 * (WORKING if self._letters is None else WORKING_ON_LETTERS) * logits
+
+    def _kernels_in_another_layout(self) -> int:
+        """Bytes on each device of what TPU's compiler copies at the beginning of a call, as compiled programs show: the
+        kernels of queries and keys, which it wants with inputs last, and all whose outputs on a device are no multiple
+        of 128, of which an array has inputs last unless told otherwise."""
+        if self._mesh.devices.flat[0].platform != "tpu":
+            return 0
+        copied = 0
+        for path, x in jax.tree_util.tree_leaves_with_path(self._model.params["layers"]):
+            local, name = x.sharding.shard_shape(x.shape), jax.tree_util.keystr(path)
+            if x.ndim == 3 and ("q_proj" in name or "k_proj" in name or local[-1] % LANES):
+                copied += math.prod(local) * x.dtype.itemsize
+        return copied
 
     def _room(self, prompt_tokens: int) -> int:
         """Blocks that a prompt may have: a power of two, so that few programs serve all."""
