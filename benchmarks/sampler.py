@@ -49,7 +49,6 @@ from jaxcrystal.crystals.grammar import Constraints, Grammar
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.cache import BLOCK
 from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampler import LONGEST_TEXT
@@ -197,18 +196,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     (greedy,) = engine(kept, methods=(Greedy(),), max_new_tokens=limit, jump=1).draw(prompt, 0, [0])
     assert generate(1, do_sample=False) == [greedy.tokens.tolist()], "the two sides are not the same model"
 
-    def drawn_by(engine: Engine, num: int = chosen.few, at_once: int = chosen.num, own_prompts: bool = False) -> Side:
-        limits = [engine._grammar.limits()] * num
-        if engine._grammar is not kept:
-            each = {n: rules.limits(Constraints(num_atoms=(n, n))) for n in set(atoms)}
-            limits = [each[n] for n in np.resize(atoms, num)]
+    each = {n: rules.limits(Constraints(num_atoms=(n, n))) for n in set(atoms)}
+
+    def drawn_by(
+        engine: Engine,
+        num: int = chosen.few,
+        at_once: int = chosen.num,
+        own_prompts: bool = False,
+        has_rules: bool = True,
+    ) -> Side:
+        limits = [each[n] if has_rules else kept.limits() for n in np.resize(atoms, num)]
         stated = [{"band_gap": i / 100} if own_prompts else {} for i in range(num)]
-        read = [[tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt(each))] for each in stated]
+        read = [[tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt(stating))] for stating in stated]
 
         def draw(turn: int) -> list[int]:
-            if not turn:
-                compile_all(engine, len(read[0]))
-                return []
+            if not turn:  # all is compiled
+                return [len(draw.tokens) for draw in engine.draw_all(read[:1], 0, [Task(0, 0)], limits[:1])]
             tasks = [Task(i, turn * num + i) for i in range(num)]
             parts = [tasks[i : i + at_once] for i in range(0, num, at_once)]
             return [len(draw.tokens) for part in parts for draw in engine.draw_all(read, 0, part, limits)]
@@ -230,7 +233,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         ALL: drawn_by(engine(OverAll(rules, vocab))),
         MANY: drawn_by(ours, own_prompts=True),
         INT8: drawn_by(engine(cache_dtype="int8")),
-        FREE: drawn_by(engine(kept, max_new_tokens=limit, jump=1)),
+        FREE: drawn_by(engine(kept, max_new_tokens=limit, jump=1), has_rules=False),
     }
     turns = take_turns(sides, chosen.rounds)
     rates = {name: statistics.median(len(t["lengths"]) / t["seconds"] for t in each) for name, each in turns.items()}
@@ -291,17 +294,6 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
         torch_model.save_pretrained(directory)
         ours, params = load_hf(Path(directory), make_mesh(MeshConfig(1, 1, 1)))
     return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer.path, 0)
-
-
-def compile_all(engine: Engine, prompt_tokens: int) -> None:
-    """Runs what `draw` runs, for no crystal."""
-    variables, blocks = engine._model.variables, engine._room(prompt_tokens)
-    with jax.set_mesh(engine._mesh):
-        slots, pages, first = engine._start(blocks)
-        prompt, listed = np.zeros((blocks, BLOCK), np.int32), np.arange(blocks, dtype=np.int32)
-        slots, first = engine._read_prompt(variables, slots, first, prompt, np.int32(prompt_tokens), listed)
-        key = jax.random.key(np.uint32(0))
-        jax.block_until_ready(engine._run(variables, slots, pages, first, key, engine._no_orders(), np.int32(0)))
 
 
 Side = Callable[[int], list[int]]  # of a turn: the lengths of what was drawn

@@ -156,7 +156,7 @@ model = LlamaConfig(
 recipe = Recipe(base="not here", lora=LoraConfig(), model=model)
 mesh = make_mesh(MeshConfig(2, 1, 2), chips.topology("v5e:2x2")[1])
 engine = programs.engine(recipe, *programs.shape(recipe)[:2], mesh, slots=128, max_new_tokens=64)
-weights = jax.tree.leaves(programs.variables(engine._model.module, mesh))
+weights = jax.tree.leaves(programs.variables(engine._decoder.model.module, mesh))
 held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in weights)
 print(held + engine.memory(64), Memory.of(engine.compile_decode(64)).total)
 """

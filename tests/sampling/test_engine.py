@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 from jaxcrystal.config import MeshConfig, TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.sampling.engine import STEPS_PER_CALL, Ending, Engine, Task
+from jaxcrystal.sampling.decoding import STEPS_PER_CALL
+from jaxcrystal.sampling.engine import Ending, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Guidance, Temperature, TopP
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel

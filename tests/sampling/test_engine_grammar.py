@@ -22,7 +22,8 @@ from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
-from jaxcrystal.sampling.engine import TOKENS_PER_SLOT, Draw, Ending, Engine, Task
+from jaxcrystal.sampling.decoding import TOKENS_PER_SLOT
+from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import SavedModel, describe

@@ -18,7 +18,7 @@ from test_engine_grammar import LIMIT, PROMPT, engine_of, grammar_of, random_mod
 
 from jaxcrystal.crystals.grammar import Constraints, State
 from jaxcrystal.errors import UserError
-from jaxcrystal.sampling import engine as engine_module
+from jaxcrystal.sampling import decoding
 from jaxcrystal.sampling.engine import Draw, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Guidance, Method, Temperature, TopP, pick
 from jaxcrystal.weights.saved import SavedModel
@@ -170,7 +170,7 @@ def test_guided_texts_are_those_of_a_token_at_a_time(model):
 
 def test_a_jump_takes_fewer_steps(model, monkeypatch):
     """With a step a call, the calls are the steps."""
-    monkeypatch.setattr(engine_module, "STEPS_PER_CALL", 1)
+    monkeypatch.setattr(decoding, "STEPS_PER_CALL", 1)
 
     def steps(jump: int) -> int:
         engine, calls = engine_of(model, jump=jump, slots=8), []
