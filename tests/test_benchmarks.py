@@ -69,10 +69,11 @@ def test_sampler(tmp_path):
 
 
 @pytest.mark.slow
-def test_living_sampler(tmp_path):
+def test_living_sampler(tmp_path, monkeypatch):
     import living_sampler
     import table
 
+    monkeypatch.setenv("JAXCRYSTAL_COMPILATION_CACHE", "off")  # which it sets, and which is set back afterwards
     living_sampler.main(["--quick", "--out", str(tmp_path)])
     result = only_result(tmp_path)
     for name in ("first_8_seconds", "second_request_seconds"):
