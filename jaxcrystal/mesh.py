@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from jax.experimental.mesh_utils import create_device_mesh
@@ -142,6 +143,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """`x`, whose axes bear these names, whole along what divides the batch; its gradient is laid out as `x` is.
+
+    The transpose of a gather would lay it out whole, on every device.
+    """
+    return constrain(x, *(None if set(MESH_AXES[name]) & set(MESH_AXES["batch"]) else name for name in names))
+
+
+gathered.defvjp(lambda x, names: (gathered(x, names), None), lambda names, _, dx: (constrain(dx, *names),))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

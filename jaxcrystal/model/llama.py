@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from jaxcrystal.config import LlamaConfig, LoraConfig
-from jaxcrystal.mesh import constrain, sharding
+from jaxcrystal.mesh import constrain, gathered, sharding
 from jaxcrystal.model import attention_kernels, kernels
 from jaxcrystal.model.attention import View, attend
 from jaxcrystal.model.cache import Cache
 from jaxcrystal.model.lora import Linear
 from jaxcrystal.model.rotary import Rotation, rotary, rotate
+
+HEAD_AXES = ("embed", "vocab")
 
 #: What each layer keeps from forward to backward beside its input, by `config.remat`; "none" keeps everything.
 REMAT = {
@@ -105,7 +107,7 @@ class Llama(nn.Module):
     def head(self) -> Float[Array, "embed vocab"]:
         """The head's own kernel, or the embedding's transpose where they are tied; gathered over fsdp."""
         kernel = self.embed_tokens.embedding.T if self.config.tie_word_embeddings else self.lm_head()
-        return constrain(kernel, None, "vocab")
+        return gathered(kernel, HEAD_AXES)
 
 
 def project(
@@ -129,22 +131,8 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", init, (self.vocab, self.width))
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time embed"]:
-        return _whole_rows(self.embedding)[tokens]
-
-
-@jax.custom_vjp
-def _whole_rows(table: Float[Array, "vocab embed"]) -> Float[Array, "vocab embed"]:
-    """Rows made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
-
-    Their gradient is laid out as the table itself: the gradient of what was looked up goes to where its columns belong
-    (an all-to-all), where the transpose of the gather all-reduces a whole table over fsdp.
-    """
-    return constrain(table, "vocab", None)
-
-
-_whole_rows.defvjp(
-    lambda table: (_whole_rows(table), None), lambda _, gradient: (constrain(gradient, "vocab", "embed"),)
-)
+        # Rows are made whole before they are looked up: the compiler cannot pass from divided rows to a divided batch.
+        return gathered(self.embedding, ("vocab", "embed"))[tokens]
 
 
 class Head(nn.Module):
@@ -155,7 +143,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "embed vocab"]:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), HEAD_AXES)
         return self.param("kernel", init, (self.width, self.vocab))
 
 

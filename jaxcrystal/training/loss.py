@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import constrain
-from jaxcrystal.model.llama import project
+from jaxcrystal.model.llama import HEAD_AXES, project
 
 
 @struct.dataclass
@@ -91,6 +91,8 @@ def next_token_loss(
 
         start = nothing, jnp.zeros(head.shape, jnp.float32)  # the compiler drops the gradient of a frozen head
         (found, d_head), d_hidden = jax.lax.scan(add, start, (hidden, *parts))
+        # Devices add their blocks up, and each other's once behind the loop: without the barrier, in every block.
+        d_head = constrain(jax.lax.optimization_barrier(constrain(d_head, None, "vocab")), *HEAD_AXES)
         return found, (d_hidden, d_head.astype(head.dtype))
 
     def backward(gradients: tuple[Array, Array], d_found: tuple[Array, Array]) -> tuple[Array | None, ...]:
