@@ -172,7 +172,8 @@ class LlamaConfig(Settings):
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     vocab_multiple: Count = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
-    scan_layers: bool = True  #: one compiled layer, scanned; False unrolls, and remat then saves less
+    #: One compiled layer, scanned, except where `training.step.unrolls` says so; False unrolls: remat saves less.
+    scan_layers: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"  #: of activations and matrix products
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
     attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, or blocks

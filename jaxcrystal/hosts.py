@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jaxcrystal import locks
 from jaxcrystal.errors import UserError
 
-LONGEST = 1000  #: bytes of an error that one host tells the others
+LONGEST = 1000  #: bytes of an error that one host sends to the others
 LONGEST_WAIT = 7 * 24 * 3600 * 1000  #: ms
 
 
@@ -88,7 +88,7 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins this process to the others of its job; before anything else is asked of JAX.
+    """Joins this process to the others of its job; before any other call of JAX.
 
     Under a cluster that `cluster` knows no argument is needed; elsewhere all three, `coordinator` being HOST:PORT of
     process 0. Where neither is so, this process is alone and nothing happens.
@@ -124,12 +124,12 @@ def start(coordinator: str | None = None, processes: int | None = None, process_
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def wait(name: str) -> None:
-    """Returns when all processes have come to the point of this name, be it days later: no device takes part in it."""
+    """A barrier of all processes, by its name, which may take days: it is no collective of devices."""
     if jax.process_count() > 1:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=LONGEST_WAIT)
 
@@ -152,7 +152,7 @@ def apart(name: str) -> Iterator[None]:
 def together() -> Iterator[None]:
     """A UserError of one host within is raised on every host, so that none waits for one that has gone.
 
-    What runs within must not itself wait for other hosts. Leaving it is a point at which all hosts meet.
+    What runs within must not itself wait for other hosts. Leaving it is a barrier (an all-gather of the errors).
     """
     problem: UserError | None = None
     try:

@@ -18,7 +18,7 @@ from jaxcrystal.model.cache import Cache
 
 @struct.dataclass
 class View:
-    """What each token of a call may attend to, in the form that the implementation asks for."""
+    """What each token of a call may attend to, in the form that the implementation takes."""
 
     implementation: attention_kernels.Implementation = struct.field(pytree_node=False)
     mask: Bool[Array, "#batch time time"] | None = None  #: for xla, and for cudnn where there are segments

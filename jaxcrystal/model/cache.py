@@ -318,7 +318,7 @@ def _through(
     def further(block: Int[Array, ""], part: Part) -> Part:
         visible = block * BLOCK + jnp.arange(BLOCK) < lengths[..., None]
         both = part.and_also(_part(queries, *read(block), visible))
-        # A row that has no such block is given another's, which may hold what is no number.
+        # A row that has no such block is given another's, which may hold nan.
         there = visible[:, None, None, :, 0]
         return jax.tree.map(lambda x, y: jnp.where(there.reshape(*there.shape, *[1] * (x.ndim - 4)), x, y), both, part)
 
@@ -350,7 +350,7 @@ def _part(
 
 def _finite(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """A masked value is multiplied by 0, but 0 · NaN is NaN: no other token, and no later sequence of the row, may find
-    one. What is no number stays so in the token's own residual stream."""
+    one. A nan stays in the token's own residual stream."""
     return jnp.where(jnp.isfinite(values), values, 0)
 
 
@@ -365,7 +365,7 @@ def _stored(x: Float[Array, "*n head_dim"], like: Stored) -> Stored:
 
 
 def _on_each_device(f: Callable[..., Any], rows: int, inputs: Any, outputs: Any) -> Callable[..., Any]:
-    """`f`, of which each device of the mesh that is set computes its own rows and heads and asks no other device.
+    """`f`, of which each device of the mesh that is set computes its own rows and heads, without collectives.
 
     `inputs` and `outputs` name the axes of the arrays; all of a subtree may be named at once. Rows that the mesh does
     not divide are computed on every device.

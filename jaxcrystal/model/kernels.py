@@ -127,8 +127,8 @@ def multiply(x: Float[Array, "*n in"], kernel: Kernel, axes: tuple[str, str]) ->
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
 
-    # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. A guard
-    # against common subexpressions, which the scan of layers needs not, would have its gather wait for the gradient.
+    # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. The
+    # optimization barrier of `prevent_cse`, not needed in a scan, would make its all-gather wait for the gradient.
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 

@@ -48,7 +48,7 @@ class Llama(nn.Module):
         self.embed_tokens = Embedding(config.padded_vocab_size, config.hidden_size)
         layer = Layer
         if config.remat != "none":
-            # Argument 5 is `deterministic`, a Python bool; a loop's body needs no guard against common subexpressions.
+            # Argument 5 is `deterministic`, a Python bool; a loop's body needs no optimization barrier against CSE.
             layer = nn.remat(Layer, policy=REMAT[config.remat], static_argnums=5, prevent_cse=not config.scan_layers)
         self.layers = nn.scan(
             layer,
@@ -150,7 +150,7 @@ class Head(nn.Module):
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)); also its keys and values, if there is a cache.
 
-    `number` is the layer's own, from 0, which tells what it reads of the cache.
+    `number` counts layers from 0 and indexes the cache's first axis.
     """
 
     config: LlamaConfig
@@ -171,7 +171,7 @@ class Layer(nn.Module):
         x = x + h
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
         x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
-        # Said for every layer: left alone, the compiler may divide the activations' width as the parameters' is.
+        # Constrained in every layer: left alone, the compiler may divide the activations' width as the parameters' is.
         return constrain(x, "batch", None, None), None if number is None else written
 
 
@@ -261,7 +261,7 @@ def param_shardings(model: Llama, mesh: Mesh) -> dict[str, Any]:
 def initialize(model: Llama, key: Array, mesh: Mesh, collections: Sequence[str] | None = None) -> dict[str, Any]:
     """Random variables, of these collections (default: all), made where they belong on `mesh`.
 
-    Their values depend on neither the mesh nor the collections asked for; what is not asked for takes no memory.
+    Their values depend on neither the mesh nor `collections`; those not named take no memory.
     """
     token = jnp.zeros((1, 1), jnp.int32)
     places = param_shardings(model, mesh)

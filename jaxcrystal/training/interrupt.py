@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, as Slurm and Kubernetes send it, Ctrl-C, or a TPU host about to be taken away."""
+"""Stopping on a signal: SIGTERM, as Slurm and Kubernetes send it, Ctrl-C, or a TPU host about to be taken away."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 class Interrupt:
     """Within `with Interrupt() as interrupt`, the first signal only sets `interrupt.signal`; a second one acts as ever.
 
-    Where several processes run, JAX listens for SIGTERM itself and makes them agree on the step after which to stop;
+    Where several processes run, JAX's preemption service takes SIGTERM itself and makes them agree on the last step;
     Ctrl-C is passed on to it.
     """
 
@@ -23,8 +23,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            listened = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-            self._before = {number: signal.signal(number, self._note) for number in listened}
+            handled = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -38,7 +38,7 @@ class Interrupt:
             signal.raise_signal(signal.SIGTERM)
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step; of several processes, all get the same answer."""
+        """Whether to stop after this step; the same on all of several processes."""
         if jax.process_count() > 1:
             if not multihost_utils.reached_preemption_sync_point(step):
                 return False

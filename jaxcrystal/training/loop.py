@@ -197,7 +197,7 @@ class _Run:
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
                 save = step % self.recipe.checkpoint_every == 0 or step == self.steps
-                # What is saved is validated first: the loss after the last update is unknown, and may be no number.
+                # What is saved is validated first: the loss after the last update is unknown, and may be nan.
                 validate = step % self.recipe.validate_every == 0 or save or stop
                 if step % self.recipe.log_every == 0 or validate:
                     loss = self._log(step, place, window, since)
@@ -263,7 +263,7 @@ class _Run:
     def _log(self, step: int, place: Place, window: list[tuple[Table, StepMetrics]], since: float) -> float:
         """Logs the steps since the last log; returns the last loss.
 
-        Raises UserError if a loss or gradient is no number, before such weights can be saved.
+        Raises UserError if a loss or gradient is nan or infinite, before such weights can be saved.
         """
         measured = jax.device_get([metrics for _, metrics in window])
         seconds = time.perf_counter() - since
@@ -290,7 +290,7 @@ class _Run:
         return loss
 
     def _give_up(self, when: str, step: int, values: dict[str, float], crystals: Table) -> None:
-        """Ends a run whose numbers are none, naming the crystals of the batch of `step`."""
+        """Ends a run whose loss or gradient is not finite, naming the crystals of the batch of `step`."""
         names = self.feed.names(crystals)
         self.journal.write("no_number", step, values={name: repr(x) for name, x in values.items()}, crystals=names)
         what = " and ".join(f"the {name} is {value}" for name, value in values.items())
@@ -303,7 +303,7 @@ class _Run:
     def _validate(self, step: int, eval_step: Callable[..., StepMetrics], state: TrainState, last: Table) -> float:
         """Mean loss over the first rows of the validation set, always the same rows and draws.
 
-        Raises UserError if it is no number, naming `last`, the crystals of the step before.
+        Raises UserError if it is not finite, naming `last`, the crystals of the step before.
         """
         key = self.validation.key(0)
         batches = [self.validation.placed(batch, self.rows) for batch in self._validated]

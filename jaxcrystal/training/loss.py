@@ -4,7 +4,7 @@
                  │ head
     logits  │ block 0 │                              [rows, block, vocab] in float32: one block at a time
                  │
-    loss    │ block 0 │ + its gradient               where a gradient will be asked for
+    loss    │ block 0 │ + its gradient               where the loss is differentiated
 
 A block's gradient is taken while its logits are there, so that they are made once and none is kept: backward only
 multiplies by what came from above. Blocks are cut from the length and not from the vocabulary: then every device keeps
@@ -51,8 +51,8 @@ def next_token_loss(
     written = rows.segments > 0
     after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
     counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
-    # Counts are added up beside the loss: XLA on CPUs may run a sum that does not depend on the layers' collectives
-    # at the same time as these, in another order on each device, and then all wait for each other.
+    # Counts are added up in the loss's own scan: XLA on CPUs may run an all-reduce that does not depend on the layers'
+    # collectives concurrently with these, in another order on each device, which is a deadlock of collectives.
     counts = jnp.stack([counted, written, written & (rows.positions == 0)], axis=-1)
 
     def cut(x: Array) -> Array:

@@ -58,7 +58,7 @@ def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: i
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """A data set as batches of packed rows; epoch `n` of a seed is the same everywhere and whenever it is asked for."""
+    """A data set as batches of packed rows; epoch `n` of a seed is the same on every host and at every call."""
 
     examples: Examples  #: numpy arrays of the whole set
     ids: Sequence[str]  #: what the set calls its crystals

@@ -8,7 +8,7 @@ What is trained is one collection of the model's variables: `lora` on a frozen `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +18,7 @@ from flax import struct
 from jax.sharding import Mesh, PartitionSpec, Sharding
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
-from jaxcrystal.config import OptimizerConfig
+from jaxcrystal.config import LlamaConfig, OptimizerConfig
 from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import constrain, replicated, spec
@@ -27,6 +27,10 @@ from jaxcrystal.model.llama import Llama
 from jaxcrystal.training.loss import next_token_loss
 
 T = TypeVar("T")
+
+#: Layers up to which a step on one CPU device has each by itself: 4 layers of 128 take 0.92 of the scan's time, 8 take
+#: 0.97, and 1.3 times as long to compile.
+UNROLLED = 4
 
 
 @struct.dataclass
@@ -94,6 +98,18 @@ def is_layer_kernel(path: tuple[Any, ...]) -> bool:
 
 def _optimizer_names(variables: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map_with_path(lambda path, _: "muon" if is_layer_kernel(path) else "adamw", variables)
+
+
+def unrolls(config: LlamaConfig, mesh: Mesh) -> bool:
+    """Whether a step's program has every layer by itself; parameters are stacked either way.
+
+    `config.scan_layers: false` unrolls anywhere. On one CPU device up to `UNROLLED` layers are unrolled too: a loop
+    copies each layer's weights out of the stack, and what backward needs into one. Not with `remat` or codes: without
+    the loop the compiler keeps what backward should repeat, and decodes the codes of all layers at once.
+    """
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    plain = config.weights == "float" and config.remat == "none"
+    return not config.scan_layers or (alone and plain and config.num_hidden_layers <= UNROLLED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +212,9 @@ class Trainer:
     ) -> tuple[Float32[Array, ""], StepMetrics]:
         """The loss of some rows as a sum over its tokens, alone and among their counts."""
         rows = self._rows(examples, key)
-        hidden, _ = self.model.apply(
+        config = self.model.config
+        model = self.model.clone(config=replace(config, scan_layers=not unrolls(config, self.mesh)))
+        hidden, _ = model.apply(
             variables,
             rows.tokens,
             rows.positions,
@@ -205,8 +223,8 @@ class Trainer:
             rngs={} if dropout is None else {"dropout": dropout},
             method="hidden",
         )
-        head = self.model.apply(variables, method="head")
-        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.config.vocab_size)
+        head = model.apply(variables, method="head")
+        sums = next_token_loss(hidden, head, rows, self.loss_block, config.vocab_size)
         metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
         return sums.nats, metrics
 

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from jaxcrystal.config import LoraConfig, MeshConfig, OptimizerConfig
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.training import speed
+from jaxcrystal.training import step as step_file
 from jaxcrystal.training.loss import next_token_loss
 from jaxcrystal.training.packing import Feed
-from jaxcrystal.training.step import Trainer, make_optimizer
+from jaxcrystal.training.step import UNROLLED, Trainer, make_optimizer, unrolls
 
 LENGTH = 384
 DRY, WET = LoraConfig(rank=4, dropout=0.0), LoraConfig(rank=4, dropout=0.5)
@@ -167,6 +169,42 @@ def test_remat_takes_less_memory_and_computes_the_same():
         np.testing.assert_allclose([m.loss for m in other], [m.loss for m in told], rtol=1e-6)
         np.testing.assert_allclose([m.grad_norm for m in other], [m.grad_norm for m in told], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), after, trained)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, dropout=0.3)], ids=["full", "lora"])
+def test_unrolled_layers_compute_what_scanned_ones_do(lora, monkeypatch):
+    """On one CPU device few layers are no loop: another program, with the same losses, dropout and gradients."""
+    unrolled, after, program, _ = random_run(lora=lora, evaluated=True)
+    monkeypatch.setattr(step_file, "UNROLLED", 0)
+    scanned, expected, loop, _ = random_run.__wrapped__(lora=lora, evaluated=True)
+    # Without the loop over layers, each of them has its own loops over attention's blocks.
+    assert program.as_text().count(" while(") > loop.as_text().count(" while(")
+    for ours, theirs in zip(unrolled, scanned, strict=True):  # two steps, then a validation
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), after, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh", "expected"),
+    [
+        ({}, (1, 1, 1), True),
+        ({"num_hidden_layers": UNROLLED}, (1, 1, 1), True),
+        ({"num_hidden_layers": UNROLLED + 1}, (1, 1, 1), False),
+        ({}, (1, 8, 1), False),
+        ({"remat": "dots"}, (1, 1, 1), False),
+        ({"weights": "int8"}, (1, 1, 1), False),
+        ({"num_hidden_layers": UNROLLED + 1, "remat": "full", "scan_layers": False}, (1, 8, 1), True),
+    ],
+    ids=str,
+)
+def test_which_steps_unroll_their_layers(changes, mesh, expected):
+    assert unrolls(replace(SMALL, **changes), make_mesh(MeshConfig(*mesh))) is expected
+
+
+def test_a_step_on_another_platform_scans_its_layers():
+    chip = SimpleNamespace(platform="tpu")
+    assert not unrolls(SMALL, SimpleNamespace(size=1, devices=np.array([[[chip]]])))
 
 
 def test_what_is_computed_again_is_not_counted_as_useful():
