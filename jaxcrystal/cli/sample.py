@@ -22,7 +22,9 @@ def add(verb: Callable) -> None:
         "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
         resumes=True,
     )
-    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument(
+        "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
+    )
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
     command.add_argument(

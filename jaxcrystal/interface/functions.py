@@ -129,7 +129,7 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
         recipe = to_dict(recipe)
     if isinstance(recipe, Mapping):
         return loop.train(load(Recipe, None, [*words(recipe), *changes]))
-    return loop.train(load(Recipe, Path(recipe), changes))
+    return loop.train(load(Recipe, recipe, changes))
 
 
 def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
@@ -149,7 +149,7 @@ def load(model_dir: Place, *, tensor: int = 1, **settings: Any) -> Sampler:
     from jaxcrystal.sampling.sampler import SamplerSettings
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
-    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh)
+    return Sampler(model_dir, SamplerSettings(**settings), mesh)
 
 
 def evaluate(
