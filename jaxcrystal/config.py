@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import AnyPath, as_path
 
 T = TypeVar("T")
 
@@ -289,7 +290,7 @@ class Recipe(Settings):
     keep_checkpoints: Count = 2
 
 
-def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load(cls: type[T], path: str | AnyPath | None = None, overrides: Sequence[str] = ()) -> T:
     """`cls` from a YAML file and `key.sub=value` overrides (values in YAML's notation).
 
     A `path` without folder and ending, where no such file lies, is the name of a recipe of the package (`recipes`).
@@ -297,7 +298,7 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Sequence[str] 
     Raises UserError that names the file or override, and the key: for a missing file, bad YAML, a key that is unknown
     or there twice, a wrong type, a number out of its bounds.
     """
-    data = {} if path is None else _read(Path(path))
+    data = {} if path is None else _read(as_path(path))
     origins: dict[str, str] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -339,7 +340,7 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml")) if folder != here}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     if path.name == str(path) and not path.suffix and not path.is_file():
         known = recipes()
         if str(path) not in known:

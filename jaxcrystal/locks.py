@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import local
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,10 +68,11 @@ class Holder:
 def held(out: str | Path) -> Iterator[None]:
     """Holds the lock of the output `out`; its file is removed at the end.
 
-    Raises UserError if another process, here or on another host, writes the same output. Where no lock file can be made
-    nothing is held: there `out` cannot be written either, and who writes it says why.
+    Raises UserError if another process, here or on another host, writes the same output, and for an output in a store,
+    which has no locks (`paths.on_disk` says what is locked in its place). Where no lock file can be made nothing is
+    held: there `out` cannot be written either, and who writes it says why.
     """
-    path, us = place(Path(out)), Holder.this()
+    path, us = place(local(out)), Holder.this()
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxcrystal"
-GROUND = {"jaxcrystal", "compilation_cache", "config", "errors", "hosts", "locks", "mesh", "workers", "worker_process"}
+GROUND = {
+    "jaxcrystal",
+    "compilation_cache",
+    "config",
+    "errors",
+    "hosts",
+    "locks",
+    "mesh",
+    "paths",
+    "workers",
+    "worker_process",
+}
 #: What each room may import beside the ground and itself.
 ROOMS = {
     "crystals": set(),

@@ -1,4 +1,4 @@
-"""tpu_pod.sh and the command of gke_jobset.yaml to their ends, with stand-ins for gcloud, gcsfuse and the TPU image."""
+"""tpu_pod.sh and the command of gke_jobset.yaml to their ends, with stand-ins for gcloud and the TPU image."""
 
 import os
 import shutil
@@ -12,6 +12,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 GCLOUD = """#!/bin/bash
+if [ "$1 $2 $3" = "storage rsync --recursive" ]; then
+  from=${4/#gs:\\/\\/b/$BUCKET_FOLDER} to=${5/#gs:\\/\\/b/$BUCKET_FOLDER}
+  [ -d "$from" ] && mkdir -p "$to" && cp -r "$from/." "$to"
+  exit
+fi
 for host in "$HOSTS"/*; do
   case "$4" in
     ssh) (cd "$host" && HOME=$host bash -c "${!#}") || exit 1 ;;
@@ -31,25 +36,30 @@ NEW = """#!/bin/bash
 [ "$1 $2" = "-m venv" ] || exit 0
 mkdir -p "$3/bin" && cp "$TOOLS/new" "$3/bin/python" && cp "$TOOLS/verb" "$3/bin/jaxcrystal"
 """
+#: Says where it was run, with what, and which data it sees; `sample` leaves the part of its host, and fails on request.
+VERB = """#!/bin/bash
+echo "$(pwd -P)|$*|$(cat data/train 2>/dev/null)" >>"$RECORD"
+[ "$1" = train ] || { mkdir -p samples && pwd -P >"samples/$(basename "$HOME")"; }
+[[ "$*" != *fail* ]]
+"""
 STAND_INS = {
     "gcloud": GCLOUD, "python3": OLD, "uv.installed": UV, "new": NEW,
-    "gcsfuse": '#!/bin/bash\nrmdir "$3" && ln -s "$BUCKET_FOLDER" "$3"\n', "mountpoint": '#!/bin/bash\ntest -L "$2"\n',
-    "verb": '#!/bin/bash\necho "$(pwd -P)|$*|$(cat models/base)" >>"$RECORD"\n',
+    "verb": VERB,
 } | dict.fromkeys(["python3.11", "python3.12", "python3.13", "uv"], "#!/bin/bash\nexit 1\n")  # fmt: skip
 
 
 @pytest.fixture
 def pod(tmp_path):
-    """Two hosts with empty homes, a bucket, and a checkout with a folder models/ of its own."""
-    for name in ("tools", "hosts/0", "hosts/1", "bucket/models", "bucket/data", "checkout/models"):
+    """Two hosts with empty homes, a bucket, and a checkout with a folder data/ of its own."""
+    for name in ("tools", "hosts/0", "hosts/1", "bucket/data", "checkout/data"):
         (tmp_path / name).mkdir(parents=True)
     for name, text in STAND_INS.items():
         (tmp_path / "tools" / name).write_text(text)
         (tmp_path / "tools" / name).chmod(0o755)
     (tmp_path / "tools" / "uv").unlink()
-    (tmp_path / "bucket/models/base").write_text("the bucket's")
+    (tmp_path / "bucket/data/train").write_text("the bucket's")
     checkout = tmp_path / "checkout"
-    (checkout / "models/base").write_text("local")
+    (checkout / "data/train").write_text("local")
     shutil.copytree(ROOT / "launch", checkout / "launch")
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, checkout)
@@ -66,20 +76,24 @@ def pod(tmp_path):
     return run
 
 
-def test_every_host_gets_a_python_and_reads_the_buckets_models(pod, tmp_path):
+def test_every_host_gets_a_python_and_the_buckets_data(pod, tmp_path):
     for times in (1, 2):  # again, as after a preemption
-        done = pod("train", "llama2_7b_mp20", "--set", "out=runs/a b")
+        done = pod("train", "llama2_7b_mp20", "--set", "out=gs://b/runs/a b")
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / "record").read_text().splitlines()
-        seen = [f"{tmp_path}/hosts/{i}/jaxcrystal|train llama2_7b_mp20 --set out=runs/a b|the bucket's" for i in (0, 1)]
-        assert lines == seen * times
+        typed = "train llama2_7b_mp20 --set out=gs://b/runs/a b"
+        assert lines == [f"{tmp_path}/hosts/{i}/jaxcrystal|{typed}|the bucket's" for i in (0, 1)] * times
+    assert not (tmp_path / "bucket/samples").exists()
 
 
-def test_a_folder_that_would_shadow_the_buckets_is_refused(pod, tmp_path):
-    (tmp_path / "hosts/1/jaxcrystal/models").mkdir(parents=True)
-    done = pod("train", "llama2_7b_mp20")
-    assert done.returncode == 1 and not (tmp_path / "record").exists()
-    assert "~/jaxcrystal/models on" in done.stderr and "is no link into the bucket; remove it" in done.stderr
+@pytest.mark.parametrize("formula", ["NaCl", "fail"])
+def test_every_hosts_samples_come_to_the_bucket_whatever_became_of_the_run(pod, tmp_path, formula):
+    shutil.rmtree(tmp_path / "bucket/data")  # sampling needs none
+    done = pod("sample", "--model", "gs://b/runs/a", "--formula", formula, "--out", "samples/a.parquet")
+    assert (done.returncode == 0) == (formula == "NaCl"), done.stderr
+    found = {path.name: path.read_text().strip() for path in (tmp_path / "bucket/samples").iterdir()}
+    hosts = ("0", "1") if formula == "NaCl" else ("0",)  # the stand-in ends with the first host that fails
+    assert found == {host: f"{tmp_path}/hosts/{host}/jaxcrystal" for host in hosts}
 
 
 def test_the_job_sets_command_finds_its_recipe_in_the_volume(tmp_path):

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcrystal.cli import options
+
 
 def add(verb: Callable) -> None:
     """Adds the verb with its options."""
@@ -21,8 +23,16 @@ def add(verb: Callable) -> None:
         "another model's.",
     )
     command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model directory to write")
-    command.add_argument("--base", type=Path, metavar="DIR", help="for adapters: the model directory they belong to")
+    command.add_argument(
+        "--out",
+        required=True,
+        type=options.place,
+        metavar="DIR",
+        help="the model directory to write, or gs://BUCKET/DIR",
+    )
+    command.add_argument(
+        "--base", type=options.place, metavar="DIR", help="for adapters: the model directory they belong to"
+    )
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
     command.add_argument(
         "--weights",

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcrystal.cli import options
+
 
 def add(verb: Callable) -> None:
     """Adds the verb with its options."""
@@ -15,7 +17,9 @@ def add(verb: Callable) -> None:
         "write a model for transformers or PEFT to load",
         "`hf` is a whole model, its adapters merged; `peft` is the adapters alone, for the base that they belong to.",
     )
-    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument(
+        "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
+    )
     command.add_argument("--format", required=True, choices=["hf", "peft"], help="what to write")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
     command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
+
+from jaxcrystal.paths import is_remote
 
 
 def cores() -> int:
     """Those that this process may use: a cluster gives fewer than the node has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def place(typed: str) -> Path | str:
+    """A local path, or one in a store as it is, which pathlib would read as a folder `gs:`."""
+    return typed if is_remote(typed) else Path(typed)
 
 
 def symbols(typed: str) -> list[str]:

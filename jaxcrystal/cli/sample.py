@@ -22,10 +22,12 @@ def add(verb: Callable) -> None:
         "sees to it that every text is a crystal, and that what is said of its composition, size and cell is kept.",
         resumes=True,
     )
-    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="written by train or convert")
+    command.add_argument(
+        "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
+    )
     command.add_argument(
         "--base",
-        type=Path,
+        type=options.place,
         metavar="DIR",
         help="of adapters: another base, made of the same float weights, such as `convert --weights int8` writes "
         "(default: the one they were trained on)",

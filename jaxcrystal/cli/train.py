@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcrystal.cli import options
@@ -24,7 +23,7 @@ def add(verb: Callable) -> None:
         "stopped goes on when it is started again.",
         resumes=True,
     )
-    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe, or the name of one")
+    command.add_argument("config", type=options.place, metavar="CONFIG", help="YAML recipe, or the name of one")
     command.add_argument(
         "--set",
         action="append",

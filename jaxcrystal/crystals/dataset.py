@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import local
 
 #: What is known of a crystal beside its structure, under the names of `config.ATTRIBUTES`; all may be null.
 LABELS = pa.schema(
@@ -124,7 +125,7 @@ def load(path: str | Path) -> CrystalSet:
     if name == PROTOTYPES:
         return _prototypes(side)
     try:
-        with Path(path).open("rb") as file:
+        with local(path).open("rb") as file:
             table = pq.ParquetFile(file).read()  # one file: read_table would merge whatever a folder holds
     except OSError as error:
         raise UserError(f"cannot read the data set {path}: {error.strerror or error}") from None

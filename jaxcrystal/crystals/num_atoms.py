@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from jaxcrystal.crystals.crystal import ELEMENTS, CrystalBatch
-from jaxcrystal.crystals.dataset import written_whole
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import AnyPath, write
 
 FILE = "num_atoms.json"  #: of a model directory: {atoms of a formula unit: [least, most] atoms of a cell}
 BLOCK = 4096  #: crystals whose elements are counted at once
@@ -35,13 +34,15 @@ def ranges(crystals: CrystalBatch) -> dict[int, tuple[int, int]]:
     return dict(sorted(found.items()))
 
 
-def store(crystals: CrystalBatch, model_dir: Path) -> None:
+def store(crystals: CrystalBatch, model_dir: AnyPath) -> None:
     """Writes `ranges` beside a model. Raises UserError if the place cannot be written."""
-    with written_whole(model_dir / FILE) as unfinished:
-        unfinished.write_text(json.dumps(ranges(crystals)) + "\n")
+    try:
+        write(model_dir / FILE, json.dumps(ranges(crystals)) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {model_dir / FILE}: {error.strerror or error}; set another `out`") from None
 
 
-def load(model_dir: Path) -> Mapping[int, tuple[int, int]]:
+def load(model_dir: AnyPath) -> Mapping[int, tuple[int, int]]:
     """What `store` wrote; nothing for a model that was converted, or trained before there was such a file."""
     path = model_dir / FILE
     try:

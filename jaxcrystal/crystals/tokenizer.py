@@ -20,6 +20,7 @@ from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.text import MASK
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import AnyPath, as_path
 
 COMPACT = Path(__file__).with_name("compact.model")
 PAD = "[PAD]"  #: the piece that crystal-text-llm adds to LLaMA-2's vocabulary
@@ -45,9 +46,10 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece model file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self._file = path.read_bytes()
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=self._file)
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
@@ -83,13 +85,13 @@ class SentencePieceTokenizer:
     @cached_property
     def sha256(self) -> str:
         """Hash of the model file: models and samples name the tokenizer that they belong to."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return hashlib.sha256(self._file).hexdigest()
 
 
-def load_tokenizer(path: str | Path) -> SentencePieceTokenizer:
+def load_tokenizer(path: str | AnyPath) -> SentencePieceTokenizer:
     """The tokenizer of a SentencePiece model file, or of the name `compact`. Raises UserError if there is none."""
-    path = COMPACT if str(path) == "compact" else Path(path)
-    if not path.is_file():
+    path = COMPACT if str(path) == "compact" else as_path(path)
+    if not path.exists() or path.is_dir():
         raise UserError(f"no tokenizer at {path}; give a SentencePiece file (LLaMA-2: tokenizer.model) or `compact`")
     try:
         return SentencePieceTokenizer(path)

@@ -129,7 +129,7 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
         recipe = to_dict(recipe)
     if isinstance(recipe, Mapping):
         return loop.train(load(Recipe, None, [*words(recipe), *changes]))
-    return loop.train(load(Recipe, Path(recipe), changes))
+    return loop.train(load(Recipe, recipe, changes))
 
 
 def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **settings: Any) -> Sampler:
@@ -151,7 +151,7 @@ def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **sett
     from jaxcrystal.sampling.sampler import SamplerSettings
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
-    return Sampler(Path(model_dir), SamplerSettings(**settings), mesh, base and Path(base))
+    return Sampler(model_dir, SamplerSettings(**settings), mesh, base)
 
 
 def evaluate(

@@ -20,6 +20,7 @@ from jaxcrystal.crystals import num_atoms as sizes
 from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, checked
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import AnyPath
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Trained:
     num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
 
     @classmethod
-    def read(cls, model_dir: Path) -> Trained:
+    def read(cls, model_dir: AnyPath) -> Trained:
         """Of a model directory. Raises UserError for files that cannot be read."""
         path = model_dir / "recipe.yaml"
         recipe = load(Recipe, path) if path.exists() else None

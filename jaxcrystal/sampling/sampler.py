@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
+from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import NAN_LOGITS, TRUNCATED, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
@@ -98,15 +98,15 @@ class Sampler:
 
     def __init__(
         self,
-        model_dir: str | Path,
+        model_dir: str | AnyPath,
         settings: SamplerSettings = SamplerSettings(),
         mesh: Mesh | None = None,
-        base: str | Path | None = None,
+        base: str | AnyPath | None = None,
     ) -> None:
         compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
-        self.trained = Trained.read(Path(model_dir))
+        self.trained = Trained.read(as_path(model_dir))
         self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = load_tokenizer(self.model.tokenizer_path)
         self.closed = False

@@ -22,6 +22,7 @@ from jaxcrystal.config import to_dict
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw, Task
@@ -52,7 +53,7 @@ class SampleReport:
 
 @locks.holds(lambda model_dir, num, out, **_: out, hosts.held)
 def sample(
-    model_dir: str | Path,
+    model_dir: str | AnyPath,
     num: int,
     out: str | Path,
     *,
@@ -93,7 +94,7 @@ def sample(
         if not shaped.grammar:
             raise UserError("resample weighs what the grammar allowed; without a grammar the draws are the model's own")
         check_exact(shaped.methods, shaped.guidance)
-    trained = Trained.read(Path(model_dir))
+    trained = Trained.read(as_path(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):

@@ -6,7 +6,8 @@
                                      of what was saved and of the frozen weights below it
     OUT/checkpoints/STEP/metrics     as JSON: the validation loss at this step, if it was taken before
 
-Orbax writes a step beside its place and moves it there when it is complete: a kill leaves no half checkpoint. What was
+Orbax writes a step beside its place and moves it there when it is complete, or, in a store (`jaxcrystal.paths`), puts
+`commit_success.txt` into it then: a kill leaves no half checkpoint. What was
 damaged later does not have its fingerprint any more, and the checkpoint before it is taken.
 """
 
@@ -15,12 +16,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +28,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint import checkpoint_managers as managers
 
-from jaxcrystal import hosts
+from jaxcrystal import hosts, paths
 from jaxcrystal.errors import UserError
 from jaxcrystal.training.identity import Identity
 from jaxcrystal.training.step import Trainer, TrainState
@@ -55,7 +54,7 @@ class Checkpoints:
     Of all, the last `keep` stay, and the one of the lowest validation loss.
     """
 
-    def __init__(self, out: Path, keep: int, identity: Identity) -> None:
+    def __init__(self, out: paths.AnyPath, keep: int, identity: Identity) -> None:
         best = managers.BestN(get_metric_fn=_validation_loss, reverse=True, n=1)
         options = ocp.CheckpointManagerOptions(
             best_fn=_validation_loss,  # without it Orbax writes no metrics down; what is kept is decided by the policy
@@ -67,7 +66,7 @@ class Checkpoints:
         # What fails in the background is raised here as one line; these would print one for each array.
         for chatter in ("absl", "asyncio"):
             logging.getLogger(chatter).setLevel(logging.CRITICAL)
-        self._path = (out / CHECKPOINTS).resolve()
+        self._path = paths.absolute(out / CHECKPOINTS)
         self._frozen = ""  # fingerprint of the frozen weights, which is the same for all steps
         with self._writing():
             self._manager = ocp.CheckpointManager(self._path, options=options)
@@ -195,8 +194,7 @@ class Checkpoints:
         """Moves a damaged step out of the way; returns what is to be said of it."""
         aside = self._path.parent / f"damaged-checkpoint-{step}"
         if hosts.is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._path / str(step)).rename(aside)
+            paths.move(self._path / str(step), aside)
         hosts.wait(f"set aside {step}")
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}); it is now {aside}, and an earlier one is taken"

@@ -5,6 +5,9 @@
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
+OUT is a folder, or `gs://BUCKET/FOLDER`; then metrics.jsonl grows in runs/BUCKET/FOLDER of this machine, beside which
+the run's lock lies too, and is uploaded whole with each checkpoint.
+
 A second start of the same recipe goes on where the last checkpoint was taken; so does one with other `steps`, which is
 how a finished run is made longer (docs/training.md).
 """
@@ -17,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ import yaml
 from jaxtyping import Int, PRNGKeyArray
 from tqdm import tqdm
 
-from jaxcrystal import hosts, locks
+from jaxcrystal import hosts, locks, paths
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -35,6 +37,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, check_activations, make_mesh
 from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.paths import AnyPath
 from jaxcrystal.training import speed
 from jaxcrystal.training.checkpoint import Checkpoints, Place
 from jaxcrystal.training.identity import Identity, differing
@@ -53,17 +56,17 @@ Table = Int[np.ndarray, "rows slots"]
 class TrainReport:
     """How a run ended."""
 
-    out: Path
+    out: AnyPath
     steps: int
     loss: float | None  #: of the last step, nats per token; None if an earlier start had done them all
     validation_loss: float | None  #: after the last step; None likewise
     stopped: signal.Signals | None = None  #: what stopped the run before its end; it is saved and can go on
 
 
-@locks.holds(lambda recipe: recipe.out, hosts.held)
+@locks.holds(lambda recipe: paths.on_disk(recipe.out), hosts.held)
 def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
-    out = Path(recipe.out)
+    out = paths.as_path(recipe.out)
     mesh = make_mesh(recipe.mesh)
     shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
     check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
@@ -95,6 +98,9 @@ def train(recipe: Recipe) -> TrainReport:
         if hosts.is_first():
             _check_same(out, recipe)
             saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+    with hosts.together():
+        if not (out / saved.MODEL_FILE).exists():
+            raise UserError(f"{out} is another folder on this host; `out` must be on a disk that all see, or gs://...")
     with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
         if state.step > steps:
@@ -141,7 +147,7 @@ def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
     return replace(base, **{name: getattr(model, name) for name in ("dtype", *EXECUTION)})
 
 
-def _check_same(out: Path, recipe: Recipe) -> None:
+def _check_same(out: AnyPath, recipe: Recipe) -> None:
     """Raises UserError if the directory holds a run of another recipe."""
     path = out / "recipe.yaml"
     if not path.exists():
@@ -151,15 +157,12 @@ def _check_same(out: Path, recipe: Recipe) -> None:
         raise UserError(f"{out} holds a run of another recipe ({'; '.join(found)}); set another `out`, or remove {out}")
 
 
-def _write_recipe(out: Path, recipe: Recipe) -> None:
+def _write_recipe(out: AnyPath, recipe: Recipe) -> None:
     """All at once: a run that is killed here leaves the recipe that was there, or none."""
-    path = out / "recipe.yaml"
-    unfinished = path.with_suffix(".unfinished")
     try:
-        unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
-        unfinished.replace(path)
+        paths.write(out / "recipe.yaml", yaml.safe_dump(to_dict(recipe), sort_keys=False))
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; set another `out`") from None
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; set another `out`") from None
 
 
 class _Run:
@@ -180,7 +183,7 @@ class _Run:
     def go(self, state: TrainState, start: Place, remarks: Sequence[str] = ()) -> TrainReport:
         """From `state`, whose next batch is at `start`, to the last step, or until a signal stops it."""
         step = done = int(state.step)
-        out = Path(self.recipe.out)
+        out = paths.as_path(self.recipe.out)
         self.journal = Journal(out / "metrics.jsonl", done, silent=not hosts.is_first())
         for remark in remarks if hosts.is_first() else ():
             tqdm.write(remark)
@@ -191,7 +194,7 @@ class _Run:
         bar = tqdm(
             total=self.steps, initial=done, unit="step", desc="train", dynamic_ncols=True, disable=not hosts.is_first()
         )
-        with bar, Interrupt() as interrupt:
+        with self.journal, bar, Interrupt() as interrupt:
             for step, key, crystals, place in self._batches(done, start):
                 state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
                 window.append((crystals, metrics))
@@ -203,12 +206,12 @@ class _Run:
                     loss = self._log(step, place, window, since)
                     since, window = time.perf_counter(), []
                 if stop:  # not so behind a signal: a machine that is taken away may leave no time for both
-                    self.checkpoints.save(self.trainer, state, place)
+                    self._save(state, place)
                     self.checkpoints.wait()
                 if validate:
                     validation_loss = self._validate(step, eval_step, state, crystals)
                     if not stop and (save or validation_loss < best):
-                        self.checkpoints.save(self.trainer, state, place, validation_loss)
+                        self._save(state, place, validation_loss)
                     best = min(best, validation_loss)
                     since = time.perf_counter()
                 shown = {"loss": loss, "validation": validation_loss}
@@ -220,6 +223,10 @@ class _Run:
                     break
         stopped = interrupt.signal if step < self.steps else None
         return TrainReport(out, step, loss, validation_loss, stopped)
+
+    def _save(self, state: TrainState, place: Place, validation_loss: float | None = None) -> None:
+        self.journal.upload()
+        self.checkpoints.save(self.trainer, state, place, validation_loss)
 
     def _compile(self, state: TrainState) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Both steps; logs how long compiling the first took, and what speed will be measured against."""

@@ -11,7 +11,6 @@ Files are written one at a time, and the host holds the tensors of one.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,11 +24,12 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from jaxcrystal import locks
+from jaxcrystal import locks, paths
 from jaxcrystal.config import LoraConfig
 from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.lora import merge
+from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
 from jaxcrystal.weights.saved import MODEL_FILE, TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
@@ -48,7 +48,7 @@ class ExportReport:
 
 
 def export(
-    model_dir: str | Path,
+    model_dir: str | AnyPath,
     out: str | Path,
     format: Literal["peft", "hf"],
     *,
@@ -66,12 +66,12 @@ def export(
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
     """
-    model_dir, out, size = Path(model_dir), Path(out), parse_size(shard_size)
+    model_dir, out, size = as_path(model_dir), paths.local(out), parse_size(shard_size)
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
-    if format == "peft" and (base_name is None or (Path(base_name) / MODEL_FILE).exists()):
-        base = os.path.normpath(model_dir / description.base)
+    if format == "peft" and (base_name is None or (as_path(base_name) / MODEL_FILE).exists()):
+        base = paths.joined(model_dir, description.base)
         what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
         raise UserError(
             f"{what}: give --base-name what {base} was converted from, by its name at Hugging Face (such as "

@@ -5,18 +5,19 @@
     DIR/tokenizer.model      SentencePiece
     DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
 
-`base` is the model directory whose parameters the adapters belong to, as a path relative to DIR, so that the two can
-be moved together. Another base may take its place if it was made of the same float weights, by their `float_checksum`:
-that of what `convert` read, before it was quantized, and for adapters that of their base.
+DIR is a folder, or `gs://BUCKET/FOLDER` (`jaxcrystal.paths`). `base` is the model directory whose parameters the
+adapters belong to, as a path relative to DIR, so that the two can be moved together; absolute where only one of them
+lies in a bucket, or they lie in two. Another base may take its place if it was made of the same float weights, by their
+`float_checksum`: that of what `convert` read, before it was quantized, and for adapters that of their base.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxcrystal import locks
+from jaxcrystal import locks, paths
 from jaxcrystal.config import (
     EXECUTION,
     LlamaConfig,
@@ -44,6 +45,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
+from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
 from jaxcrystal.weights.fingerprint import Passing
 from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
@@ -72,7 +74,7 @@ class SavedModel:
     text: TextFormat
     params: dict[str, Any]
     adapters: dict[str, Any] | None  #: None exactly if `lora` is
-    tokenizer_path: Path
+    tokenizer_path: AnyPath
     step: int  #: the optimizer step after which the weights were saved; 0 as converted
     float_checksum: str | None = None  #: as in `Description`
 
@@ -88,23 +90,21 @@ class SavedModel:
 
 
 def describe(
-    directory: str | Path,
+    directory: str | AnyPath,
     config: LlamaConfig,
     lora: LoraConfig | None,
     text: TextFormat,
-    tokenizer_path: str | Path,
-    base: str | Path | None = None,
+    tokenizer_path: str | AnyPath,
+    base: str | AnyPath | None = None,
 ) -> None:
     """Writes `model.json` and copies the tokenizer; checkpoints are for the caller to add.
 
     A directory that is already so described is left as it is, whatever it says of how the model is computed. Raises
     UserError for one that describes another model, that holds something else, or that cannot be written.
     """
-    directory = Path(directory)
-    base = None if base is None else os.path.relpath(Path(base).resolve(), directory.resolve())
-    description = Description(config, lora, text, base)
-    target = directory / MODEL_FILE
-    if target.exists():
+    directory = as_path(directory)
+    description = Description(config, lora, text, None if base is None else paths.relative(base, directory))
+    if (directory / MODEL_FILE).exists():
         found = read_description(directory)
         same_way = replace(found.model, **{name: getattr(config, name) for name in EXECUTION})
         theirs, ours = to_dict(replace(found, model=same_way, float_checksum=None)), to_dict(description)
@@ -112,19 +112,19 @@ def describe(
             what = "; ".join(f"{key} is {theirs[key]} there, {ours[key]} here" for key in differing)
             raise UserError(f"{directory} already holds another model ({what}); choose another directory")
         return
-    partial = directory / f"{MODEL_FILE}.partial"
+    ours = {f"{MODEL_FILE}{paths.UNFINISHED}", TOKENIZER_FILE, locks.INSIDE}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if foreign := {path.name for path in directory.iterdir()} - {partial.name, TOKENIZER_FILE, locks.INSIDE}:
+        there = directory.iterdir() if directory.exists() else ()  # a store has no empty folder
+        if foreign := {path.name for path in there} - ours:
             raise UserError(f"{directory} holds {min(foreign)!r} and no {MODEL_FILE}; choose another directory")
-        shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
-        partial.write_text(json.dumps(to_dict(description), indent=2) + "\n")
-        partial.replace(target)  # last and at once: a directory with a model.json is complete
+        _write_description(directory, description, as_path(tokenizer_path).read_bytes())
     except OSError as error:
-        raise UserError(f"cannot write the model directory {directory}: {error.strerror} ({error.filename})") from None
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}{where}") from None
 
 
-def record_checksum(directory: str | Path, checksum: str) -> None:
+def record_checksum(directory: str | AnyPath, checksum: str) -> None:
     """Writes into `model.json` of which float weights the model was made, if that is not what it says already.
 
     Raises UserError for what the disk refuses.
@@ -132,30 +132,40 @@ def record_checksum(directory: str | Path, checksum: str) -> None:
     description = read_description(directory)
     if description.float_checksum == checksum:
         return
-    target = Path(directory) / MODEL_FILE
-    partial = target.with_name(f"{MODEL_FILE}.partial")
     try:
-        partial.write_text(json.dumps(to_dict(replace(description, float_checksum=checksum)), indent=2) + "\n")
-        partial.replace(target)
+        _write_json(as_path(directory), replace(description, float_checksum=checksum))
     except OSError as error:
-        raise UserError(f"cannot write the model directory {directory}: {error.strerror} ({error.filename})") from None
+        raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}") from None
 
 
-def read_description(directory: str | Path) -> Description:
+def _write_description(directory: AnyPath, description: Description, tokenizer: bytes) -> None:
+    (directory / TOKENIZER_FILE).write_bytes(tokenizer)
+    _write_json(directory, description)  # last: a directory with a model.json is complete
+
+
+def _write_json(directory: AnyPath, description: Description) -> None:
+    """All at once."""
+    paths.write(directory / MODEL_FILE, json.dumps(to_dict(description), indent=2) + "\n")
+
+
+def read_description(directory: str | AnyPath) -> Description:
     """`model.json`. Raises UserError if the directory is no model directory."""
-    path = Path(directory) / MODEL_FILE
+    path = as_path(directory) / MODEL_FILE
     try:
-        return from_dict(Description, json.loads(path.read_text()), str(path))
+        with paths.reaching(path):
+            text = path.read_text()
+        return from_dict(Description, json.loads(text), str(path))
     except OSError as error:
+        reason = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else error.strerror or error
         raise UserError(
-            f"{directory} is not a model directory: {path.name}: {error.strerror}; "
+            f"{directory} is not a model directory: {path.name}: {reason}; "
             "`jaxcrystal convert` and `jaxcrystal train` make one"
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def load_model(directory: str | Path, mesh: Mesh | None = None, base: str | Path | None = None) -> SavedModel:
+def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | AnyPath | None = None) -> SavedModel:
     """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
 
     Adapters lie on their own base, or on another `base` that was made of the same float weights: of int8, for example.
@@ -163,10 +173,10 @@ def load_model(directory: str | Path, mesh: Mesh | None = None, base: str | Path
     Raises UserError for a directory that is not one, for one without a checkpoint, for weights or a tokenizer that do
     not fit, for a `base` of other float weights.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     description, tokenizer = read_description(directory), directory / TOKENIZER_FILE
     if base is not None:
-        description = _on_base(directory, description, Path(base))
+        description = _on_base(directory, description, as_path(base))
     if not tokenizer.exists():
         raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
     config = _with_pieces(description.model, tokenizer)
@@ -189,7 +199,7 @@ def load_model(directory: str | Path, mesh: Mesh | None = None, base: str | Path
     )
 
 
-def _on_base(directory: Path, description: Description, base: Path) -> Description:
+def _on_base(directory: AnyPath, description: Description, base: AnyPath) -> Description:
     """The description of the same adapters on another base. Raises UserError for one that is not made of the same."""
     if description.base is None or description.lora is None:
         raise UserError(f"{directory} has no adapters on a base, but weights of its own; leave the base {base} out")
@@ -214,11 +224,11 @@ def _on_base(directory: Path, description: Description, base: Path) -> Descripti
             f"of {theirs.float_checksum}; give one that was converted from the same SOURCE, with the same --dtype"
         )
     return replace(
-        description, model=replace(description.model, weights=theirs.model.weights), base=str(base.resolve())
+        description, model=replace(description.model, weights=theirs.model.weights), base=str(paths.absolute(base))
     )
 
 
-def _with_pieces(model: LlamaConfig, tokenizer: Path) -> LlamaConfig:
+def _with_pieces(model: LlamaConfig, tokenizer: AnyPath) -> LlamaConfig:
     """The same rows, of which those without a piece get no logit: earlier versions of `convert` gave them one."""
     pieces = load_tokenizer(tokenizer).vocab_size
     check_rows(str(tokenizer), pieces, model.vocab_size)
@@ -227,8 +237,8 @@ def _with_pieces(model: LlamaConfig, tokenizer: Path) -> LlamaConfig:
     return replace(model, vocab_size=pieces, vocab_multiple=model.padded_vocab_size)
 
 
-def _base_params(directory: Path, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
-    base = (directory / description.base).resolve()
+def _base_params(directory: AnyPath, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
+    base = paths.joined(directory, description.base)
     try:
         _, weights = _restore(base, {"params": wanted})
     except UserError as error:
@@ -236,12 +246,12 @@ def _base_params(directory: Path, description: Description, wanted: dict[str, An
     return weights["params"]
 
 
-def _restore(directory: Path, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
+def _restore(directory: AnyPath, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
     """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved.
 
     All that was saved must be `wanted`, unless only a `part` of it is.
     """
-    checkpoints = (directory / CHECKPOINTS).resolve()
+    checkpoints = paths.absolute(directory / CHECKPOINTS)
     steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
     if not steps:
         raise UserError(f"{checkpoints} holds no checkpoint; `jaxcrystal convert` and `jaxcrystal train` write them")
@@ -269,7 +279,7 @@ def _restore(directory: Path, wanted: dict[str, Any], part: bool = False) -> tup
         handler.close()
 
 
-def _check_fit(path: Path, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _check_fit(path: AnyPath, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
     problems = []
     for name in sorted(saved.keys() | wanted.keys()):
         found = list(saved[name].shape) if name in saved else "nothing"
@@ -282,29 +292,34 @@ def _check_fit(path: Path, saved: dict[str, Any], wanted: dict[str, jax.ShapeDty
 
 
 @contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
+def written_whole(out: AnyPath) -> Iterator[AnyPath]:
     """A directory to write to, beside `out`, that becomes `out` when all went well and vanishes when not.
 
+    In a store, where nothing can be renamed, it is `out` itself: no model until MODEL_FILE, which comes last, is there.
     Raises UserError if `out` is there and not empty, and for what the disk refuses.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    remote = paths.is_remote(out)
+    partial = out if remote else out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(out)
+        with ExitStack() as failed:
+            failed.callback(paths.remove, partial)
+            partial.mkdir(parents=True, exist_ok=remote)
+            with paths.reaching(out):
+                yield partial
+            if not remote:
+                partial.replace(out)
+            failed.pop_all()
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_weights(directory: Path, weights: dict[str, Any]) -> None:
+def save_weights(directory: AnyPath, weights: dict[str, Any]) -> None:
     """`weights` as the checkpoint of step 0. Raises OSError for what the disk refuses."""
     try:
-        with ocp.CheckpointManager((directory / CHECKPOINTS).resolve()) as manager:
+        with ocp.CheckpointManager(paths.absolute(directory / CHECKPOINTS)) as manager:
             manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))
     except ValueError as error:  # what Orbax makes of a full disk
         raise OSError(" ".join(str(error).split())) from None
@@ -312,12 +327,12 @@ def save_weights(directory: Path, weights: dict[str, Any]) -> None:
 
 def convert(
     source: str | Path,
-    out: str | Path,
+    out: str | AnyPath,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     weights: Weights = "float",
     *,
-    base: str | Path | None = None,
+    base: str | AnyPath | None = None,
     pad_token: bool = True,
     vocab_multiple: int = 128,
 ) -> LlamaConfig:
@@ -332,9 +347,9 @@ def convert(
 
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
     """
-    source, out = Path(source), Path(out)
+    source, out = paths.local(source), as_path(out)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
-    with locks.held(out), written_whole(out) as partial:
+    with locks.held(paths.on_disk(out)), written_whole(out) as partial:
         if (source / "adapter_config.json").exists():
             if dtype is not None:
                 raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")
@@ -352,32 +367,35 @@ def convert(
         padded = with_pad(model) if pad_token else model
         checkpoint = checkpoint.with_vocabulary(pieces + (padded != model), vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
-        describe(partial, config, None, TextFormat(), tokenizer)
-        (partial / TOKENIZER_FILE).write_bytes(padded)
         store, read = quantizer(config, mesh), Passing()
         params = {path: store(path, read.seen(path, parameter)) for path, parameter in checkpoint.load(mesh, dtype)}
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
-        record_checksum(partial, read.fingerprint)
+        _write_description(partial, Description(config, None, TextFormat(), None, read.fingerprint), padded)
     return config
 
 
-def _convert_adapters(source: Path, base: str | Path | None, partial: Path, mesh: Mesh) -> LlamaConfig:
+def _convert_adapters(source: Path, base: str | AnyPath | None, partial: AnyPath, mesh: Mesh) -> LlamaConfig:
     if base is None:
         raise UserError(f"{source} holds adapters; name the model directory that they belong to: --base DIR")
     description = read_description(base)
     if description.lora is not None:
         raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
     checkpoint = open_adapters(source, description.model)
-    tokenizer = Path(base) / TOKENIZER_FILE
+    tokenizer = as_path(base) / TOKENIZER_FILE
     if copies := set(saved_embeddings(checkpoint).values()):
         wanted = flatten_dict(abstract_variables(Llama(description.model), mesh), sep="/")
         part = {name: leaf for name, leaf in wanted.items() if name.removeprefix("params/") in copies}
-        _, weights = _restore(Path(base), unflatten_dict(part, sep="/"), part=True)
+        _, weights = _restore(as_path(base), unflatten_dict(part, sep="/"), part=True)
         file = tokenizer.read_bytes()
         pieces = load_tokenizer(tokenizer).vocab_size - (without_pad(file) != file)
         check_embeddings(source, checkpoint, flatten_dict(weights["params"], sep="/"), pieces)
-    describe(partial, description.model, checkpoint.lora, description.text, tokenizer, base)
     save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
-    if description.float_checksum is not None:
-        record_checksum(partial, description.float_checksum)
+    ours = Description(
+        description.model,
+        checkpoint.lora,
+        description.text,
+        paths.relative(base, partial),
+        description.float_checksum,
+    )
+    _write_description(partial, ours, tokenizer.read_bytes())
     return description.model
