@@ -15,7 +15,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.sampling.engine import Engine
-from jaxcrystal.sampling.memory import MOST, SHARE, UNTOLD, fitting, memory_left
+from jaxcrystal.sampling.memory import DEFAULT, MOST, SHARE, fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Temperature, TopP
 from jaxcrystal.weights.saved import SavedModel
 
@@ -100,7 +100,7 @@ def test_no_more_slots_than_crystals_nor_than_are_of_use():
     assert made(None, 5, 1 << 40).slots == 5
     assert made(None, 10_000, 1 << 40).slots == MOST
     assert made(2 * MOST, 10_000, 1 << 40).slots == 2 * MOST
-    assert made(None, 10_000, None).slots == UNTOLD
+    assert made(None, 10_000, None).slots == DEFAULT
     assert made(7, 10_000, None).slots == 7
     with pytest.raises(UserError, match="slots is 0"):
         made(0, 10_000, None)
