@@ -16,10 +16,8 @@ nothing of the others; `join` makes the one table of them, the same as a single 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import glob
-import hashlib
 import json
 import os
 import re
@@ -30,42 +28,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import OK, Attempt
+from jaxcrystal.sampling.attempts_table import checksum, read_table, write_table, write_whole
 from jaxcrystal.sampling.resampling import times
 
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("draw", pa.int64()),
-        ("seed", pa.int64()),
-        ("prompt", pa.string()),
-        ("conditions", pa.string()),
-        ("text", pa.string()),
-        ("status", pa.string()),
-        ("log_probability", pa.float64()),
-        ("grammar_log_probability", pa.float64()),
-        ("tokens", pa.int64()),
-        ("formula", pa.string()),
-        ("cif", pa.string()),
-        ("space_group", pa.int64()),
-        ("symmetrized_cif", pa.string()),
-        ("symmetry_failure", pa.string()),
-        ("resampled", pa.int64()),
-    ]
-)
-ROWS_PER_GROUP = 1024
 CHANGEABLE = ("num", "resample")  #: of a request, with the rows kept that are there
 LONGEST = 200  #: letters of a setting that an error repeats
 GOES_ON = "; what was written before is kept: with room on the disk the same command goes on after it"
-CIF_NAME = re.compile(r"\d{6,}\.cif")
 
 
 @dataclass(frozen=True)
@@ -224,7 +198,7 @@ class Ledger:
             rows = (row for _, row in self._whole_lines(before))
         elif self.out.exists():
             _checked_counts(self.out, json.loads(self._header.read_text()))
-            rows = _read_table(self.out)
+            rows = read_table(self.out)
         else:
             rows = iter(())
 
@@ -234,7 +208,7 @@ class Ledger:
                     index = row["index"] // before.num * self.request.num + row["draw"]
                     journal.write(_line(row | {"index": index, "resampled": None}))
 
-        _write(_beside(self._journal, f".{self.request.num}"), lines)
+        write_whole(_beside(self._journal, f".{self.request.num}"), lines)
         _describe(self.out, self.request, self.slots)
         if before.num != self.request.num:
             self.notes.append(
@@ -330,7 +304,7 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
         counts = sum(each, Counter())
         slots = json.loads(_beside(parts[0].path(out), ".json").read_text()).get("slots")
         with _disk(out, GOES_ON):
-            rows = partial(map, _read_table, [part.path(out) for part in parts])
+            rows = partial(map, read_table, [part.path(out) for part in parts])
             effective = _write_table(out, lambda: chain.from_iterable(rows()), request)
             _describe(out, request, slots, counts, effective)
     for path in (part.path(out) for part in parts):
@@ -372,20 +346,10 @@ def _describe(
     if slots is not None:
         description["slots"] = slots
     if counts is not None:
-        description |= {"counts": dict(sorted(counts.items())), "checksum": _checksum(out)}
+        description |= {"counts": dict(sorted(counts.items())), "checksum": checksum(out)}
     if effective is not None:
         description["effective_numbers"] = list(effective)
-    _write(_beside(out, ".json"), lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
-
-
-def _checksum(out: Path) -> str:
-    """SHA-256 of the table; of a folder, of its table and the names of its CIF files."""
-    with (out if out.suffix else out / "attempts.parquet").open("rb") as table:
-        digest = hashlib.file_digest(table, "sha256")
-    if not out.suffix:
-        names = sorted(path.name for path in out.iterdir() if CIF_NAME.fullmatch(path.name))
-        digest.update("\n".join(names).encode())
-    return digest.hexdigest()
+    write_whole(_beside(out, ".json"), lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
 
 
 def _checked_counts(out: Path, header: dict[str, Any]) -> Counter[str]:
@@ -395,7 +359,7 @@ def _checked_counts(out: Path, header: dict[str, Any]) -> Counter[str]:
         wrong = f"is there, and {out.name}.journal is not"
     elif "checksum" in header:
         try:
-            if header["checksum"] != _checksum(out):
+            if header["checksum"] != checksum(out):
                 wrong = "is not what was written there: its checksum is another"
         except OSError as error:
             wrong = f"is not what was written there: {error.filename}: {error.strerror}"
@@ -483,13 +447,7 @@ def _write_table(
     if request is not None and request.resample is not None:
         chosen, effective = _chosen(rows, request)
         rows = (row | {"resampled": int(times)} for row, times in zip(read(), chosen, strict=True))
-    if out.suffix == ".csv":
-        _write(out, partial(_csv, rows))
-    elif out.suffix == ".parquet":
-        _write(out, partial(_parquet, rows))
-    else:
-        (out / "symmetrized").mkdir(parents=True, exist_ok=True)
-        _write(out / "attempts.parquet", partial(_parquet, _with_files(out, rows)))
+    write_table(out, rows)
     return effective
 
 
@@ -501,59 +459,3 @@ def _chosen(rows: Iterator[dict[str, Any]], request: Request) -> tuple[list[int]
         for first in range(0, len(logs), request.num)
     ]
     return [n for chosen, _ in each for n in chosen], [effective for _, effective in each]
-
-
-def _with_files(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same rows; each crystal is written to files of its own on the way, in place of those of a smaller `num`."""
-    for path in [*out.iterdir(), *(out / "symmetrized").iterdir()]:
-        if CIF_NAME.fullmatch(path.name):
-            path.unlink()
-    for row in rows:
-        if row["status"] == OK:
-            name = f"{row['index']:06d}.cif"
-            (out / name).write_text(row["cif"])
-            if row["symmetrized_cif"] is not None:
-                (out / "symmetrized" / name).write_text(row["symmetrized_cif"])
-        yield row
-
-
-def _read_table(out: Path) -> Iterator[dict[str, Any]]:
-    if out.suffix == ".csv":
-        with out.open(newline="") as file:
-            for row in csv.DictReader(file):
-                yield {name: _of_csv(name, text) for name, text in row.items()}
-    else:
-        with pq.ParquetFile(out if out.suffix else out / "attempts.parquet") as table:
-            for batch in table.iter_batches(ROWS_PER_GROUP):
-                yield from batch.to_pylist()
-
-
-def _of_csv(name: str, text: str) -> int | float | str | None:
-    """A table has no field for None: it is what no text has, and `text` is never None."""
-    if not text and name != "text":
-        return None
-    kind = SCHEMA.field(name).type
-    return int(text) if kind == pa.int64() else float(text) if kind == pa.float64() else text
-
-
-def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, SCHEMA.names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-
-
-def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    with pq.ParquetWriter(path, SCHEMA) as table:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
-            table.write_table(pa.Table.from_pylist(group, SCHEMA))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """A file at `path` is whole or not there: it is written under another name first."""
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pymatgen.io.cif import CifWriter
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.reader.reading import read
-from jaxcrystal.sampling.ledger import SCHEMA
+from jaxcrystal.sampling.attempts_table import SCHEMA
 from jaxcrystal.workers import local
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])

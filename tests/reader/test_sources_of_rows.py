@@ -26,7 +26,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.reader.preparing import prepare
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.sources import LEDGER
-from jaxcrystal.sampling.ledger import SCHEMA
+from jaxcrystal.sampling.attempts_table import SCHEMA
 
 SALT = Structure(Lattice.from_parameters(4, 4, 4, 60, 60, 60), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
 RUTILE = Structure.from_spacegroup(136, Lattice.tetragonal(4.59, 2.96), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]])

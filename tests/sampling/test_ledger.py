@@ -15,7 +15,8 @@ from tiny_llama import full_disk  # noqa: F401  (a fixture)
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
-from jaxcrystal.sampling.ledger import ROWS_PER_GROUP, SCHEMA, Ledger, Part, Request, effective_number, finished, join
+from jaxcrystal.sampling.attempts_table import ROWS_PER_GROUP, SCHEMA
+from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
 
 REQUEST = Request(
     model="abc",
