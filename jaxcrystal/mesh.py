@@ -78,7 +78,7 @@ def _placed(sizes: Sequence[int], devices: Sequence[jax.Device], wanted: str) ->
         ) from None
 
 
-#: Over which mesh axes an axis of this name is divided; an axis of no such name, or none, is whole on every device.
+#: Over which mesh axes an axis of this name is divided; an axis without a name is whole on every device.
 MESH_AXES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),  # the hidden width of parameters; that of activations has no name
@@ -145,13 +145,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(names))
 
 
+def gather(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """`x`, whose axes bear these names, whole along what divides the batch: an all-gather over fsdp before a product.
+
+    Left alone, the compiler decodes codes first and gathers more bytes, or sends floats around a ring of chips and adds
+    up a product's parts in bfloat16.
+    """
+    batch = set(MESH_AXES["batch"])
+    return constrain(x, *(None if batch & set(MESH_AXES[name]) else name for name in names))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """`x`, whose axes bear these names, whole along what divides the batch; its gradient is laid out as `x` is.
-
-    The transpose of a gather would lay it out whole, on every device.
-    """
-    return constrain(x, *(None if set(MESH_AXES[name]) & set(MESH_AXES["batch"]) else name for name in names))
+    """As `gather`, but its gradient is laid out as `x` is; the transpose would lay it out whole, on every device."""
+    return gather(x, names)
 
 
 gathered.defvjp(lambda x, names: (gathered(x, names), None), lambda names, _, dx: (constrain(dx, *names),))

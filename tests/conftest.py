@@ -44,3 +44,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data and weights of {SHARED}, which a public clone does not have")
     return SHARED
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty object store (object_store.py) and working directory, in which `gs://` must never become a folder."""
+    from object_store import served
+
+    monkeypatch.chdir(tmp_path)
+    with served() as objects:
+        yield objects
+    assert not objects.refused and not Path("gs:").exists()

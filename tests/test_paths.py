@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from object_store import served
 from tiny_llama import checkpoint, pieces  # noqa: F401  (fixtures)
 
 from jaxcrystal import locks, paths
@@ -16,15 +15,6 @@ from jaxcrystal.config import TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.weights.export import export
 from jaxcrystal.weights.saved import convert, describe, load_model, read_description
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """An empty store, and an empty working directory, in which `gs://` must never become a folder."""
-    monkeypatch.chdir(tmp_path)
-    with served() as objects:
-        yield objects
-    assert not objects.refused and not Path("gs:").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import TokenTables, Writer
 from jaxcrystal.mesh import batch_sharding
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.paths import as_path
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.sampler import SamplerSettings
 from jaxcrystal.training.loop import computed_as
@@ -40,7 +41,7 @@ def shape(recipe: Recipe) -> tuple[LlamaConfig, SentencePieceTokenizer, str]:
     if recipe.base is None:
         tokenizer = load_tokenizer(recipe.tokenizer)
         return replace(recipe.model, vocab_size=tokenizer.vocab_size), tokenizer, "the recipe's model"
-    directory = Path(recipe.base)
+    directory = as_path(recipe.base)
     if not (directory / saved.MODEL_FILE).exists():
         return recipe.model, load_tokenizer("compact"), f"the recipe's model; {directory} is not here"
     config = computed_as(saved.read_description(directory).model, recipe.model)

@@ -248,8 +248,7 @@ def relax(
     - `fmax`: until no force exceeds it, eV/Å; or for `max_steps` steps, or `timeout` seconds a crystal.
     - `store`: a folder that keeps each relaxation; what is known there is not done again.
 
-    Raises UserError if the source or the potential cannot be read, or `store` cannot be
-    written or another process writes it.
+    Raises UserError if the source or the potential cannot be read, or if `store` cannot be written or is being written.
     """
     from jaxcrystal.interface.tables import Relaxations, Relaxed
     from jaxcrystal.locks import held

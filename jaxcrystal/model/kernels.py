@@ -18,7 +18,7 @@ mesh. A stored kernel is constant: it has no gradient, but the gradient of x flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxcrystal.config import NF4_BLOCK, Weights
-from jaxcrystal.mesh import MESH_AXES, constrain
+from jaxcrystal.mesh import constrain, gather
 
 #: Name of a float kernel's product, by which `jax.checkpoint` may keep it: policies do not see into its own gradient.
 PRODUCT = "product"
@@ -122,7 +122,7 @@ def multiply(x: Float[Array, "*n in"], kernel: Kernel, axes: tuple[str, str]) ->
         return checkpoint_name(_product(x, kernel, axes), PRODUCT)
 
     def product(x: Float[Array, "*n in"], kernel: Kernel) -> Float[Array, "*n out"]:
-        kernel = {name: _gathered(array, axes[-array.ndim :]) for name, array in kernel.items()}
+        kernel = {name: gather(array, axes[-array.ndim :]) for name, array in kernel.items()}
         if "int8" in kernel:  # codes are exact in bfloat16, and the scale is one for each output
             return ((x @ kernel["int8"].astype(x.dtype)) * kernel["scale"]).astype(x.dtype)
         return x @ decode(kernel, x.dtype)
@@ -130,16 +130,6 @@ def multiply(x: Float[Array, "*n in"], kernel: Kernel, axes: tuple[str, str]) ->
     # For backward, the stored kernel is kept: gathered or decoded, those of all layers would be a whole model. The
     # optimization barrier of `prevent_cse`, not needed in a scan, would make its all-gather wait for the gradient.
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
-
-
-def _gathered(stored: Array, axes: Sequence[str]) -> Array:
-    """Whole along what divides the batch: an all-gather over fsdp before the product.
-
-    Left alone, the compiler decodes codes first and gathers more bytes, or sends floats around a ring of chips and
-    adds up a product's parts in bfloat16.
-    """
-    names = [None if set(MESH_AXES[axis]) & set(MESH_AXES["batch"]) else axis for axis in axes]
-    return constrain(stored, *names)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -151,7 +141,7 @@ def _product(x: Float[Array, "*n in"], kernel: Float[Array, "in out"], axes: tup
                     itself: over fsdp its parts are reduce-scattered, where the transpose of the gather
                     would all-reduce the whole of it
     """
-    flat = x.reshape(-1, x.shape[-1]) @ _gathered(kernel.astype(x.dtype), axes)
+    flat = x.reshape(-1, x.shape[-1]) @ gather(kernel.astype(x.dtype), axes)
     return flat.reshape(*x.shape[:-1], kernel.shape[1])
 
 
@@ -162,7 +152,7 @@ def _product_forward(x: Array, kernel: Array, axes: tuple[str, str]) -> tuple[Ar
 def _product_backward(axes: tuple[str, str], kept: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = dy.reshape(-1, dy.shape[-1])
-    dx = dy @ _gathered(kernel.astype(dy.dtype), axes).T
+    dx = dy @ gather(kernel.astype(dy.dtype), axes).T
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy, preferred_element_type=wide)
     return dx.reshape(x.shape), constrain(dw, *axes).astype(kernel.dtype)

@@ -1,9 +1,5 @@
 """What the sampler runs on the devices: a loop of steps in which every slot appends tokens to its crystal.
 
-    slots             crystals that are being written, one each; an idle one takes the next task at once
-    pages             where they are written down, one a crystal, used in turn; the host reads them now and then
-    orders            of each page: which crystal, behind which prompt, within which limits
-
 A step draws one token in each slot, among the grammar's letters, and appends the tokens behind it that the grammar
 leaves no choice about (half of a text): the model reads them all in one call of a fixed number of tokens. They cost no
 step of their own, and count in the log-probabilities as any token does. What finds no room waits for a later step;
@@ -15,7 +11,6 @@ With guidance each slot has two rows of the cache: one behind its prompt and one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property, reduce
 from typing import Any
 
@@ -24,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
-from jaxcrystal.crystals.grammar import Grammar, Limits, State
+from jaxcrystal.crystals.grammar import Grammar, State
 from jaxcrystal.mesh import check_divides, replicated, spec
 from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
 from jaxcrystal.sampling.methods import Guidance, Method, pick
+from jaxcrystal.sampling.slots import Ending, Orders, Pages, Scores, Slots
 from jaxcrystal.weights.saved import SavedModel
 
 STEPS_PER_CALL = 64  #: steps between two looks of the host
@@ -38,62 +34,6 @@ TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
 WHOLE_ROWS = 8  #: a multiple of what fills registers
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 PROMPT_PAGES_PER_SLOT = 2  #: of the pool; it lies whole on the devices of every copy, and so counts a copy's slots
-
-
-class Ending(IntEnum):
-    """How a crystal's text ended."""
-
-    FINISHED = 0  # with the end of sequence
-    TRUNCATED = 1  # at the limit of tokens
-    NAN_LOGITS = 2  # where the model's logits were no numbers
-
-
-@struct.dataclass
-class Scores:
-    """What the model says of the next token."""
-
-    logits: Float32[Array, "*n letters"]  #: of the grammar's letters, or, without one, of the vocabulary
-    normalizer: Float32[Array, "*n"]  #: log Σ exp over the whole vocabulary
-
-
-@struct.dataclass
-class Slots:
-    """Crystals that are being written, one a slot."""
-
-    cache: Cache  #: slot s has the rows s · rows_per_slot and, with guidance, the one behind it
-    scores: Scores  #: [slots, rows_per_slot]
-    crystal: Int32[Array, "slots"]  #: which of the tasks, counted from 0; -1 in an idle slot
-    log_probability: Float32[Array, "slots"]
-    grammar_log_probability: Float32[Array, "slots"]
-    grammar: State | None  #: None exactly if the engine has no grammar
-    next: Int32[Array, ""]  #: the first task that no slot has taken yet
-
-    @property
-    def lengths(self) -> Int32[Array, "slots"]:
-        """Tokens of each crystal so far."""
-        return self.cache.lengths.reshape(len(self.crystal), -1)[:, 0]
-
-
-@struct.dataclass
-class Pages:
-    """Where crystals are written down: crystal n on page n % pages, once the page's former one was read."""
-
-    crystal: Int32[Array, "pages"]  #: whose finished text the page holds; -1 if none yet
-    tokens: Int32[Array, "pages limit"]
-    length: Int32[Array, "pages"]
-    log_probability: Float32[Array, "pages"]
-    grammar_log_probability: Float32[Array, "pages"]
-    ending: Int32[Array, "pages"]
-
-
-@struct.dataclass
-class Orders:
-    """What is to be written on each page."""
-
-    index: UInt32[Array, "pages"]
-    prompt_hash: UInt32[Array, "pages"]
-    prompt: Int32[Array, "pages"]  #: its number in the cache
-    limits: Limits | None  #: of each page; None exactly if the engine has no grammar
 
 
 @struct.dataclass

@@ -36,9 +36,10 @@ from jaxcrystal.crystals.grammar import Grammar, Limits
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, parts, replicated
 from jaxcrystal.model.cache import BEGUN_LOOP, BLOCK, PROMPT_LOOP, TAIL_LOOP, whole_blocks
-from jaxcrystal.sampling.decoding import STEPS_LOOP, STEPS_PER_CALL, Decoder, Ending
+from jaxcrystal.sampling.decoding import STEPS_LOOP, STEPS_PER_CALL, Decoder
 from jaxcrystal.sampling.methods import Guidance, Method
 from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
+from jaxcrystal.sampling.slots import Ending
 from jaxcrystal.weights.saved import SavedModel
 
 JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow

@@ -57,7 +57,7 @@ def sample(
     num: int,
     out: str | Path,
     *,
-    base: str | Path | None = None,
+    base: str | AnyPath | None = None,
     num_valid: int | None = None,
     resample: int | None = None,
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from object_store import served
 from small import SMALL, losses
 
 from jaxcrystal.cli import main
@@ -22,14 +21,6 @@ from jaxcrystal.training.loop import train
 from jaxcrystal.weights.saved import load_model, read_description
 
 RUN = "gs://bucket/runs/small"
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with served() as objects:
-        yield objects
-    assert not objects.refused and not Path("gs:").exists()
 
 
 @pytest.fixture
@@ -123,6 +114,13 @@ def test_adapters_and_their_base_in_one_bucket(store, recipe, monkeypatch):
         store.delete(name)
     for place in ("gs://elsewhere/runs/adapted", "bucket/runs/adapted"):
         jax.tree.map(np.testing.assert_array_equal, load_model(place).variables, expected.variables)
+
+
+def test_a_host_that_does_not_see_the_run_is_refused(store, recipe, monkeypatch):
+    """Of several, the first writes the model's description, and on this one's disk it does not appear."""
+    monkeypatch.setattr(loop.hosts, "is_first", lambda: False)
+    with pytest.raises(UserError, match="local is another folder on this host; `out` must be on a disk that all see"):
+        train(recipe)
 
 
 def test_of_two_jobs_in_one_folder_that_write_one_run_the_second_is_refused(store, recipe):
