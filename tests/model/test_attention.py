@@ -144,6 +144,32 @@ def test_what_is_no_number_stays_in_its_row(llama):
     assert np.isfinite(after.values[:, 2, 0, :, 11]).all()  # what the row appended when all was lost
 
 
+def test_a_call_of_more_tokens_than_a_block_behind_a_begun_one(llama):
+    """Of 70 tokens behind 1 or 11: they fill the begun block, and what is behind it begins with the right one."""
+    tokens = sequences()
+    full = np.asarray(llama(tokens, positions(tokens))[0])
+    cache, _ = cached(llama, tokens)
+    at = np.asarray(cache.positions)[:, None] + np.arange(70)
+    logits, _ = llama(np.take_along_axis(tokens, at, 1), at, cache=cache)
+    np.testing.assert_allclose(logits, full[np.arange(4)[:, None], at], atol=1e-5)
+
+
+def test_what_is_no_number_is_not_met_by_tokens_before_it_in_the_call(llama, variables):
+    """The last of three tokens has an embedding that is none; the two before it do not see it."""
+    tokens = sequences()
+    tokens[tokens == 63] = 0
+    cache, _ = cached(llama, tokens)
+    at = np.asarray(cache.positions)[:, None] + np.arange(3)
+    read = np.take_along_axis(tokens, at, 1)
+    expected, _ = llama(read, at, cache=cache)
+    table = variables["params"]["embed_tokens"]["embedding"].at[63].set(jnp.nan)
+    spoilt = {"params": variables["params"] | {"embed_tokens": {"embedding": table}}}
+    read[:, 2] = 63
+    found, after = Llama(CONFIG).apply(spoilt, read, at, cache=cache)
+    np.testing.assert_allclose(found[:, :2], expected[:, :2], atol=1e-5)
+    assert np.isnan(found[:, 2]).all() and np.isfinite(after.values).all()
+
+
 def test_a_prompt_is_stored_once_and_may_be_replaced(llama):
     empty = Cache.empty(CONFIG, rows=50, tail=4, pages=5, longest=65)
     assert empty.prompt_keys.shape == (3, 5, 2, BLOCK, 8) and empty.keys.shape == (3, 50, 1, 2, BLOCK, 8)

@@ -66,6 +66,16 @@ def made(slots: int | None, most: int, left: int | None) -> Engine:
     return fitting(engine_of, slots, most, lambda engine: engine.memory(70), left)
 
 
+def test_with_the_grammar_a_step_grows_by_whole_rows_and_slots_fit_all_the_same():
+    def grammatical(slots: int) -> Engine:
+        return engine_of(slots, grammar=GRAMMAR)
+
+    for slots in (1, 3, 4, 5, 17, 18, 19, 101):
+        for room in (grammatical(slots).memory(70), grammatical(slots + 1).memory(70) - 1):
+            chosen = fitting(grammatical, None, 10_000, lambda engine: engine.memory(70), room)
+            assert chosen.slots == slots and chosen.memory(70) <= room
+
+
 def test_as_many_slots_as_fit_and_not_one_more():
     each = engine_of(2).memory(70) - engine_of(1).memory(70)
     for slots in (1, 2, 17, 100):
