@@ -137,7 +137,8 @@ def sample(
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
         counts, place = join(out, request), Path(out)
     seconds = time.monotonic() - start
-    return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, effective_number(place))
+    number = effective_number(out) if place == Path(out) else None  # the first process may have removed a part by now
+    return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, number)
 
 
 def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:

@@ -340,10 +340,22 @@ def test_prompts_of_one_run_give_what_each_gives_alone(model_dir, many, tmp_path
 
 
 TWO = """
-import sys
+import contextlib, sys, time
+from pathlib import Path
 from jaxcrystal import hosts
 from jaxcrystal.sampling.sampling import sample
 hosts.start(sys.argv[1], 2, int(sys.argv[2]))
+apart = hosts.apart
+
+@contextlib.contextmanager
+def apart_until_joined(name):
+    with apart(name):
+        yield
+    while list(Path(sys.argv[4]).parent.glob("*-of-*")):
+        time.sleep(0.1)
+
+if sys.argv[2] == "1":
+    hosts.apart = apart_until_joined
 report = sample(sys.argv[3], 10, sys.argv[4], conditions=%r, seed=3, slots=8)
 print(report.out, report.attempts, report.resumed)
 """
@@ -351,7 +363,7 @@ print(report.out, report.attempts, report.resumed)
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_would(model_dir, many, tmp_path):
-    """Each its part, of which the second one's had been begun; the first joins them."""
+    """Each its part, of which the second one's had been begun; the first joins them, here before the second goes on."""
     out = tmp_path / "s.parquet"
     request = Request(**json.loads((many.out.parent / "s.parquet.json").read_text())["request"])
     begun = Ledger(out, request, Part(1, 2))
