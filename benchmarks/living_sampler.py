@@ -28,7 +28,8 @@ import machine
 import jaxcrystal
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, TextFormat, load
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.sentence_pieces import COMPACT
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.sampling import sample

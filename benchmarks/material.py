@@ -19,8 +19,9 @@ from jaxcrystal.config import ATTRIBUTES, TextFormat
 from jaxcrystal.crystals import dataset, prompts, text
 from jaxcrystal.crystals.crystal import COORD_BITS, ELEMENTS, Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
-from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, Rows
+from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer
+from jaxcrystal.crystals.token_tables import EMPTY
+from jaxcrystal.crystals.writer import Draws, Examples, Rows
 from jaxcrystal.reader.checks import Checked, Checks, check
 from jaxcrystal.reader.reading import interpret
 from jaxcrystal.reader.sources import open_source
@@ -151,7 +152,7 @@ def transformers_tokenizer(tokenizer: SentencePieceTokenizer) -> Any | None:
 def encode(texts: list[str], fast: Any | None, tokenizer: SentencePieceTokenizer) -> list[list[int]]:
     """Tokens of whole texts with beginning and end: transformers' batched call, or else SentencePiece's."""
     if fast is None:
-        return [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        return [[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     return fast(texts, return_attention_mask=False)["input_ids"]
 
 

@@ -13,8 +13,8 @@ from jaxcrystal import locks, paths
 from jaxcrystal.cli import main
 from jaxcrystal.config import TextFormat
 from jaxcrystal.errors import UserError
+from jaxcrystal.weights.convert import convert, describe, load_model, read_description
 from jaxcrystal.weights.export import export
-from jaxcrystal.weights.saved import convert, describe, load_model, read_description
 
 
 @pytest.mark.parametrize(

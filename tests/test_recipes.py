@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 from jaxcrystal.config import LoraConfig, Recipe, load
 from jaxcrystal.mesh import AXES
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.weights.saved import convert
+from jaxcrystal.weights.convert import convert
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

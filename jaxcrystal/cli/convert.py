@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal import compilation_cache
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
-    from jaxcrystal.weights.saved import convert
+    from jaxcrystal.weights.convert import convert
 
     compilation_cache.enable()
     config = convert(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
 from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
+from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
@@ -141,7 +141,7 @@ def sample(
     return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, number)
 
 
-def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
+def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
     """A hash of what decides which text a draw gives: configuration, weights, tokenizer. The same on any mesh."""
 
     @jax.jit

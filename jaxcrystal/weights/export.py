@@ -2,7 +2,7 @@
 
     --format peft    adapter_model.safetensors, adapter_config.json
     --format hf      model.safetensors, or model-0000i-of-0000n.safetensors with their index; config.json,
-                     generation_config.json; tokenizer.model, tokenizer_config.json
+                     generation_config.json; tokenizer.model or tokenizer.json, tokenizer_config.json
                      adapters are merged into the weights; rows that only pad the vocabulary stay behind
 
 Files are written one at a time, and the host holds the tensors of one.
@@ -26,13 +26,14 @@ from safetensors.numpy import save_file
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LoraConfig
-from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
+from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer, without_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.lora import merge
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
-from jaxcrystal.weights.saved import MODEL_FILE, TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
+from jaxcrystal.weights.saved import MODEL_FILE, SavedModel, load_model, read_description, written_whole
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -106,12 +107,16 @@ def _export_peft(model: SavedModel, partial: Path, out: Path, base: str) -> Expo
 
 
 def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool) -> ExportReport:
-    pieces, rows = model.tokenizer_path.read_bytes(), model.config.vocab_size
-    kept = pieces if pad_token else without_pad(pieces)
-    if kept != pieces and load_tokenizer(model.tokenizer_path).vocab_size == rows:
-        rows -= 1  # the last row is [PAD]'s
-    (partial / TOKENIZER_FILE).write_bytes(kept)
-    special = load_tokenizer(partial / TOKENIZER_FILE).special
+    tokenizer, rows = model.tokenizer, model.config.vocab_size
+    kept, settings = tokenizer.file, {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
+        if not pad_token and (kept := without_pad(tokenizer.file)) != tokenizer.file and tokenizer.vocab_size == rows:
+            rows -= 1  # the last row is [PAD]'s
+    else:
+        rows = model.config.padded_vocab_size  # the source's own, some without a token
+    (partial / tokenizer.file_name).write_bytes(kept)
+    special = load_tokenizer(partial / tokenizer.file_name, **tokenizer.ends).special
     config = replace(model.config, vocab_size=rows, vocab_multiple=1)
 
     with jax.default_matmul_precision("highest"):  # or an accelerator merges adapters in bfloat16
@@ -125,8 +130,7 @@ def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_toke
     _write_json(partial / "config.json", hf_config(config, dtype, ids))
     _write_json(partial / "generation_config.json", ids)
     tokens = {f"{name}_token": piece for name, (piece, _) in special.items()}
-    adds = {"add_bos_token": True, "add_eos_token": False, "legacy": False}
-    _write_json(partial / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", **adds, **tokens})
+    _write_json(partial / "tokenizer_config.json", {**settings, **tokens})
     return ExportReport(out, len(files), len(home), total)
 
 

@@ -19,9 +19,10 @@ from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.crystals.grammar import END, GAMMA, Constraints, Grammar, Limits, State
+from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer
 from jaxcrystal.crystals.text import ParseError, parse, write
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 
 LIMIT = 300

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer, train_compact, with_pad, without_pad
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.sentence_pieces import COMPACT, train_compact, with_pad, without_pad
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 
 #: SentencePiece writes a space as ▁, so it cannot tell the two apart; NUL ends its strings.

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, TokenTables, Writer, decimal, sentence_tokens
+from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer
+from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
+from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.writer import Draws, Examples, Writer, decimal, sentence_tokens
 from jaxcrystal.errors import UserError
 
 MAX_ATOMS = 20
@@ -118,7 +120,7 @@ def assert_written_as_encoded(tokenizer, crystals, labels, fmt, augment, seed, c
         for i in range(len(part.index)):
             at = start + i
             text = drawn_text(crystals[at], labels[at], draws[i, 0], fmt)
-            expected = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+            expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
             n = int(lengths[i, 0])
             assert rows.tokens[i, :n].tolist() == expected, f"crystal {at}: {text!r}"
             assert (rows.segments[i, :n] == 1).all() and (rows.segments[i, n:] == 0).all()

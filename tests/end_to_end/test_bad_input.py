@@ -16,7 +16,8 @@ from jaxcrystal.cli import main
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.sentence_pieces import COMPACT
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize

@@ -21,7 +21,7 @@ from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.methods import Greedy
 from jaxcrystal.weights import saved
 from jaxcrystal.weights.checkpoint_map import load_hf
-from jaxcrystal.weights.saved import convert, load_model
+from jaxcrystal.weights.convert import convert, load_model
 
 SIZES = dict(
     vocab_size=96,

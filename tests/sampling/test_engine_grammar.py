@@ -16,9 +16,10 @@ from pymatgen.core import Composition
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
+from jaxcrystal.crystals.sentence_pieces import COMPACT
 from jaxcrystal.crystals.text import parse
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -29,7 +30,7 @@ from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import SavedModel, describe
 
 TOKENIZER = load_tokenizer("compact")
-PROMPT = [TOKENIZER.bos_id, *TOKENIZER.encode("Below:\n")]
+PROMPT = [*TOKENIZER.begin, *TOKENIZER.encode("Below:\n")]
 LIMIT = 96
 
 

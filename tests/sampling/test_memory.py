@@ -9,8 +9,8 @@ import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.grammar import Grammar
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables

@@ -11,7 +11,8 @@ import pytest
 import jaxcrystal
 from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextFormat, to_dict
 from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.sentence_pieces import COMPACT
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize

@@ -28,7 +28,8 @@ from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.sentence_pieces import COMPACT
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -60,9 +61,9 @@ CONFIG = LlamaConfig(
 def model_dir(tmp_path_factory):
     """After the plain prompt the model writes one of four texts, each about as often as the others."""
     tokenizer = load_tokenizer("compact")
-    prompt = [tokenizer.bos_id, *tokenizer.encode(generation_prompt({}))]
+    prompt = [*tokenizer.begin, *tokenizer.encode(generation_prompt({}))]
     whole = [generation_prompt({}) + text for text in (*GOOD, *BAD.values())]  # encoded at once, as in training
-    texts = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in whole]
+    texts = [[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id] for text in whole]
     tokens = np.zeros((4, max(map(len, texts))), np.int32)
     weights = np.zeros(tokens.shape, np.float32)
     for row, text in enumerate(texts):

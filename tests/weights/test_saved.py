@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.crystals.sentence_pieces import with_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.weights.checkpoint_map import load_hf, open_checkpoint
-from jaxcrystal.weights.saved import convert, describe, load_model
+from jaxcrystal.weights.convert import convert, describe, load_model
 
 ONE = MeshConfig(1, 1, 1)
 TINY = LlamaConfig(
