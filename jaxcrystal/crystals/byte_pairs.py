@@ -44,7 +44,10 @@ class BytePairTokenizer:
     file_name = "tokenizer.json"
 
     def __init__(self, path: AnyPath, begin: Sequence[int] | None = None, end: int | None = None) -> None:
-        import tokenizers  # here: only models that have such a tokenizer need it
+        try:
+            import tokenizers  # here: only models that have such a tokenizer need it
+        except ImportError:
+            raise UserError(f"{path} needs the package tokenizers; pip install 'jaxcrystal[gguf]'") from None
 
         self.path = path
         self.file = path.read_bytes()

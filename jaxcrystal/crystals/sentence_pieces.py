@@ -1,7 +1,7 @@
 """SentencePiece models: LLaMA-2's and its kin's, and the compact one that ships with the package.
 
-The compact tokenizer (448 pieces: digits, separators, elements, the words of the prompts, bytes for all the rest) is for
-models trained from scratch, whose embedding would otherwise be most of their weights. `train_compact` builds it,
+The compact tokenizer (448 pieces: digits, separators, elements, the words of the prompts, bytes for all the rest) is
+for models trained from scratch, whose embedding would otherwise be most of their weights. `train_compact` builds it,
 reproducibly.
 """
 
@@ -72,8 +72,8 @@ def _instead(file: bytes) -> str:
     """What it may be."""
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file):
         return (
-            ", but tiktoken's list of tokens, which Meta ships with LLaMA-3 under this name; take the tokenizer.json of "
-            "the Hugging Face release"
+            ", but tiktoken's list of tokens, which Meta ships with LLaMA-3 under this name; take the tokenizer.json "
+            "of the Hugging Face release"
         )
     return ""
 

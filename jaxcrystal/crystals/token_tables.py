@@ -7,7 +7,7 @@ over a symbol and its line feed. A run of digits is one token each (LLaMA-2, Smo
 left (LLaMA-3). `[MASK]` and the prompts are tokenized with the line feed behind them, which some tokenizers join to a
 bracket or a colon. A scan of the vocabulary would not tell: a token that joins a space to a line feed is no harm where
 no text brings it up. So `build` writes texts in which every piece stands beside all that can be its neighbours, then
-crystals, and compares them with the tokenizer's own tokens.
+random crystals, and compares them with the tokenizer's own tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcrystal.config import ATTRIBUTES, TextFormat
-from jaxcrystal.crystals import prompts
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
+from jaxcrystal.crystals import prompts, text
+from jaxcrystal.crystals.conditions import sentence
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
 from jaxcrystal.crystals.text import MASK
 from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.errors import UserError
@@ -116,8 +117,6 @@ class TokenTables:
 
     def _lines(self) -> Iterator[str]:
         """Every number, symbol and separator beside all that can stand there; then runs of digits, then crystals."""
-        from jaxcrystal.crystals import dataset, text
-
         for width in range(1, self.group + 1):
             for value in range(10**width):
                 n = f"{value:0{width}}"
@@ -128,28 +127,24 @@ class TokenTables:
         for width in range(1, 8):
             for value in random.integers(0, 10**width, 200):
                 yield f"{value % 1000}.{value:0{width}} {value % 1000}.{value:0{width}}\n0.{value:0{width}}"
-        crystals = dataset.load("prototypes:validation")
         for decimals in range(1, 7):
             fmt = TextFormat(length_decimals=min(decimals, 4), angle_decimals=decimals % 3, coord_decimals=decimals)
-            yield from (text.write(crystals.crystal(i), fmt) for i in range(0, len(crystals), 1 + len(crystals) // 20))
+            yield from (text.write(_random_crystal(random), fmt) for _ in range(20))
 
     def _check_sentences(self, tokenizer: Tokenizer) -> None:
         """Every sentence before and behind every other, and before the request."""
-        from jaxcrystal.crystals.conditions import sentence
-
         values = ("NaCl", ["Cl", "Na"], 225, -1.25, 8.5, 0.0)
         stated = [sentence(name, value) for name, value in zip(ATTRIBUTES, values, strict=True)]
         begin = len(tokenizer.encode(prompts.INTRODUCTION))
-        each = [(text, tokenizer.encode(prompts.INTRODUCTION + text)[begin:]) for text in stated]
+        each = [(words, tokenizer.encode(prompts.INTRODUCTION + words)[begin:]) for words in stated]
         introduction, request = (prompts.INTRODUCTION, self.introduction), (prompts.REQUEST, self.request)
         for one in each:
             for other in each:
                 self._compare(tokenizer, [introduction, one, other, request])
 
     def _compare(self, tokenizer: Tokenizer, parts: Sequence[tuple[str, Sequence[int]]]) -> None:
-        text = "".join(part for part, _ in parts)
         ours = [int(token) for _, tokens in parts for token in tokens]
-        theirs = [*tokenizer.begin, *tokenizer.encode(text)]
+        theirs = [*tokenizer.begin, *tokenizer.encode("".join(part for part, _ in parts))]
         if ours == theirs:
             return
         at = next(
@@ -170,23 +165,29 @@ class _Reader:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def tokens(self, context: str, text: str, before: str = "") -> Int[np.ndarray, "tokens"]:
-        """Those of `text` between `context` and `before`. Raises UserError if they reach over into these."""
+    def tokens(self, context: str, piece: str, before: str = "") -> Int[np.ndarray, "tokens"]:
+        """Those of `piece` between `context` and `before`. Raises UserError if they reach over into these."""
         encode = self._tokenizer.encode
-        front, whole, back = encode(context), encode(context + text + before), encode(f"\n{before}") if before else []
+        front, whole, back = encode(context), encode(context + piece + before), encode(f"\n{before}") if before else []
         behind = back[len(encode("\n")) :]
         if whole[: len(front)] != front or whole[len(whole) - len(behind) :] != behind:
             raise UserError(
-                f"{self._tokenizer.path}: the tokens of {context[-12:]!r} or {before!r} change beside {text!r}"
+                f"{self._tokenizer.path}: the tokens of {context[-12:]!r} or {before!r} change beside {piece!r}"
             )
         return np.array(whole[len(front) : len(whole) - len(behind)], np.int32)
 
-    def one(self, context: str, text: str, before: str = "") -> int:
+    def one(self, context: str, piece: str, before: str = "") -> int:
         """Raises UserError unless it is a single token."""
-        tokens = self.tokens(context, text, before)
+        tokens = self.tokens(context, piece, before)
         if len(tokens) != 1:
-            raise UserError(f"{self._tokenizer.path} writes {text!r} as {len(tokens)} tokens; the device needs one")
+            raise UserError(f"{self._tokenizer.path} writes {piece!r} as {len(tokens)} tokens; the device needs one")
         return int(tokens[0])
+
+
+def _random_crystal(random: np.random.Generator) -> Crystal:
+    n = int(random.integers(1, 9))
+    species = random.integers(1, len(ELEMENTS), n)
+    return Crystal(random.uniform(1, 99, 3), random.uniform(60, 120, 3), species, random.uniform(0, 1, (n, 3)))
 
 
 def ragged(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "rows width"]:

@@ -1,6 +1,6 @@
-"""Checkpoints of Hugging Face, Meta and PEFT, onto a mesh and back: one table says which tensor is which parameter.
+"""Checkpoints of Hugging Face, Meta, GGUF and PEFT, onto a mesh and back: `source` says which tensor is what.
 
-Reading and writing go through the same rows. A tensor of a layer becomes one slice of the parameter that stacks all
+Reading and writing both ask it. A tensor of a layer becomes one slice of the parameter that stacks all
 layers; PyTorch's linear weights are [out, in], our kernels and adapters [in, out].
 """
 
@@ -29,21 +29,21 @@ from jaxcrystal.weights.meta_shards import MetaShards
 from jaxcrystal.weights.tensor_files import Index, TensorFiles, Tensors
 from jaxcrystal.weights.vocabulary import Vocabulary
 
-#: parameter, the tensor's name (all end with .weight) at Hugging Face, at Meta, and in a GGUF
+#: A parameter, and what Meta and GGUF call its tensor; Hugging Face calls it as we do. All end with .weight.
 TABLE = (
-    ("embed_tokens/embedding", "model.embed_tokens", "tok_embeddings", "token_embd"),
-    ("layers/input_layernorm/scale", "model.layers.{}.input_layernorm", "layers.{}.attention_norm", "blk.{}.attn_norm"),
-    ("layers/self_attn/q_proj/kernel", "model.layers.{}.self_attn.q_proj", "layers.{}.attention.wq", "blk.{}.attn_q"),
-    ("layers/self_attn/k_proj/kernel", "model.layers.{}.self_attn.k_proj", "layers.{}.attention.wk", "blk.{}.attn_k"),
-    ("layers/self_attn/v_proj/kernel", "model.layers.{}.self_attn.v_proj", "layers.{}.attention.wv", "blk.{}.attn_v"),
-    ("layers/self_attn/o_proj/kernel", "model.layers.{}.self_attn.o_proj", "layers.{}.attention.wo", "blk.{}.attn_output"),
-    ("layers/post_attention_layernorm/scale", "model.layers.{}.post_attention_layernorm", "layers.{}.ffn_norm", "blk.{}.ffn_norm"),
-    ("layers/mlp/gate_proj/kernel", "model.layers.{}.mlp.gate_proj", "layers.{}.feed_forward.w1", "blk.{}.ffn_gate"),
-    ("layers/mlp/up_proj/kernel", "model.layers.{}.mlp.up_proj", "layers.{}.feed_forward.w3", "blk.{}.ffn_up"),
-    ("layers/mlp/down_proj/kernel", "model.layers.{}.mlp.down_proj", "layers.{}.feed_forward.w2", "blk.{}.ffn_down"),
-    ("norm/scale", "model.norm", "norm", "output_norm"),
-    ("lm_head/kernel", "lm_head", "output", "output"),
-)  # fmt: skip
+    ("embed_tokens/embedding", "tok_embeddings", "token_embd"),
+    ("layers/input_layernorm/scale", "layers.{}.attention_norm", "blk.{}.attn_norm"),
+    ("layers/self_attn/q_proj/kernel", "layers.{}.attention.wq", "blk.{}.attn_q"),
+    ("layers/self_attn/k_proj/kernel", "layers.{}.attention.wk", "blk.{}.attn_k"),
+    ("layers/self_attn/v_proj/kernel", "layers.{}.attention.wv", "blk.{}.attn_v"),
+    ("layers/self_attn/o_proj/kernel", "layers.{}.attention.wo", "blk.{}.attn_output"),
+    ("layers/post_attention_layernorm/scale", "layers.{}.ffn_norm", "blk.{}.ffn_norm"),
+    ("layers/mlp/gate_proj/kernel", "layers.{}.feed_forward.w1", "blk.{}.ffn_gate"),
+    ("layers/mlp/up_proj/kernel", "layers.{}.feed_forward.w3", "blk.{}.ffn_up"),
+    ("layers/mlp/down_proj/kernel", "layers.{}.feed_forward.w2", "blk.{}.ffn_down"),
+    ("norm/scale", "norm", "output_norm"),
+    ("lm_head/kernel", "output", "output"),
+)
 
 #: The parameters that have a row (or column) for each piece of the vocabulary.
 EMBEDDINGS = ("embed_tokens/embedding", "lm_head/kernel")
@@ -71,17 +71,19 @@ class Source:
 
 
 def source(path: str, layers: int, dialect: Dialect = "hf") -> Source:
-    """The row of the table that holds the parameter at `path` (names joined by `/`)."""
+    """Where the parameter at `path` (names joined by `/`) lies. Raises KeyError if a dialect has no name for it."""
     module, _, last = path.rpartition("/")
-    adapter = PEFT_SUFFIX.get(last, "") if dialect == "peft" else ""
-    wanted = f"{module}/kernel" if adapter else path
-    for parameter, hf, meta, gguf in TABLE:
-        if parameter == wanted:
-            template = {"hf": hf, "meta": meta, "gguf": gguf, "peft": f"{PEFT_PREFIX}{hf}{adapter}"}[dialect]
-            stacked = "{}" in template
-            names = [f"{template}.weight".format(i) for i in range(layers if stacked else 1)]
-            return Source(tuple(names), stacked, transposed=adapter != "" or last == "kernel")
-    raise KeyError(path)
+    if dialect in ("hf", "peft"):
+        name = f"model.{module}".replace("/", ".").replace(".layers.", ".layers.{}.")
+        name = name.removeprefix("model.") if module == "lm_head" else name
+        if dialect == "peft":
+            name = f"{PEFT_PREFIX}{name}{PEFT_SUFFIX.get(last, '')}"
+    else:
+        name = {parameter: (meta, gguf) for parameter, meta, gguf in TABLE}[path][dialect == "gguf"]
+    ending = "bias" if last == "bias" else "weight"
+    stacked = "{}" in name
+    names = [f"{name}.{ending}".format(i) for i in range(layers if stacked else 1)]
+    return Source(tuple(names), stacked, transposed=last in ("kernel", *PEFT_SUFFIX))
 
 
 def to_hf(params: Mapping[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -212,7 +214,7 @@ def _expected(config: LlamaConfig, lora: LoraConfig | None, dialect: Dialect) ->
 
 
 def checked(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}) -> Checkpoint:
-    """Itself. Raises one UserError for all tensors that are missing, unexpected, of another shape, or no floating point."""
+    """Itself. Raises one UserError for all tensors that are missing, unexpected, misshapen, or no floating point."""
     found, dtypes = checkpoint.tensors.shapes, checkpoint.tensors.dtypes
     expected = _expected(checkpoint.config, checkpoint.lora, checkpoint.dialect)
     ignored = [IGNORED]

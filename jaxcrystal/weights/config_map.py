@@ -6,7 +6,7 @@ Only `read_*` look into files; `hf_config` and `peft_config` return what is to b
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,32 @@ MERGE = (
 PEFT_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+@dataclass(frozen=True)
+class Family:
+    """A model_type that is a LLaMA but for what is said here."""
+
+    architecture: str
+    ours: dict[str, Any] = field(default_factory=dict)  #: fields of LlamaConfig
+    unsaid: dict[str, Any] = field(default_factory=dict)  #: what transformers takes for keys that config.json lacks
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", unsaid={"num_key_value_heads": 8, "sliding_window": 4096}),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, {"num_key_value_heads": 32}),
+    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, {"num_key_value_heads": 32, "head_dim": 128}),
+}
+
+
 def read_hf(directory: Path) -> LlamaConfig:
     """`config.json` of transformers, old or new. Raises UserError for what cannot be run here."""
     path = directory / "config.json"
     theirs = read_json(path)
-    if theirs.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; only 'llama' can be converted")
+    family = FAMILIES.get(theirs.get("model_type"))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; those that can be run here are {known}")
+    theirs = family.unsaid | theirs
     if quantized := theirs.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise UserError(
@@ -64,15 +84,19 @@ def read_hf(directory: Path) -> LlamaConfig:
     if missing := [key for key in required if key not in theirs]:
         raise UserError(f"{path}: {', '.join(missing)} missing; is it the config of a LLaMA?")
     heads = theirs["num_attention_heads"]
+    longest = theirs.get("max_position_embeddings", 2048)
+    if theirs.get("use_sliding_window", theirs["model_type"] == "mistral") and theirs.get("sliding_window"):
+        longest = min(longest, theirs["sliding_window"])  # so far nothing has slid out of the window
     # What a config leaves out has the value that transformers gives it.
     ours = {key: theirs[key] for key in required} | {
         "num_key_value_heads": theirs.get("num_key_value_heads") or heads,
         "head_dim": theirs.get("head_dim") or theirs["hidden_size"] // heads,
-        "max_position_embeddings": theirs.get("max_position_embeddings", 2048),
+        "max_position_embeddings": longest,
         "rms_norm_eps": theirs.get("rms_norm_eps", 1e-6),
         "tie_word_embeddings": theirs.get("tie_word_embeddings", False),
         "dtype": "float32" if _stated_dtype(theirs) == "float32" else "bfloat16",
         **_rope(theirs, path),
+        **family.ours,
     }
     return from_dict(LlamaConfig, ours, str(path))
 
@@ -101,12 +125,13 @@ def hf_config(config: LlamaConfig, dtype: str, ids: dict[str, int]) -> dict[str,
     RoPE's keys are those from before transformers 5, which later versions read as well.
     """
     scaling = config.rope_scaling
+    kind = next(kind for kind, family in FAMILIES.items() if family.ours == _family_fields(config))
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     names += ("tie_word_embeddings",)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [FAMILIES[kind].architecture],
+        "model_type": kind,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -116,6 +141,10 @@ def hf_config(config: LlamaConfig, dtype: str, ids: dict[str, int]) -> dict[str,
         "torch_dtype": dtype,
         **ids,
     }
+
+
+def _family_fields(config: LlamaConfig) -> dict[str, bool]:
+    return {name: True for name in ("qkv_bias", "qk_norm") if getattr(config, name)}
 
 
 def read_meta(directory: Path, vocab_size: int, dtype: str) -> LlamaConfig:

@@ -1,8 +1,8 @@
 """Models of others as model directories: Hugging Face, Meta, GGUF, and PEFT's adapters.
 
 What the tokenizer is decides what becomes of the vocabulary. To a SentencePiece model [PAD] is added, as
-crystal-text-llm does it, and rows that only pad stay behind (`vocabulary`). A byte-level BPE is left as it is: its end of
-text fills rows of a batch, and rows without a token stay, without a logit.
+crystal-text-llm does it, and rows that only pad stay behind (`vocabulary`). A byte-level BPE is left as it is: its end
+of text fills rows of a batch, and rows without a token stay, without a logit.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def convert(
 ) -> LlamaConfig:
     """LLaMA weights, or PEFT's adapters, as the model directory `out`: all at once or not.
 
-    `source` is a directory of Hugging Face or Meta, a GGUF file, a directory of adapters, a name that `named.KNOWN` has,
-    or a model's name at Hugging Face. `dtype` of the parameters is by default the source's; the layers' kernels are
-    stored as `weights` says, each as soon as it is loaded. `pad_token` gives a SentencePiece vocabulary without padding
-    a piece [PAD] and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is,
-    and further ones, which pad the source's vocabulary, stay behind. Embedding and head are stored with rows up to a
-    multiple of `vocab_multiple`. Adapters need the model directory `base`; their vocabulary is its.
+    `source` is a directory of Hugging Face or Meta, a GGUF file, a directory of adapters, a name that `named.KNOWN`
+    has, or a model's name at Hugging Face. `dtype` of the parameters is by default the source's; the layers' kernels
+    are stored as `weights` says, each as soon as it is loaded.
+
+    `pad_token` gives a SentencePiece vocabulary without padding a piece [PAD] and its row; a row beyond the tokenizer's
+    pieces that the source has already becomes [PAD]'s as it is, and further ones, which pad the source's vocabulary,
+    stay behind. Embedding and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model
+    directory `base`; their vocabulary is its.
 
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `find`, `open_checkpoint`, `open_gguf`
     and `open_adapters`.

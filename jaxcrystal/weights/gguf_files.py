@@ -95,7 +95,7 @@ def open_gguf(path: Path, home: AnyPath) -> tuple[Checkpoint, Tokenizer, dict[st
         "licence": str(file.field("general.license", "")) or None,
         "sha256": file.sha256(),
     }
-    return checkpoint, _tokenizer(file, home), found
+    return checkpoint, tokenizer_of_gguf(file, home), found
 
 
 def _config(file: GgufFile) -> LlamaConfig:
@@ -135,12 +135,13 @@ def _config(file: GgufFile) -> LlamaConfig:
     return from_dict(LlamaConfig, ours, str(file.path))
 
 
-def _tokenizer(file: GgufFile, home: AnyPath) -> Tokenizer:
+def tokenizer_of_gguf(file: GgufFile, home: AnyPath) -> Tokenizer:
+    """Written to the directory `home` as a tokenizer.json, and read again. Raises UserError as `open_gguf`."""
     kind = file.field("tokenizer.ggml.model")
     if kind != "gpt2":
         raise UserError(
-            f"{file.path}: tokenizer.ggml.model is {kind!r}; of a GGUF only byte-level BPE ('gpt2') is read: convert the "
-            "Hugging Face release, which has the tokenizer's own file"
+            f"{file.path}: tokenizer.ggml.model is {kind!r}; of a GGUF only byte-level BPE ('gpt2') is read: convert "
+            "the Hugging Face release, which has the tokenizer's own file"
         )
     tokens, kinds = file.field("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
     special = {i: token for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != NORMAL}

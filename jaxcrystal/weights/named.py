@@ -59,8 +59,11 @@ def find(source: str | Path) -> tuple[Path, Origin]:
 
 def _download(name: str) -> Path:
     """The files of a model at Hugging Face, from its cache or its servers."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(f"{name} is no path; to load it from Hugging Face, pip install huggingface_hub") from None
 
     wanted = ["*.json", "*.safetensors", "tokenizer.model"]
     try:

@@ -1,33 +1,37 @@
 """Proof that the device writes the tokens of the text: token for token, for every crystal, draw and tokenizer."""
 
+import json
 import re
 from functools import cache, partial
 from pathlib import Path
 
+import byte_pair_tokenizers
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
-from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer
 from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.crystals.writer import Draws, Examples, Writer, decimal, sentence_tokens
 from jaxcrystal.errors import UserError
 
 MAX_ATOMS = 20
 
 
-@pytest.fixture(scope="module", params=["compact", "llama2"])
-def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
+@pytest.fixture(scope="module", params=["compact", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
     if request.param == "compact":
         return load_tokenizer("compact")
-    return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+    if request.param == "llama2":
+        return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+    return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
 def random_crystals(count: int, seed: int) -> list[Crystal]:
@@ -262,6 +266,39 @@ def test_draws_depend_on_key_and_index_alone(tokenizer):
     assert not (other.translation == whole.translation).any()
 
 
+def test_a_tokenizer_that_joins_a_space_to_a_digit_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"the tokens of .* change beside ' '"):
+        TokenTables.build(byte_pair_tokenizers.load("gpt2", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "pairs, shown",
+    [
+        ((("N", "a"), ("Na", "Ċ")), ""),
+        ((("0", "."),), ""),
+        ((("Ċ", "0"),), ""),
+    ],
+)
+def test_what_joins_pieces_is_refused_and_shown(tmp_path, pairs, shown):
+    """Patterns keep them apart; without, as in a GPT-2 that has no pattern, merges may join anything."""
+    path = byte_pair_tokenizers.write(tmp_path, "smollm", extra=pairs)
+    data = json.loads(path.read_text())
+    data["pre_tokenizer"]["pretokenizers"] = data["pre_tokenizer"]["pretokenizers"][-1:]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"joins or cuts|change beside|needs one"):
+        TokenTables.build(load_tokenizer(path))
+
+
+def test_a_grouping_tokenizer_that_lacks_a_number_is_refused(tmp_path):
+    path = byte_pair_tokenizers.write(tmp_path, "llama3")
+    data = json.loads(path.read_text())
+    data["model"]["merges"] = [pair for pair in data["model"]["merges"] if "".join(pair) != "457"]
+    data["model"]["vocab"]["unused"] = data["model"]["vocab"].pop("457")
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="'457' as 2 tokens; the device needs one"):
+        TokenTables.build(load_tokenizer(path))
+
+
 def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
     import sentencepiece
 
@@ -273,5 +310,5 @@ def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
         byte_fallback=True,
         minloglevel=2,
     )
-    with pytest.raises(UserError, match="joins a digit"):
+    with pytest.raises(UserError, match=r"joins or cuts|change beside"):
         TokenTables.build(load_tokenizer(tmp_path / "joins.model"))
