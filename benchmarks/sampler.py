@@ -293,7 +293,7 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
     with tempfile.TemporaryDirectory() as directory:
         torch_model.save_pretrained(directory)
         ours, params = load_hf(Path(directory), make_mesh(MeshConfig(1, 1, 1)))
-    return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer.path, 0)
+    return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer, 0)
 
 
 Side = Callable[[int], list[int]]  # of a turn: the lengths of what was drawn

@@ -67,7 +67,7 @@ def model(tmp_path) -> Path:
         num_attention_heads=1, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
     )  # fmt: skip
     out = tmp_path / "model"
-    describe(out, config, None, TextFormat(), COMPACT)
+    describe(out, config, None, TextFormat(), load_tokenizer("compact"))
     weights = initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
     with ocp.CheckpointManager((out / "checkpoints").resolve()) as manager:
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))

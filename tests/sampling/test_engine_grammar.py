@@ -46,7 +46,7 @@ def random_model(path: Path = COMPACT, mesh=None, **options) -> SavedModel:
     config = config_of(load_tokenizer(path).vocab_size, **options)
     variables = initialize(Llama(config), jax.random.key(0), mesh or make_mesh(MeshConfig(1, 1, 1)))
     params = jax.tree.map(lambda x: 4 * x, variables["params"])
-    return SavedModel(config, None, TextFormat(), params, None, path, 0)
+    return SavedModel(config, None, TextFormat(), params, None, load_tokenizer(path), 0)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def model() -> SavedModel:
 
 
 def grammar_of(model: SavedModel, limit: int = LIMIT) -> Grammar:
-    return Grammar.build(TokenTables.build(load_tokenizer(model.tokenizer_path)), model.text, limit)
+    return Grammar.build(TokenTables.build(model.tokenizer), model.text, limit)
 
 
 def engine_of(model: SavedModel, limit: int = LIMIT, **options) -> Engine:
@@ -226,7 +226,7 @@ def test_logits_that_are_no_numbers_end_a_text_as_before(model):
 def model_dir(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("random") / "model"
     config = config_of(TOKENIZER.vocab_size)
-    describe(out, config, None, TextFormat(), COMPACT)
+    describe(out, config, None, TextFormat(), load_tokenizer("compact"))
     with ocp.CheckpointManager((out / "checkpoints").resolve()) as manager:
         weights = initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))
