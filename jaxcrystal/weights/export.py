@@ -138,8 +138,8 @@ def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the model without adapters that computes the same, its vocabulary cut to `rows`."""
     params, adapters = (flatten_dict(tree or {}, sep="/") for tree in (model.params, model.adapters))
     for path, value in params.items():
-        module = path.rpartition("/")[0]
-        if f"{module}/a" in adapters:
+        module, _, last = path.rpartition("/")
+        if last == "kernel" and f"{module}/a" in adapters:
             value = _Adapted(value, adapters[f"{module}/a"], adapters[f"{module}/b"], model.lora)
         elif path in EMBEDDINGS:
             value = value[:rows] if path.endswith("embedding") else value[:, :rows]
