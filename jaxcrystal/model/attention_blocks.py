@@ -4,7 +4,7 @@
     keys     │ 0       │ 0 1     │   1 2   │     2 3 │    no key that follows, and no block of other segments before
 
 A block of queries meets one block of keys after the other, from the first that holds one of its segments, under a
-softmax whose maximum and sum are kept up to date (arXiv 1805.02867); backward makes the weights again from the
+softmax that is kept up to date (`online_softmax`); backward makes the weights again from the
 logarithm of that sum (arXiv 2205.14135). Query heads that share a key head are rows of one product.
 """
 
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from jaxcrystal.model.online_softmax import Softmax
 
 BLOCK = 64  #: queries, and keys, that are taken at a time
 
@@ -87,32 +89,24 @@ def _blocks(
 
 
 def _blocks_forward(queries: Array, keys: Array, values: Array, segments: Array, first: Any) -> tuple[Array, tuple]:
-    outputs, log_sums = [], []
+    outputs, log_totals = [], []
     for i in range(len(queries)):
 
-        def add(j: Array, state: tuple[Array, ...], i: int = i) -> tuple[Array, ...]:
-            # Where a block hides all its keys from a query, its weights here are 1; the factor then clears them, as
-            # the last block holds the query's own key.
-            top, total, output = state
+        def add(j: Array, softmax: Softmax, i: int = i) -> Softmax:
             scores = _scores(queries, keys, segments, i, j)
-            higher = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
-            factor, weights = jnp.exp(top - higher), jnp.exp(scores - higher)
-            total = total * factor + weights.sum(axis=-1, keepdims=True)
-            return higher, total, output * factor + _product("bkqs,bksd->bkqd", weights, values[j])
+            return softmax.over(scores, lambda weights: _product("bkqs,bksd->bkqd", weights, values[j]))
 
-        output = jnp.zeros(queries.shape[1:], jnp.float32)
-        total = jnp.zeros_like(output[..., :1])
-        top = jnp.full_like(total, jnp.finfo(jnp.float32).min)
-        top, total, output = lax.fori_loop(first[i], i + 1, add, (top, total, output))
-        outputs.append((output / total).astype(queries.dtype))
-        log_sums.append(top + jnp.log(total))
+        # The last block holds each query's own key.
+        softmax = lax.fori_loop(first[i], i + 1, add, Softmax.of_nothing(*queries.shape[1:]))
+        outputs.append(softmax.output.astype(queries.dtype))
+        log_totals.append(softmax.log_total[..., None])
     output = jnp.stack(outputs)
-    return output, (queries, keys, values, segments, first, output, jnp.stack(log_sums))
+    return output, (queries, keys, values, segments, first, output, jnp.stack(log_totals))
 
 
 def _blocks_backward(kept: tuple[Any, ...], d_output: Array) -> tuple[Array | None, ...]:
     """arXiv 2205.14135, appendix B.2: Σ weights · d_weights of a query is the scalar product of output and d_output."""
-    queries, keys, values, segments, first, output, log_sums = kept
+    queries, keys, values, segments, first, output, log_totals = kept
     shares = jnp.sum(d_output.astype(jnp.float32) * output, axis=-1, keepdims=True)
     d_queries = []
     d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
@@ -120,7 +114,7 @@ def _blocks_backward(kept: tuple[Any, ...], d_output: Array) -> tuple[Array | No
 
         def add(j: Array, state: tuple[Array, ...], i: int = i) -> tuple[Array, ...]:
             d_query, d_keys, d_values = state
-            weights = jnp.exp(_scores(queries, keys, segments, i, j) - log_sums[i])
+            weights = jnp.exp(_scores(queries, keys, segments, i, j) - log_totals[i])
             d_values = d_values.at[j].add(_product("bkqs,bkqd->bksd", weights, d_output[i]))
             d_weights = _product("bkqd,bksd->bkqs", d_output[i], values[j])
             d_scores = weights * (d_weights - shares[i]) * keys.shape[-1] ** -0.5

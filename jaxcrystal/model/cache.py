@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Int8
+from jaxtyping import Array, Float, Float32, Int, Int8
 
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.mesh import parts, spec
+from jaxcrystal.model.online_softmax import Softmax
 
 BLOCK = 64  #: tokens of a row's tail that are read together
 LEAST_AT_ONCE = 16  #: rows that read a block together, if there are so many
@@ -202,29 +203,6 @@ def whole_blocks(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-@struct.dataclass
-class Part:
-    """A softmax over some of the entries, before it is divided by its total."""
-
-    highest: Float32[Array, "*n kv_heads group time"]  #: score
-    total: Float32[Array, "*n kv_heads group time"]  #: Σ exp(score - highest)
-    output: Float32[Array, "*n kv_heads group time head_dim"]  #: Σ exp(score - highest) · value
-
-    @classmethod
-    def of_nothing(cls, queries: Float[Array, "n time kv_heads group head_dim"]) -> Part:
-        """No entry; every token must see one in the end."""
-        output = jnp.zeros_like(jnp.moveaxis(queries, 1, 3), jnp.float32)
-        none = output[..., 0]
-        return cls(jnp.full_like(none, jnp.finfo(none.dtype).min), none, output)
-
-    def and_also(self, other: Part) -> Part:
-        """The softmax over the entries of both."""
-        highest = jnp.maximum(self.highest, other.highest)
-        a, b = (jnp.exp(part.highest - highest) for part in (self, other))
-        output = a[..., None] * self.output + b[..., None] * other.output
-        return Part(highest, a * self.total + b * other.total, output)
-
-
 def attend(
     queries: Float[Array, "rows time heads head_dim"],
     keys: Float[Array, "rows time kv_heads head_dim"],
@@ -248,7 +226,7 @@ def attend(
         pool, tail = (cache.prompt_keys, cache.prompt_values), (cache.keys, cache.values)
         new = _stored(keys, cache.keys), _stored(values, cache.values)
 
-        def chunk(row: Int[Array, "n"]) -> Part:
+        def chunk(row: Int[Array, "n"]) -> Float32[Array, "n kv_heads group time head_dim"]:
             """Of some rows, everything."""
             own_queries, own_new = jax.tree.map(lambda x: x[row], (queries, new))
             pages, known = cache.prompt_pages[cache.prompt[row]], cache.prompt_lengths[cache.prompt[row]]
@@ -263,20 +241,19 @@ def attend(
                 entries = _at(tail, layer, row, whole[:, 0] + number)
                 return jax.tree.map(lambda x, y: x.at[each, :, at].set(y, mode="drop"), entries, own_new)
 
-            part = Part.of_nothing(own_queries)
+            softmax = Softmax.of_nothing(*jnp.moveaxis(own_queries, 1, 3).shape)
             with jax.named_scope(PROMPT_LOOP):
-                part = _through(part, own_queries, lambda block: _at(pool, layer, pages[:, block]), known[:, None])
+                softmax = _through(softmax, own_queries, lambda i: _at(pool, layer, pages[:, i]), known[:, None])
             with jax.named_scope(TAIL_LOOP):
-                part = _through(part, own_queries, lambda block: _at(tail, layer, row, block), whole * BLOCK)
+                softmax = _through(softmax, own_queries, lambda i: _at(tail, layer, row, i), whole * BLOCK)
             with jax.named_scope(BEGUN_LOOP):
-                return _through(part, own_queries, begun_block, token + 1)
+                return _through(softmax, own_queries, begun_block, token + 1).output
 
         at_once = min(rows, max(LEAST_AT_ONCE, rows // 4))
         by_length = jnp.argsort(-whole_blocks(cache.lengths))
         listed = jnp.arange(-(-rows // at_once) * at_once)  # the last chunk is filled up with the shortest row
-        parts = jax.lax.map(chunk, by_length[jnp.minimum(listed, rows - 1)].reshape(-1, at_once))
-        part = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[jnp.argsort(by_length)], parts)
-        output = part.output / part.total[..., None]
+        output = jax.lax.map(chunk, by_length[jnp.minimum(listed, rows - 1)].reshape(-1, at_once))
+        output = output.reshape(-1, *output.shape[2:])[jnp.argsort(by_length)]
         output = jnp.moveaxis(output, 3, 1).astype(queries.dtype)  # [rows, time, kv_heads, group, head_dim]
         return output if ragged is None else ragged.flat(output)
 
@@ -307,31 +284,13 @@ def _at(entries: tuple[Stored, Stored], *index: Int[Array, "..."]) -> tuple[Stor
 
 
 def _through(
-    part: Part,
+    softmax: Softmax,
     queries: Float[Array, "n time kv_heads group head_dim"],
     read: Callable[[Int[Array, ""]], tuple[Stored, Stored]],
     lengths: Int[Array, "n #time"],
-) -> Part:
-    """`part`, and so many entries of the blocks behind it, of which `read` gives each row's: [n, kv_heads, BLOCK,
-    head_dim]."""
-
-    def further(block: Int[Array, ""], part: Part) -> Part:
-        visible = block * BLOCK + jnp.arange(BLOCK) < lengths[..., None]
-        both = part.and_also(_part(queries, *read(block), visible))
-        # A row that has no such block is given another's, which may hold nan.
-        there = visible[:, None, None, :, 0]
-        return jax.tree.map(lambda x, y: jnp.where(there.reshape(*there.shape, *[1] * (x.ndim - 4)), x, y), both, part)
-
-    return jax.lax.fori_loop(0, whole_blocks(lengths.max()), further, part)
-
-
-def _part(
-    queries: Float[Array, "n time kv_heads group head_dim"],
-    keys: Stored,
-    values: Stored,
-    visible: Bool[Array, "#n #time entries"],
-) -> Part:
-    """Of keys and values [n, kv_heads, entries, head_dim]; the part of a token that sees none means nothing."""
+) -> Softmax:
+    """`softmax`, and so many entries of the blocks behind it, of which `read` gives each row's keys and values: [n,
+    kv_heads, BLOCK, head_dim]."""
 
     def product(pattern: str, x: Array, y: Stored) -> Float32[Array, "..."]:
         y = y.codes if isinstance(y, Codes) else y
@@ -340,12 +299,21 @@ def _part(
     def scaled(x: Float32[Array, "n kv_heads group time entries"], y: Stored) -> Float32[Array, "..."]:
         return x * y.scale[..., None, None, :] if isinstance(y, Codes) else x
 
-    scores = scaled(product("btkgd,bksd->bkgts", queries, keys), keys) * queries.shape[-1] ** -0.5
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    highest = scores.max(-1)
-    weights = jnp.exp(scores - highest[..., None])
-    output = product("bkgts,bksd->bkgtd", scaled(weights, values).astype(queries.dtype), values)
-    return Part(highest, weights.sum(-1), output)
+    def further(block: Int[Array, ""], softmax: Softmax) -> Softmax:
+        keys, values = read(block)
+        visible = block * BLOCK + jnp.arange(BLOCK) < lengths[..., None]
+        scores = scaled(product("btkgd,bksd->bkgts", queries, keys), keys) * queries.shape[-1] ** -0.5
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
+        both = softmax.over(
+            scores, lambda weights: product("bkgts,bksd->bkgtd", scaled(weights, values).astype(queries.dtype), values)
+        )
+        # A row that has no such block is given another's, which may hold nan.
+        there = visible[:, None, None, :, 0]
+        return jax.tree.map(
+            lambda x, y: jnp.where(there.reshape(*there.shape, *[1] * (x.ndim - 4)), x, y), both, softmax
+        )
+
+    return jax.lax.fori_loop(0, whole_blocks(lengths.max()), further, softmax)
 
 
 def _finite(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
