@@ -33,6 +33,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "gpt-2": (GPT2,),
 }
 
+#: Files beside a tokenizer.json, and by which key they say what ends a text: of a model directory, of Hugging Face's.
+ENDS = (("model.json", "end"), ("generation_config.json", "eos_token_id"), ("config.json", "eos_token_id"))
+
 
 class BytePairTokenizer:
     """A `tokenizer.json`, read by the library that made it.
@@ -98,8 +101,8 @@ class BytePairTokenizer:
             if (found := self._model.token_to_id(token)) is None:
                 raise UserError(f"{self.path} has no token {token!r}, the eos_token of tokenizer_config.json beside it")
             return found
-        for name in ("generation_config.json", "config.json"):
-            found = read_beside(self.path.parent / name).get("eos_token_id")
+        for name, key in ENDS:
+            found = read_beside(self.path.parent / name).get(key)
             if found is not None:
                 return int(found[0] if isinstance(found, list) else found)
         raise UserError(

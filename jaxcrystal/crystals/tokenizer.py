@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | AnyPath, begin: Sequence[int] | None = None, end: int | None = None) -> Tokenizer:
-    """The tokenizer of a file, or of the name `compact`.
+    """The tokenizer of a file, of a model's directory, or of the name `compact`.
 
     A tokenizer.json does not say which token ends a text: `begin` and `end` are those of a model's description, or the
     files beside it are asked. A tokenizer.model says it itself.
@@ -53,6 +53,7 @@ def load_tokenizer(path: str | AnyPath, begin: Sequence[int] | None = None, end:
     from jaxcrystal.crystals.sentence_pieces import COMPACT, SentencePieceTokenizer
 
     path = COMPACT if str(path) == "compact" else as_path(path)
+    path = next((path / name for name in FILES if (path / name).exists()), path)
     if not path.exists() or path.is_dir():
-        raise UserError(f"no tokenizer at {path}; give a {' or a '.join(FILES)}, or `compact`")
+        raise UserError(f"no tokenizer at {path}; give a {' or a '.join(FILES)}, a directory with one, or `compact`")
     return BytePairTokenizer(path, begin, end) if path.suffix == ".json" else SentencePieceTokenizer(path)

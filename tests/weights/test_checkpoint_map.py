@@ -97,7 +97,7 @@ def test_configs_from_before_transformers_5(checkpoint):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model_type="mistral"), "model_type is 'mistral'"),
+        (dict(model_type="mixtral"), "model_type is 'mixtral'"),
         (dict(attention_bias=True), "attention_bias is True"),
         (dict(mlp_bias=True), "mlp_bias is True"),
         (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu'"),

