@@ -32,7 +32,7 @@ VERBS = {
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
     "convert": {
-        "source": Path("hf"),
+        "source": "hf",
         "out": Path("llama"),
         "dtype": None,
         "weights": "float",
