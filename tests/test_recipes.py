@@ -1,4 +1,4 @@
-"""The recipes for LLaMA-2: the paper's setting, the published shapes, and meshes that divide them. Those for SmolLM2."""
+"""The recipes: for LLaMA-2 the paper's setting, the published shapes, and meshes that divide them; SmolLM2's twin."""
 
 import inspect
 import math
