@@ -184,7 +184,7 @@ def points(work: Work) -> Iterator[dict[str, Any]]:
     first = work.budgets[0]
 
     def after(variant: str, rate: float, budget: int) -> tuple[Recipe, Path]:
-        """Trains up to a budget, unless its figures are there."""
+        """What trains up to a budget, and where its figures then lie."""
         recipe = replace(work.recipe(variant, rate), epochs=None, steps=steps[budget][0])
         return recipe, Path(recipe.out) / f"after_{budget}"
 

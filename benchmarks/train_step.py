@@ -26,12 +26,11 @@ import statistics
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -64,7 +63,7 @@ def _llama(
     }
 
 
-PAPER = MappingProxyType({"rank": 8, "alpha": 32, "dropout": 0.05})
+PAPER = ("rank=8", "alpha=32", "dropout=0.05")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Shape:
     tokens_per_row: int
     peers: tuple[str, ...]
     dtype: str = "bfloat16"
-    adapters: Mapping[str, Any] = PAPER  #: what is trained; none trains all weights
+    adapters: tuple[str, ...] = PAPER  #: settings of those that are trained; none: all weights are
     also: str | None = None  #: another dtype, in which ours is measured too
     one_core: bool = False  #: every engine is pinned to the same core, and rates are over CPU-seconds
 
@@ -87,14 +86,14 @@ SHAPES = {
     "tiny_cpu": Shape(
         _llama(128, 384, 4, 4, 4, vocab=448, tied=True),
         *(8, 512, ("", "micro=8", "packed=512"), "float32"),
-        adapters={},
+        adapters=(),
         one_core=True,
     ),
     "50m": Shape(_llama(512, 1376, 8, 8, 8), 4, 512, ("", "micro=4", "micro=1", "packed=512"), "float32"),
     "smollm2": Shape(  # what configs/smollm2_135m_cpu.yaml trains
         _llama(576, 1536, 30, 9, 3, vocab=49152, tied=True),
         *(2, 1024, ("", "micro=4", "micro=1", "packed=1024"), "float32"),
-        adapters={"rank": 16, "alpha": 32, "dropout": 0.0, "targets": list(TARGETS)},
+        adapters=("rank=16", "alpha=32", "dropout=0", f"targets={list(TARGETS)}"),
         also="bfloat16",
     ),
     "7b": Shape(_llama(4096, 11008, 32, 32, 32), 16, 2048, _ON_GPU),
@@ -139,10 +138,10 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
         "optimizer.warmup_steps": 1,
         "tokenizer": chosen.tokenizer,
     }
-    keys |= {f"lora.{name}": value for name, value in shape.adapters.items()}
     if chosen.weights:
         keys["model.weights"] = chosen.weights
-    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + chosen.set)
+    adapters = [f"lora.{setting}" for setting in shape.adapters]
+    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + adapters + chosen.set)
     if (needed := load_tokenizer(recipe.tokenizer).vocab_size) > recipe.model.vocab_size:
         raise UserError(
             f"--shape {chosen.shape} has {recipe.model.vocab_size} pieces, {recipe.tokenizer} {needed}; "
