@@ -285,7 +285,7 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
     config = transformers.LlamaConfig(
         **SHAPES[shape].model,
         max_position_embeddings=4096,
-        bos_token_id=tokenizer.bos_id,
+        bos_token_id=next(iter(tokenizer.begin), None),
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
     )

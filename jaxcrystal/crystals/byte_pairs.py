@@ -33,6 +33,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "gpt-2": (GPT2,),
 }
 
+#: Those whose texts begin with a token unless their file says no, and in which a word that is a token needs no merges.
+TIKTOKEN = ("llama-bpe", "tekken")
+
 #: Files beside a tokenizer.json, and by which key they say what ends a text: of a model directory, of Hugging Face's.
 ENDS = (("model.json", "end"), ("generation_config.json", "eos_token_id"), ("config.json", "eos_token_id"))
 
@@ -92,6 +95,8 @@ class BytePairTokenizer:
     def _in_front(self) -> list[int]:
         text = self.encode("a")
         whole = self._model.encode("a", add_special_tokens=True).ids
+        if not text or text[0] not in whole:
+            raise UserError(f"{self.path} has no token for the letter a; it is no tokenizer of a language model")
         return whole[: whole.index(text[0])]
 
     def _end_beside(self) -> int:
@@ -103,8 +108,9 @@ class BytePairTokenizer:
             return found
         for name, key in ENDS:
             found = read_beside(self.path.parent / name).get(key)
-            if found is not None:
-                return int(found[0] if isinstance(found, list) else found)
+            found = found[0] if isinstance(found, list) and found else found
+            if isinstance(found, int):
+                return found
         raise UserError(
             f"{self.path} does not say what ends a text: put the tokenizer_config.json (eos_token) or the config.json "
             "(eos_token_id) of the model beside it"
@@ -112,11 +118,14 @@ class BytePairTokenizer:
 
 
 def read_beside(path: AnyPath) -> dict[str, Any]:
-    """A JSON file; nothing where there is none. Raises UserError if it is not JSON."""
+    """A JSON file; nothing where there is none. Raises UserError if it is not one of keys and values."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold keys and values, found {type(found).__name__}")
+    return found
 
 
 def tokenizer_json(
@@ -124,16 +133,20 @@ def tokenizer_json(
 ) -> str:
     """The `tokenizer.json` of a GGUF's vocabulary: `tokens` by id, of which `special` are no text.
 
-    Raises UserError for a `pre` that `PATTERNS` does not have.
+    Raises UserError for a `pre` that `PATTERNS` does not have, and for merges that do not fit the tokens.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    try:
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    except ImportError:
+        raise UserError("its tokenizer needs the package tokenizers; pip install 'jaxcrystal[gguf]'") from None
 
     if pre not in PATTERNS:
         raise UserError(f"tokenizer.ggml.pre is {pre!r}, which is not known here; known are {', '.join(PATTERNS)}")
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    model = models.BPE(
-        {token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=pre in ("llama-bpe", "tekken")
-    )
+    try:
+        model = models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=pre in TIKTOKEN)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"its tokens and merges make no tokenizer ({error})") from None
     tokenizer = Tokenizer(model)
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

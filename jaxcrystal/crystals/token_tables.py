@@ -144,8 +144,10 @@ class TokenTables:
 
     def _compare(self, tokenizer: Tokenizer, parts: Sequence[tuple[str, Sequence[int]]]) -> None:
         ours = [int(token) for _, tokens in parts for token in tokens]
-        theirs = [*tokenizer.begin, *tokenizer.encode("".join(part for part, _ in parts))]
+        words = "".join(part for part, _ in parts)
+        theirs = [*tokenizer.begin, *tokenizer.encode(words)]
         if ours == theirs:
+            self._compare_back(tokenizer, theirs, words)
             return
         at = next(
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
@@ -157,6 +159,18 @@ class TokenTables:
             f"{shown[1]}; use a tokenizer that keeps digits, spaces, line feeds and letters apart, as SmolLM2's, "
             "LLaMA's, Qwen's and Mistral's do"
         )
+
+    @staticmethod
+    def _compare_back(tokenizer: Tokenizer, tokens: Sequence[int], words: str) -> None:
+        """A piece that a tokenizer lacks has the token of all that it lacks, which says nothing."""
+        again = tokenizer.decode(tokens[len(tokenizer.begin) :])
+        if again != words:
+            at = next((i for i, (a, b) in enumerate(zip(words, again, strict=False)) if a != b), len(again))
+            near = slice(max(0, at - 10), at + 10)
+            raise UserError(
+                f"{tokenizer.path} cannot write {words[at : at + 1]!r}: its tokens of {words[near]!r} say "
+                f"{again[near]!r}; use a tokenizer that has every digit and letter"
+            )
 
 
 class _Reader:

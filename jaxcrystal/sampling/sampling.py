@@ -152,7 +152,7 @@ def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
 
     # What came to the configuration later counts where it is set: older ledgers go on.
     shape = {key: value for key, value in to_dict(model.config).items() if value or key not in ("qkv_bias", "qk_norm")}
-    description = [shape, model.lora and to_dict(model.lora), tokenizer.sha256]
+    description = [shape, model.lora and to_dict(model.lora), tokenizer.sha256, *tokenizer.ends.values()]
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Cross-entropy of the next token, over the tokens that count, with logits of these alone, some at a time.
 
     hidden  │ p p c c c c · p p p c c c c c · · │    [rows, length, embed]: prompts, what is counted, padding
-                 │ on one device, counted tokens of each row first
+                 │ on one CPU device, counted tokens of each row first
             │ block 0 │ block 1 │ block 2 │          cut along the length
                  │ head      │         └ no logits: nothing in it counts
     logits  │ block 0 │                              [rows, block, vocab] in float32: one block at a time
@@ -11,8 +11,8 @@
 A block's gradient is taken while its logits are there, so that they are made once and none is kept: backward only
 multiplies by what came from above. Blocks are cut from the length and not from the vocabulary: then every device keeps
 its own rows and its own part of the vocabulary, as the mesh divides them, and the softmax over a vocabulary needs no
-running correction. On a mesh all blocks are computed, as they stand: to leave one out, devices would have to agree on
-it, and to add up the head's gradient in every block instead of once.
+running correction. Elsewhere all blocks are computed, as they stand: to leave one out, devices of a mesh would have to
+agree on it, and add up the head's gradient in every block instead of once; an accelerator would wait for its host.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import constrain
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import HEAD_AXES, project
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def next_token_loss(
     the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
     block = min(block, hidden.shape[1])
-    alone = jax.sharding.get_abstract_mesh().size <= 1
+    alone = jax.sharding.get_abstract_mesh().size <= 1 and attention_kernels.platform() == "cpu"
     written = rows.segments > 0
     after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
     counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
@@ -131,4 +132,4 @@ def next_token_loss(
 
 def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:
     """Each row's tokens in its own order."""
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1, mode="promise_in_bounds")

@@ -38,7 +38,7 @@ PEFT_KEYS = (
 #: What to do with a PEFT model that is more than adapters of one rank on a base.
 MERGE = (
     "merge it in PEFT (`AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)`), put "
-    "tokenizer.model into NEW and convert NEW without --base"
+    "the tokenizer into NEW and convert NEW without --base"
 )
 
 #: Ways to draw PEFT's adapters that leave the base as it is. The others train on a base that they have changed.
@@ -54,11 +54,12 @@ class Family:
     unsaid: dict[str, Any] = field(default_factory=dict)  #: what transformers takes for keys that config.json lacks
 
 
+UNSAID = {"num_key_value_heads": 32, "sliding_window": 4096}
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family("MistralForCausalLM", unsaid={"num_key_value_heads": 8, "sliding_window": 4096}),
-    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, {"num_key_value_heads": 32}),
-    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, {"num_key_value_heads": 32, "head_dim": 128}),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, UNSAID),
+    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, UNSAID | {"head_dim": 128}),
 }
 
 
@@ -66,7 +67,7 @@ def read_hf(directory: Path) -> LlamaConfig:
     """`config.json` of transformers, old or new. Raises UserError for what cannot be run here."""
     path = directory / "config.json"
     theirs = read_json(path)
-    family = FAMILIES.get(theirs.get("model_type"))
+    family = FAMILIES.get(str(theirs.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)
         raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; those that can be run here are {known}")
@@ -83,10 +84,15 @@ def read_hf(directory: Path) -> LlamaConfig:
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [key for key in required if key not in theirs]:
         raise UserError(f"{path}: {', '.join(missing)} missing; is it the config of a LLaMA?")
+    counts = (*required, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+    for key in counts:
+        value = theirs.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number above 0")
     heads = theirs["num_attention_heads"]
     longest = theirs.get("max_position_embeddings", 2048)
     if theirs.get("use_sliding_window", theirs["model_type"] == "mistral") and theirs.get("sliding_window"):
-        longest = min(longest, theirs["sliding_window"])  # so far nothing has slid out of the window
+        longest = min(longest, theirs["sliding_window"])  # a shorter text has all of itself within the window
     # What a config leaves out has the value that transformers gives it.
     ours = {key: theirs[key] for key in required} | {
         "num_key_value_heads": theirs.get("num_key_value_heads") or heads,
@@ -107,7 +113,9 @@ def _stated_dtype(theirs: dict[str, Any]) -> str:
 
 def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
     """Before transformers 5: rope_theta beside rope_scaling; since then: both in rope_parameters."""
-    stated = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    stated = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}  # transformers 5 takes the first too
+    if not isinstance(stated, dict) or any(isinstance(value, dict) for value in stated.values()):
+        raise UserError(f"{path}: rope_parameters are {stated!r}; only one rotation for all layers can be run here")
     theta = stated.get("rope_theta", theirs.get("rope_theta", 10000.0))
     kind = stated.get("rope_type", stated.get("type", "default"))
     if kind not in ROPE:
@@ -125,7 +133,9 @@ def hf_config(config: LlamaConfig, dtype: str, ids: dict[str, int]) -> dict[str,
     RoPE's keys are those from before transformers 5, which later versions read as well.
     """
     scaling = config.rope_scaling
-    kind = next(kind for kind, family in FAMILIES.items() if family.ours == _family_fields(config))
+    kind = next((kind for kind, family in FAMILIES.items() if family.ours == _family_fields(config)), None)
+    if kind is None:
+        raise UserError("no model of transformers has both qkv_bias and qk_norm; this one cannot be exported")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     names += ("tie_word_embeddings",)
@@ -219,12 +229,13 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
     return replace(lora, alpha=float(lora.alpha * scale), dropout=float(lora.dropout))
 
 
-def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
-    """`adapter_config.json` of adapters on the model that Hugging Face or a path calls `base`."""
+def peft_config(lora: LoraConfig, base: str, revision: str | None = None) -> dict[str, Any]:
+    """`adapter_config.json` of adapters on the model that Hugging Face (at this commit) or a path calls `base`."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": lora.dropout,

@@ -8,8 +8,10 @@ of text fills rows of a batch, and rows without a token stay, without a logit.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -82,6 +84,9 @@ def convert(
             origin = replace(origin, **found)
         else:
             tokenizer, checkpoint = tokenizer_of(path), open_checkpoint(path)
+        if dtype is not None and jnp.dtype(dtype) != jnp.float32:
+            origin = replace(origin, hub=None, revision=None)  # rounded, they are not its weights
+        origin = replace(origin, rows=checkpoint.config.vocab_size)
         checkpoint, tokenizer = _with_rows(checkpoint, tokenizer, partial, pad_token, vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
         store, read = quantizer(config, mesh), Passing()
@@ -102,12 +107,9 @@ def tokenizer_of(directory: Path) -> Tokenizer:
             )
         return load_tokenizer(second)
     tokenizer = load_tokenizer(first)
-    if second.exists():
-        import tokenizers
-
+    if second.exists() and find_spec("tokenizers"):  # which a model that has the first does not need
         text = "Below is a bulk material:\n5.1 5.2 5.7\n90 90 120\nNa\n0.25 0.50 0.75\nCl\n[MASK]\n"
-        other = tokenizers.Tokenizer.from_file(str(second)).encode(text, add_special_tokens=False).ids
-        if other != tokenizer.encode(text):
+        if load_tokenizer(second, (), tokenizer.eos_id).encode(text) != tokenizer.encode(text):
             raise UserError(
                 f"{first} and {second.name} beside it have different tokens for the same text; remove the one that is "
                 "not this model's"

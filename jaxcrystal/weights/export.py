@@ -33,7 +33,14 @@ from jaxcrystal.model.lora import merge
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
-from jaxcrystal.weights.saved import MODEL_FILE, SavedModel, load_model, read_description, written_whole
+from jaxcrystal.weights.saved import (
+    MODEL_FILE,
+    SavedModel,
+    load_model,
+    read_description,
+    read_origin,
+    written_whole,
+)
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -72,8 +79,9 @@ def export(
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
+    revision, origin = None, read_origin(model_dir, description)
     if format == "peft" and base_name is None:
-        base_name = _hub_name(paths.joined(model_dir, description.base))
+        base_name, revision = _on_hub(paths.joined(model_dir, description.base))
     if format == "peft" and (base_name is None or (as_path(base_name) / MODEL_FILE).exists()):
         base = paths.joined(model_dir, description.base)
         what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
@@ -90,14 +98,15 @@ def export(
     with locks.held(out), written_whole(out) as partial:
         model = load_model(model_dir, mesh)
         if format == "peft":
-            return _export_peft(model, partial, out, base_name)
-        return _export_hf(model, partial, out, size, pad_token)
+            return _export_peft(model, partial, out, base_name, revision)
+        return _export_hf(model, partial, out, size, pad_token, origin and origin.rows)
 
 
-def _hub_name(base: AnyPath) -> str | None:
-    """Of the model at Hugging Face whose weights the base has, not only others of the same name."""
+def _on_hub(base: AnyPath) -> tuple[str | None, str | None]:
+    """Name and commit of the model at Hugging Face whose weights the base has, not only others of the same name."""
     there = read_description(base)
-    return there.source.hub if there.source is not None and there.model.weights == "float" else None
+    found = there.source is not None and there.model.weights == "float"
+    return (there.source.hub, there.source.revision) if found else (None, None)
 
 
 def parse_size(text: str) -> int:
@@ -108,14 +117,16 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def _export_peft(model: SavedModel, partial: Path, out: Path, base: str) -> ExportReport:
+def _export_peft(model: SavedModel, partial: Path, out: Path, base: str, revision: str | None) -> ExportReport:
     tensors = dict(to_peft(model.adapters, model.config.num_hidden_layers))
     _save(partial / "adapter_model.safetensors", tensors)
-    _write_json(partial / "adapter_config.json", peft_config(model.lora, base))
+    _write_json(partial / "adapter_config.json", peft_config(model.lora, base, revision))
     return ExportReport(out, 1, len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool) -> ExportReport:
+def _export_hf(
+    model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool, source_rows: int | None
+) -> ExportReport:
     tokenizer, rows = model.tokenizer, model.config.vocab_size
     kept, settings = tokenizer.file, {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -123,7 +134,7 @@ def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_toke
         if not pad_token and (kept := without_pad(tokenizer.file)) != tokenizer.file and tokenizer.vocab_size == rows:
             rows -= 1  # the last row is [PAD]'s
     else:
-        rows = model.config.padded_vocab_size  # the source's own, some without a token
+        rows = source_rows or model.config.padded_vocab_size  # some without a token
     (partial / tokenizer.file_name).write_bytes(kept)
     special = load_tokenizer(partial / tokenizer.file_name, **tokenizer.ends).special
     config = replace(model.config, vocab_size=rows, vocab_multiple=1)
@@ -134,7 +145,7 @@ def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_toke
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": home}
         _write_json(partial / "model.safetensors.index.json", index)
-    ids = {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
+    ids = {"bos_token_id": None} | {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
     dtype = model.params["embed_tokens"]["embedding"].dtype.name
     _write_json(partial / "config.json", hf_config(config, dtype, ids))
     _write_json(partial / "generation_config.json", ids)

@@ -7,13 +7,15 @@ package. Rows of queries and keys lie as Meta has them (`meta_shards`), the two 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcrystal.config import LlamaConfig, from_dict
-from jaxcrystal.crystals.byte_pairs import tokenizer_json
+from jaxcrystal.crystals.byte_pairs import TIKTOKEN, tokenizer_json
 from jaxcrystal.crystals.tokenizer import BYTE_PAIRS, Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
@@ -22,7 +24,19 @@ from jaxcrystal.weights.meta_shards import paired_rows
 from jaxcrystal.weights.tensor_files import Index
 
 NORMAL = 1  #: of `tokenizer.ggml.token_type`: text; other kinds are not
-STORED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+#: Q5_0, Q5_1 and IQ4_NL are what K-quants become where rows are no multiple of 256, as SmolLM2's 576.
+STORED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+STORED += ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+#: Fields `llama.…` that are read, and those that change nothing in what is computed.
+FIELDS = (
+    {"embedding_length", "feed_forward_length", "block_count", "context_length", "expert_count", "rope.freq_base"}
+    | {"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"}
+    | {"attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"}
+    | {"rope.scale_linear"}
+    | {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
+)
+BROKEN = (ValueError, IndexError, KeyError, OSError, TypeError, AttributeError, OverflowError, StopIteration)
 
 
 class GgufFile:
@@ -33,13 +47,10 @@ class GgufFile:
             import gguf
         except ImportError:
             raise UserError(f"{path} needs the package gguf; pip install 'jaxcrystal[gguf]'") from None
-        try:
+        with _whole(path):
             reader = gguf.GGUFReader(path)
-            self._fields = {name: field for name, field in reader.fields.items()}
+            self.fields = dict(reader.fields)
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        except (ValueError, IndexError, KeyError, OSError, TypeError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} is not a whole GGUF file ({reason}); download it again") from None
         self.path = path
         self._decode = gguf.dequantize
         self._order: dict[str, np.ndarray] = {}
@@ -51,8 +62,8 @@ class GgufFile:
 
     def field(self, name: str, default: Any = None) -> Any:
         """Raises UserError if it is not there and has no default."""
-        if name in self._fields:
-            return self._fields[name].contents()
+        if name in self.fields:
+            return self.fields[name].contents()
         if default is None:
             raise UserError(f"{self.path} lacks {name}; it is no file of a LLaMA that llama.cpp would run")
         return default
@@ -67,9 +78,23 @@ class GgufFile:
         part = self._decode(tensor.data[rows], tensor.tensor_type)
         return part[(slice(None), *index[1:])]
 
+    def storage(self, name: str) -> str:
+        """How a tensor is stored."""
+        return self._tensors[name].tensor_type.name
+
     def sha256(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """A file that is cut short or changed shows in as many ways as it has parts."""
+    try:
+        yield
+    except BROKEN as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{path} is not a whole GGUF file ({reason}); download it again") from None
 
 
 def open_gguf(path: Path, home: AnyPath) -> tuple[Checkpoint, Tokenizer, dict[str, Any]]:
@@ -79,7 +104,10 @@ def open_gguf(path: Path, home: AnyPath) -> tuple[Checkpoint, Tokenizer, dict[st
     that are missing, unexpected or of another shape; for a tokenizer that is not byte-level BPE, or of an unknown kind.
     """
     file = GgufFile(path)
-    config = _config(file)
+    with _whole(path):
+        config = _config(file)
+        tokenizer, licence = tokenizer_of_gguf(file, home), str(file.field("general.license", "")) or None
+    file.fields.clear()  # a vocabulary of them, which need not lie beside the weights
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     file.pair(
         {
@@ -89,13 +117,9 @@ def open_gguf(path: Path, home: AnyPath) -> tuple[Checkpoint, Tokenizer, dict[st
         }
     )
     checkpoint = checked(Checkpoint(config, file, "gguf"), f"{path} does not hold the LLaMA that its fields describe")
-    storage = file._tensors["blk.0.ffn_up.weight"].tensor_type.name
-    found = {
-        "quantization": None if storage.startswith(("F", "BF")) else storage,
-        "licence": str(file.field("general.license", "")) or None,
-        "sha256": file.sha256(),
-    }
-    return checkpoint, tokenizer_of_gguf(file, home), found
+    storage = file.storage("blk.0.ffn_up.weight")
+    quantization = None if storage.startswith(("F", "BF")) else storage
+    return checkpoint, tokenizer, {"quantization": quantization, "licence": licence, "sha256": file.sha256()}
 
 
 def _config(file: GgufFile) -> LlamaConfig:
@@ -104,18 +128,24 @@ def _config(file: GgufFile) -> LlamaConfig:
         raise UserError(f"{file.path}: general.architecture is {architecture!r}; only 'llama' can be converted")
     if file.field("llama.expert_count", 0):
         raise UserError(f"{file.path}: llama.expert_count is {file.field('llama.expert_count')}; experts cannot be run")
+    foreign = {name for name in file.fields if name.startswith("llama.")} - {f"llama.{key}" for key in FIELDS}
+    for name in sorted(foreign):
+        if value := file.field(name):
+            raise UserError(f"{file.path}: {name} is {value!r}, which cannot be run here")
     if "rope_freqs.weight" in file.shapes:
         raise UserError(
             f"{file.path} scales rotary positions by a table of its own (rope_freqs.weight); convert the Hugging Face "
             "release, whose config.json says how"
         )
-    scaling = file.field("llama.rope.scaling.type", "none")
+    factor = float(file.field("llama.rope.scaling.factor", file.field("llama.rope.scale_linear", 1.0)))
+    scaling = file.field("llama.rope.scaling.type", "linear")  # what llama.cpp takes for a factor alone
     if scaling not in ("none", "linear"):
         raise UserError(f"{file.path}: llama.rope.scaling.type is {scaling!r}; supported are none and linear")
     width, heads = file.field("llama.embedding_length"), file.field("llama.attention.head_count")
     head_dim = file.field("llama.attention.key_length", width // heads)
-    if file.field("llama.rope.dimension_count", head_dim) != head_dim:
-        raise UserError(f"{file.path} rotates only a part of each head (llama.rope.dimension_count)")
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if file.field(name, head_dim) != head_dim:
+            raise UserError(f"{file.path}: {name} is {file.field(name)}, which cannot be run with heads of {head_dim}")
     ours = {
         "vocab_size": file.shapes.get("token_embd.weight", (0,))[0],
         "hidden_size": width,
@@ -130,8 +160,8 @@ def _config(file: GgufFile) -> LlamaConfig:
         "tie_word_embeddings": "output.weight" not in file.shapes,
         "dtype": "float32",
     }
-    if scaling == "linear":
-        ours["rope_scaling"] = {"rope_type": "linear", "factor": float(file.field("llama.rope.scaling.factor"))}
+    if scaling == "linear" and factor not in (0.0, 1.0):
+        ours["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     return from_dict(LlamaConfig, ours, str(file.path))
 
 
@@ -145,8 +175,11 @@ def tokenizer_of_gguf(file: GgufFile, home: AnyPath) -> Tokenizer:
         )
     tokens, kinds = file.field("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.token_type")
     special = {i: token for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != NORMAL}
-    begin = [file.field("tokenizer.ggml.bos_token_id")] if file.field("tokenizer.ggml.add_bos_token", False) else []
     pre = file.field("tokenizer.ggml.pre", "default")
+    begins = file.field("tokenizer.ggml.add_bos_token", pre in TIKTOKEN)
+    begin = [file.field("tokenizer.ggml.bos_token_id")] if begins else []
+    if begin and begin[0] not in range(len(tokens)):
+        raise UserError(f"{file.path}: tokenizer.ggml.bos_token_id is {begin[0]}, but there are {len(tokens)} tokens")
     try:
         text = tokenizer_json(tokens, file.field("tokenizer.ggml.merges"), pre, special, begin)
     except UserError as error:

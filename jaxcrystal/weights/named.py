@@ -51,7 +51,8 @@ def find(source: str | Path) -> tuple[Path, Origin]:
     if name in KNOWN:
         return KNOWN[name].path(), Origin(name)
     if isinstance(source, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _download(name), Origin(name, hub=name)
+        path = _download(name)
+        return path, Origin(name, hub=name, revision=path.name)  # a snapshot lies in a folder called as its commit
     raise UserError(
         f"{name} is no path, none of the names {', '.join(KNOWN)}, and no model's name at Hugging Face (OWNER/MODEL)"
     )
@@ -61,13 +62,12 @@ def _download(name: str) -> Path:
     """The files of a model at Hugging Face, from its cache or its servers."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UserError(f"{name} is no path; to load it from Hugging Face, pip install huggingface_hub") from None
 
-    wanted = ["*.json", "*.safetensors", "tokenizer.model"]
+    wanted, twice = ["*.json", "*.safetensors", "tokenizer.model"], ["*/*", "consolidated*"]  # Mistral's own format
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=twice))
+    except Exception as error:  # its own, and whatever its client for HTTP raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is no path, and Hugging Face does not give it: {reason}") from None

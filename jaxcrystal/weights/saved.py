@@ -59,6 +59,8 @@ class Origin(Settings):
     licence: str | None = None
     sha256: str | None = None  #: of its file, where it is one
     hub: str | None = None  #: the Hugging Face model whose weights these are, to the last bit
+    revision: str | None = None  #: of `hub`: the commit
+    rows: int | None = None  #: of embedding and head there
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ class SavedModel:
     def variables(self) -> dict[str, Any]:
         """What `module.apply` takes first."""
         return {"params": self.params} | ({} if self.adapters is None else {"lora": self.adapters})
+
+
+def read_origin(directory: AnyPath, description: Description) -> Origin | None:
+    """What the model, or the one that it was trained from, was converted from; None where that is not known."""
+    if description.source is None and description.base is not None:
+        base = paths.joined(directory, description.base)
+        return read_description(base).source if (base / MODEL_FILE).exists() else None
+    return description.source
 
 
 def describe(
