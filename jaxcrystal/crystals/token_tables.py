@@ -28,6 +28,10 @@ from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.errors import UserError
 
 EMPTY = -1  #: no token; only behind the tokens of a row
+REMEDY = (
+    "use a tokenizer that has every digit and letter, and keeps digits, spaces, line feeds and letters apart, as those "
+    "of SmolLM2, LLaMA, Qwen and Mistral do"
+)
 GROUPED = 3  #: digits of a token, where they are grouped at all
 
 _PIECE = re.compile(r"(?P<digits>[0-9]+)|(?P<mask>\[MASK\]\n)|(?P<symbol>[A-Z][a-z]?)|(?P<mark>[. \n])")
@@ -156,8 +160,7 @@ class TokenTables:
         shown = [" | ".join(repr(tokenizer.decode([t])) for t in tokens[here]) for tokens in (theirs, ours)]
         raise UserError(
             f"{tokenizer.path} joins or cuts pieces of crystals: it has {shown[0]} where the device would write "
-            f"{shown[1]}; use a tokenizer that keeps digits, spaces, line feeds and letters apart, as SmolLM2's, "
-            "LLaMA's, Qwen's and Mistral's do"
+            f"{shown[1]}; {REMEDY}"
         )
 
     @staticmethod
@@ -169,7 +172,7 @@ class TokenTables:
             near = slice(max(0, at - 10), at + 10)
             raise UserError(
                 f"{tokenizer.path} cannot write {words[at : at + 1]!r}: its tokens of {words[near]!r} say "
-                f"{again[near]!r}; use a tokenizer that has every digit and letter"
+                f"{again[near]!r}; {REMEDY}"
             )
 
 
@@ -186,7 +189,8 @@ class _Reader:
         behind = back[len(encode("\n")) :]
         if whole[: len(front)] != front or whole[len(whole) - len(behind) :] != behind:
             raise UserError(
-                f"{self._tokenizer.path}: the tokens of {context[-12:]!r} or {before!r} change beside {piece!r}"
+                f"{self._tokenizer.path}: the tokens of {context[-12:]!r} or {before!r} change beside {piece!r}; "
+                f"{REMEDY}"
             )
         return np.array(whole[len(front) : len(whole) - len(behind)], np.int32)
 
@@ -194,7 +198,9 @@ class _Reader:
         """Raises UserError unless it is a single token."""
         tokens = self.tokens(context, piece, before)
         if len(tokens) != 1:
-            raise UserError(f"{self._tokenizer.path} writes {piece!r} as {len(tokens)} tokens; the device needs one")
+            raise UserError(
+                f"{self._tokenizer.path} writes {piece!r} as {len(tokens)} tokens; the device needs one: {REMEDY}"
+            )
         return int(tokens[0])
 
 

@@ -213,6 +213,9 @@ def _expected(config: LlamaConfig, lora: LoraConfig | None, dialect: Dialect) ->
     return expected
 
 
+SHOWN = 10  #: problems of a checkpoint that are told one by one
+
+
 def checked(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}) -> Checkpoint:
     """Itself. Raises one UserError for all tensors that are missing, unexpected, misshapen, or no floating point."""
     found, dtypes = checkpoint.tensors.shapes, checkpoint.tensors.dtypes
@@ -235,7 +238,8 @@ def checked(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}
         if not re.fullmatch("|".join(ignored), name):
             problems.append(f"{name}: not expected, found {list(found[name])}")
     if problems:
-        listed = "\n  ".join(sorted(problems))
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        listed = "\n  ".join([*sorted(problems)[:SHOWN], *more])
         raise UserError(f"{complaint}:\n  {listed}")
     return checkpoint
 

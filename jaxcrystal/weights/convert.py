@@ -41,6 +41,9 @@ from jaxcrystal.weights.saved import (
 )
 from jaxcrystal.weights.vocabulary import check_rows
 
+#: Rows beyond its tokens that a model of byte-level BPE may have: Qwen2.5 has 399.
+ROUNDED = 1024
+
 
 def convert(
     source: str | Path,
@@ -67,7 +70,7 @@ def convert(
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `find`, `open_checkpoint`, `open_gguf`
     and `open_adapters`.
     """
-    out = as_path(out)
+    out = paths.absolute(as_path(out))  # what a link leads to is what is replaced
     path, origin = find(source)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     with locks.held(paths.on_disk(out)), written_whole(out) as partial:
@@ -124,8 +127,11 @@ def _with_rows(
     TokenTables.build(tokenizer)  # refuses one that cannot write crystals, before all the weights are read
     pieces, rows = tokenizer.vocab_size, checkpoint.config.vocab_size
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        if pieces > rows:
-            raise UserError(f"{tokenizer.path} has {pieces} tokens, but the model has rows for {rows}; it is another's")
+        if not pieces <= rows <= pieces + ROUNDED:
+            raise UserError(
+                f"{tokenizer.path} has {pieces} tokens, but the model has rows for {rows} (at most {ROUNDED} more are "
+                "explained by rounding up); it is another model's"
+            )
         return checkpoint.with_vocabulary(pieces, multiple, keep=True), tokenizer
     check_rows(str(tokenizer.path), pieces, rows)
     if pad_token and (padded := with_pad(tokenizer.file)) != tokenizer.file:

@@ -123,6 +123,8 @@ def open_gguf(path: Path, home: AnyPath) -> tuple[Checkpoint, Tokenizer, dict[st
 
 
 def _config(file: GgufFile) -> LlamaConfig:
+    if (parts := file.field("split.count", 0)) > 1:
+        raise UserError(f"{file.path} is one of {parts} parts; join them by `llama-gguf-split --merge`")
     architecture = file.field("general.architecture")
     if architecture != "llama":
         raise UserError(f"{file.path}: general.architecture is {architecture!r}; only 'llama' can be converted")
@@ -180,9 +182,14 @@ def tokenizer_of_gguf(file: GgufFile, home: AnyPath) -> Tokenizer:
     begin = [file.field("tokenizer.ggml.bos_token_id")] if begins else []
     if begin and begin[0] not in range(len(tokens)):
         raise UserError(f"{file.path}: tokenizer.ggml.bos_token_id is {begin[0]}, but there are {len(tokens)} tokens")
+    merges, end = file.field("tokenizer.ggml.merges"), file.field("tokenizer.ggml.eos_token_id")
+    if end not in range(len(tokens)):
+        raise UserError(f"{file.path}: tokenizer.ggml.eos_token_id is {end}, but there are {len(tokens)} tokens")
     try:
-        text = tokenizer_json(tokens, file.field("tokenizer.ggml.merges"), pre, special, begin)
+        text = tokenizer_json(tokens, merges, pre, special, begin)
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
     (home / BYTE_PAIRS).write_text(text)
-    return load_tokenizer(home / BYTE_PAIRS, begin, file.field("tokenizer.ggml.eos_token_id"))
+    tokenizer = load_tokenizer(home / BYTE_PAIRS, begin, end)
+    tokenizer.path = file.path  # what errors name
+    return tokenizer

@@ -46,7 +46,11 @@ def find(source: str | Path) -> tuple[Path, Origin]:
     """
     name = str(source)
     path = paths.local(source)
-    if path.exists():
+    if _exists(path):
+        if path.is_dir() and not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
+            raise UserError(f"{path} is a folder with GGUF files; name one of them, such as {files[0]}")
+        if path.is_file() and path.suffix != ".gguf":
+            raise UserError(f"{path} is neither a folder nor a .gguf file; give the folder in which the model lies")
         return path, Origin(name)
     if name in KNOWN:
         return KNOWN[name].path(), Origin(name)
@@ -56,6 +60,13 @@ def find(source: str | Path) -> tuple[Path, Origin]:
     raise UserError(
         f"{name} is no path, none of the names {', '.join(KNOWN)}, and no model's name at Hugging Face (OWNER/MODEL)"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _download(name: str) -> Path:
@@ -69,5 +80,8 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=twice))
     except Exception as error:  # its own, and whatever its client for HTTP raises
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is no path, and Hugging Face does not give it: {reason}") from None
+        reason = " ".join(str(error).split()).partition(". ")[0][:300]
+        raise UserError(
+            f"{name} is no path, and Hugging Face does not give it; download it where there is a network, and give the "
+            f"folder ({reason})"
+        ) from None

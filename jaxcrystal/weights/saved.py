@@ -325,9 +325,13 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
     """A directory to write to, beside `out`, that becomes `out` when all went well and vanishes when not.
 
     In a store, where nothing can be renamed, it is `out` itself: no model until MODEL_FILE, which comes last, is there.
-    Raises UserError if `out` is there and not empty, and for what the disk refuses.
+    For the holder of `out`'s lock: what an earlier one that was killed left beside it is removed. Raises UserError if
+    `out` is there and not empty, and for what the disk refuses to write, or to read meanwhile.
     """
     remote = paths.is_remote(out)
+    if not remote:
+        for left in out.parent.glob(f".{out.name}.*.partial"):
+            paths.remove(left)
     partial = out if remote else out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -341,6 +345,8 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
                 partial.replace(out)
             failed.pop_all()
     except OSError as error:
+        if error.filename and not paths.as_path(error.filename).is_relative_to(partial.parent):
+            raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
 
