@@ -60,11 +60,13 @@ class BytePairTokenizer:
         try:
             self._model = tokenizers.Tokenizer.from_buffer(self.file)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path} is not a tokenizer.json ({error})") from None
+            raise UserError(f"{path} is not a tokenizer.json ({_reason(error)})") from None
+        if not (tokens := self._model.get_vocab(with_added_tokens=True)):
+            raise UserError(f"{path} is not a tokenizer.json (it has no tokens)")
         self._model.no_padding()
         self._model.no_truncation()
         self._model.encode_special_tokens = True  # what looks like one in a text is text
-        self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size: int = max(tokens.values()) + 1
         self.begin = tuple(self._in_front() if begin is None else begin)
         self.eos_id: int = self._end_beside() if end is None else end
         if not 0 <= self.eos_id < self.vocab_size:
@@ -76,7 +78,10 @@ class BytePairTokenizer:
         return {"begin": self.begin, "end": self.eos_id}
 
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
+        try:
+            return self._model.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # as above; of a kind without bytes, for what it has no token
+            raise UserError(f"{self.path} has no tokens for {text[:20]!r} ({_reason(error)})") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -102,7 +107,7 @@ class BytePairTokenizer:
     def _end_beside(self) -> int:
         stated = read_beside(self.path.parent / "tokenizer_config.json").get("eos_token")
         token = stated.get("content") if isinstance(stated, dict) else stated
-        if token is not None:
+        if isinstance(token, str):
             if (found := self._model.token_to_id(token)) is None:
                 raise UserError(f"{self.path} has no token {token!r}, the eos_token of tokenizer_config.json beside it")
             return found
@@ -115,6 +120,10 @@ class BytePairTokenizer:
             f"{self.path} does not say what ends a text: put the tokenizer_config.json (eos_token) or the config.json "
             "(eos_token_id) of the model beside it"
         )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def read_beside(path: AnyPath) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def tokenizer_json(
     try:
         model = models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=pre in TIKTOKEN)
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"its tokens and merges make no tokenizer ({error})") from None
+        raise UserError(f"its tokens and merges make no tokenizer ({_reason(error)})") from None
     tokenizer = Tokenizer(model)
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat, Weights
@@ -70,6 +71,8 @@ def convert(
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `find`, `open_checkpoint`, `open_gguf`
     and `open_adapters`.
     """
+    if vocab_multiple < 1:
+        raise UserError(f"vocab_multiple is {vocab_multiple}; it must be at least 1")
     out = paths.absolute(as_path(out))  # what a link leads to is what is replaced
     path, origin = find(source)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
@@ -93,11 +96,21 @@ def convert(
         checkpoint, tokenizer = _with_rows(checkpoint, tokenizer, partial, pad_token, vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
         store, read = quantizer(config, mesh), Passing()
-        params = {path: store(path, read.seen(path, parameter)) for path, parameter in checkpoint.load(mesh, dtype)}
+        params = {
+            name: store(name, read.seen(name, _finite(path, name, parameter)))
+            for name, parameter in checkpoint.load(mesh, dtype)
+        }
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
         description = Description(config, None, TextFormat(), None, read.fingerprint, source=origin, **tokenizer.ends)
         write_description(partial, description, tokenizer)
     return config
+
+
+def _finite(source: Path, name: str, parameter: Array) -> Array:
+    if not jnp.isfinite(parameter).all():
+        wide = " (float16 has none above 65,504: take another --dtype)" if parameter.dtype == jnp.float16 else ""
+        raise UserError(f"{source} gives nan or infinite numbers for {name}{wide}; download it again")
+    return parameter
 
 
 def tokenizer_of(directory: Path) -> Tokenizer:

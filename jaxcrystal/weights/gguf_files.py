@@ -36,7 +36,7 @@ FIELDS = (
     | {"rope.scale_linear"}
     | {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 )
-BROKEN = (ValueError, IndexError, KeyError, OSError, TypeError, AttributeError, OverflowError, StopIteration)
+BROKEN = (ValueError, IndexError, KeyError, OSError, TypeError, AttributeError, ArithmeticError, StopIteration)
 
 
 class GgufFile:

@@ -272,14 +272,58 @@ def test_a_tokenizer_that_joins_a_space_to_a_digit_is_refused(tmp_path):
         TokenTables.build(byte_pair_tokenizers.load("gpt2", tmp_path))
 
 
-@pytest.mark.parametrize("pairs", [(("N", "a"), ("Na", "Ċ")), (("0", "."),), (("Ċ", "0"),)])
-def test_what_joins_pieces_is_refused(tmp_path, pairs):
-    """Patterns keep them apart; without, as in a GPT-2 that has no pattern, merges may join anything."""
-    path = byte_pair_tokenizers.write(tmp_path, "smollm", extra=pairs)
+@pytest.mark.parametrize(
+    "pairs, shown",
+    [
+        ([("N", "a"), ("Na", "Ċ")], r"it has .* \| 'Na\\n' \| .* where the device would write .* \| 'Na' \| '\\n' \|"),
+        ([("5", "Ċ"), ("5Ċ", "H")], r"it has .* \| '5\\n' \| "),  # a digit and, behind its line feed, a letter
+        ([(":", "Ċ"), (":Ċ", "5")], r"it has .* \| ':\\n5' \| "),
+        ([("0", ".")], r"change beside '\.'"),
+        ([("Ċ", "0")], "change beside '0'"),
+        ([("Ċ", "H")], "change beside 'H'"),
+        ([("]", "Ċ"), ("]Ċ", "0")], r"change beside '\[MASK\]\\n'"),
+    ],
+)
+def test_what_joins_pieces_is_refused(tmp_path, pairs, shown):
+    """Patterns keep them apart; without one, merges may join anything."""
+    path = byte_pair_tokenizers.write(tmp_path, "smollm", extra=tuple(pairs))
     data = json.loads(path.read_text())
     data["pre_tokenizer"]["pretokenizers"] = data["pre_tokenizer"]["pretokenizers"][-1:]
     path.write_text(json.dumps(data))
-    with pytest.raises(UserError, match=r"joins or cuts|change beside|needs one"):
+    with pytest.raises(UserError, match=shown):
+        TokenTables.build(load_tokenizer(path))
+
+
+@pytest.mark.parametrize(
+    "lost, shown",
+    [
+        ("N", r"cannot write 'N': its tokens of .*\\nN\\n.* say .*; use a tokenizer that has every digit and letter"),
+        ("7", "writes '7' as 0 tokens; the device needs one: use"),
+        ("Ċ", r"writes '\\n' as 0 tokens"),
+        ("Ġ", "writes ' ' as 0 tokens"),
+    ],
+)
+def test_a_tokenizer_that_lacks_a_piece_is_refused(tmp_path, lost, shown):
+    path = byte_pair_tokenizers.write(tmp_path, "smollm")
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    vocabulary["unused"] = vocabulary.pop(lost)
+    data["model"]["merges"] = [m for m in data["model"]["merges"] if {*m, "".join(m)} <= vocabulary.keys()]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=shown):
+        TokenTables.build(load_tokenizer(path))
+
+
+def test_pieces_that_share_the_unknown_token_are_refused(tmp_path):
+    """7 and 8 would be one to the model."""
+    path = byte_pair_tokenizers.write(tmp_path, "smollm")
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    for i, digit in enumerate("78"):
+        vocabulary[f"unused{i}"] = vocabulary.pop(digit)
+    data["model"]["unk_token"] = "<|begin|>"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="cannot write '7'"):
         TokenTables.build(load_tokenizer(path))
 
 

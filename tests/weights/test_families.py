@@ -71,10 +71,9 @@ def test_logits_are_transformers_and_weights_come_back(name, tied, family, tmp_p
 
     export(tmp_path / "ours", tmp_path / "back", "hf")
     for key, tensor in load_file(directory / "model.safetensors").items():
-        rows = load_file(tmp_path / "back" / "model.safetensors")[key]
-        np.testing.assert_array_equal(rows[: len(tensor)], tensor, err_msg=key)
+        np.testing.assert_array_equal(load_file(tmp_path / "back/model.safetensors")[key], tensor, err_msg=key)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
-    np.testing.assert_array_equal(logits(again, tokens)[..., :pieces], expected[..., :pieces])
+    np.testing.assert_array_equal(logits(again, tokens), expected)  # rows without a token too: no more, no fewer
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     text = "Below:\n5.2 5.20 120\nNa\n0.25 0.50 0.75"
     assert tokenizer(text).input_ids == [*model.tokenizer.begin, *model.tokenizer.encode(text)]
@@ -102,12 +101,49 @@ def test_adapters_on_a_family_with_biases_come_back_merged(family, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_window_that_never_slides_is_none(family):
+def test_the_context_ends_with_the_window(family):
     """Mistral's tokens attend to so many before them: within the window that is all, beyond it a model is another."""
     from jaxcrystal.weights.config_map import read_hf
 
     assert read_hf(family("mistral")[1]).max_position_embeddings == 64
-    assert read_hf(family("qwen2")[1]).max_position_embeddings == 128  # use_sliding_window is false
+    directory = family("qwen2")[1]
+    assert read_hf(directory).max_position_embeddings == 128  # use_sliding_window is false
+    config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 8192}
+    (directory / "config.json").write_text(json.dumps(config | {"use_sliding_window": True, "sliding_window": 32}))
+    assert read_hf(directory).max_position_embeddings == 32
+    del config["sliding_window"]
+    (directory / "config.json").write_text(json.dumps(config | {"use_sliding_window": True}))
+    assert read_hf(directory).max_position_embeddings == 4096  # what transformers takes
+
+
+def test_weights_that_are_no_numbers_are_refused(family, tmp_path):
+    theirs, directory = family("qwen3")
+    with torch.no_grad():
+        theirs.model.layers[1].mlp.up_proj.weight[3, 5] = torch.nan
+    theirs.save_pretrained(directory)
+    with pytest.raises(UserError, match="gives nan or infinite numbers for layers/mlp/up_proj/kernel"):
+        convert(directory, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("dtype, known", [(None, True), ("float32", True), ("bfloat16", False)])
+def test_a_hub_model_is_named_for_its_own_weights_alone(dtype, known, family, tmp_path, monkeypatch):
+    """With its commit, so that what PEFT loads below the adapters later is what they were trained on."""
+    import peft
+
+    theirs, directory = family("qwen2")
+    snapshot = directory.rename(tmp_path / "0123abcd")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(snapshot))
+    convert("owner/model", tmp_path / "base", dtype=dtype)
+    peft.get_peft_model(theirs, peft.LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapters")
+    convert(tmp_path / "adapters", tmp_path / "ours", base=tmp_path / "base")
+    if not known:
+        with pytest.raises(UserError, match="PEFT needs to know its base"):
+            export(tmp_path / "ours", tmp_path / "back", "peft")
+        return
+    export(tmp_path / "ours", tmp_path / "back", "peft")
+    stated = json.loads((tmp_path / "back/adapter_config.json").read_text())
+    assert (stated["base_model_name_or_path"], stated["revision"]) == ("owner/model", "0123abcd")
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "smollm3", "qwen2_vl", "gemma2"])

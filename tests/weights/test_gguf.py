@@ -41,7 +41,8 @@ def write(path: Path, kind: str = "F32", tied: bool = False, add: dict | None = 
         "rope.dimension_count": WIDTH // HEADS,
         "vocab_size": len(tokens),
     }
-    for name, value in (stated | {k.replace("__", "."): v for k, v in fields.items() if isinstance(v, int)}).items():
+    counts = {k.replace("__", "."): v for k, v in fields.items() if "__" in k or k in ("block_count", "expert_count")}
+    for name, value in (stated | counts).items():
         writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32("llama.rope.freq_base", 5e4)
@@ -49,9 +50,15 @@ def write(path: Path, kind: str = "F32", tied: bool = False, add: dict | None = 
     writer.add_tokenizer_pre(fields.get("pre", "smollm"))
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    writer.add_token_merges(merges)
+    writer.add_token_merges(fields.get("merges", merges))
     writer.add_bos_token_id(len(tokens) - 2)
-    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_eos_token_id(fields.get("eos", len(tokens) - 1))
+    if "begins" in fields:
+        writer.add_add_bos_token(fields["begins"])
+    if "split" in fields:
+        writer.add_uint16("split.count", fields["split"])
+    for name, value in fields.get("scaling", {}).items():
+        (writer.add_string if isinstance(value, str) else writer.add_float32)(f"llama.rope.{name}", value)
     writer.add_string("general.license", "mit")
 
     def matrix(name: str, rows: int, columns: int) -> None:
@@ -60,7 +67,8 @@ def write(path: Path, kind: str = "F32", tied: bool = False, add: dict | None = 
         writer.add_tensor(f"{name}.weight", gguf.quantize(values, stored), raw_dtype=stored)
 
     def norm(name: str) -> None:
-        writer.add_tensor(f"{name}.weight", random.normal(1, 0.2, WIDTH).astype(np.float32))
+        values = random.normal(1, 0.2, WIDTH).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", values * np.nan if "nan" in fields and name == "output_norm" else values)
 
     matrix("token_embd", len(tokens), WIDTH)
     for i in range(LAYERS):
@@ -109,6 +117,38 @@ def test_logits_are_transformers(kind, tmp_path):
     source = read_description(tmp_path / "ours").source
     assert (source.name, source.licence) == (str(path), "mit") and len(source.sha256) == 64
     assert source.quantization == (kind if kind.startswith("Q") else None)
+
+
+@pytest.mark.parametrize(
+    "scaling, factor",
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, 4.0),
+        ({"scaling.factor": 2.0}, 2.0),  # llama.cpp takes linear for what is not said
+        ({"scale_linear": 8.0}, 8.0),  # its older name
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.factor": 0.0}, None),
+        ({}, None),
+    ],
+)
+def test_rotary_positions_are_scaled_as_llama_cpp_does(scaling, factor, tmp_path):
+    config = convert(write(tmp_path / "model.gguf", scaling=scaling), tmp_path / "ours")
+    assert (config.rope_scaling and config.rope_scaling.factor) == factor
+    assert config.rope_scaling is None or config.rope_scaling.rope_type == "linear"
+
+
+@pytest.mark.parametrize(
+    "pre, vocabulary, begins", [("llama-bpe", "llama3", True), ("tekken", "tekken", True), ("smollm", "smollm", False)]
+)
+@pytest.mark.parametrize("said", [None, True, False])
+def test_texts_begin_as_llama_cpp_begins_them(pre, vocabulary, begins, said, tmp_path):
+    """Where the file does not say, the kind of its tokenizer does."""
+    fields = {} if said is None else {"begins": said}
+    path = write(tmp_path / "model.gguf", pre=pre, vocabulary=vocabulary, **fields)
+    convert(path, tmp_path / "ours")
+    description = read_description(tmp_path / "ours")
+    tokens = byte_pair_tokenizers.vocabulary(vocabulary)[0]
+    assert description.begin == ((len(tokens) - 2,) if (begins if said is None else said) else ())
+    assert description.tokenizer(tmp_path / "ours").begin == description.begin
 
 
 @pytest.mark.parametrize("kind", STORED)
@@ -194,7 +234,7 @@ def test_the_name_says_what_to_install(monkeypatch):
 def test_a_hub_id_without_network_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^nobody/nothing is no path, and Hugging Face does not give it: [^\n]+$"):
+    with pytest.raises(UserError, match=r"^nobody/nothing is no path, and Hugging Face does not give it; [^\n]+$"):
         convert("nobody/nothing", tmp_path / "out")
     with pytest.raises(UserError, match="nothing is no path, none of the names smollm2-135m, and no model's name"):
         convert("nothing", tmp_path / "out")
@@ -206,7 +246,14 @@ def test_a_hub_id_without_network_is_one_line(monkeypatch, tmp_path):
     [
         ({"architecture": "gemma2"}, "general.architecture is 'gemma2'; only 'llama' can be converted"),
         ({"expert_count": 8}, "llama.expert_count is 8; experts cannot be run"),
-        ({"rope__dimension_count": 8}, "rotates only a part of each head"),
+        ({"rope__dimension_count": 8}, "rope.dimension_count is 8, which cannot be run with heads of 16"),
+        ({"attention__value_length": 8}, "attention.value_length is 8, which cannot be run with heads of 16"),
+        ({"attention__sliding_window": 64}, "llama.attention.sliding_window is 64, which cannot be run here"),
+        ({"split": 2}, "is one of 2 parts"),
+        ({"merges": ["a"]}, "its tokens and merges make no tokenizer"),
+        ({"eos": 9999}, "tokenizer.ggml.eos_token_id is 9999, but there are"),
+        ({"attention__head_count": 0}, "is not a whole GGUF file"),
+        ({"nan": True}, "gives nan or infinite numbers for norm/scale"),
         ({"tokenizer": "llama"}, "tokenizer.ggml.model is 'llama'; of a GGUF only byte-level BPE"),
         ({"pre": "deepseek-r1"}, "tokenizer.ggml.pre is 'deepseek-r1', which is not known here; known are smollm"),
         ({"pre": "gpt-2", "vocabulary": "gpt2"}, r"the tokens of .* change beside ' '"),
