@@ -74,7 +74,7 @@ def test_the_end_is_that_of_the_config_beside(stated, end, tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": stated}))
     if end is None:
-        with pytest.raises(UserError, match="does not say what ends a text|99999, the end of a text, is none"):
+        with pytest.raises(UserError, match=r"does not say what ends a text|99999, the end of a text, is none"):
             load_tokenizer(tmp_path)
     else:
         assert load_tokenizer(tmp_path).eos_id == load_tokenizer(path).eos_id == end
