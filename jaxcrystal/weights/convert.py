@@ -73,7 +73,7 @@ def convert(
     """
     if vocab_multiple < 1:
         raise UserError(f"vocab_multiple is {vocab_multiple}; it must be at least 1")
-    out = paths.absolute(as_path(out))  # what a link leads to is what is replaced
+    out = as_path(out)
     path, origin = find(source)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     with locks.held(paths.on_disk(out)), written_whole(out) as partial:

@@ -75,7 +75,7 @@ def export(
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
     """
-    model_dir, out, size = as_path(model_dir), paths.absolute(paths.local(out)), parse_size(shard_size)
+    model_dir, out, size = as_path(model_dir), paths.local(out), parse_size(shard_size)
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")

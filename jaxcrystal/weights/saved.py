@@ -329,11 +329,11 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
     `out` is there and not empty, and for what the disk refuses to write, or to read meanwhile.
     """
     remote = paths.is_remote(out)
-    if not remote:
-        for left in out.parent.glob(f".{out.name}.*.partial"):
-            paths.remove(left)
-    partial = out if remote else out.with_name(f".{out.name}.{os.getpid()}.partial")
+    place = paths.absolute(out)  # what a link leads to is what is replaced
+    partial = out if remote else place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
+        for left in () if remote else place.parent.glob(f".{place.name}.*.partial"):
+            paths.remove(left)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
         with ExitStack() as failed:
@@ -342,13 +342,14 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
             with paths.reaching(out):
                 yield partial
             if not remote:
-                partial.replace(out)
+                partial.replace(place)
             failed.pop_all()
     except OSError as error:
-        if error.filename and not paths.as_path(error.filename).is_relative_to(partial.parent):
-            raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
-        where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
+        reason, where = error.strerror or error, error.filename
+        ours = where is None or as_path(where).is_relative_to(partial) or partial.is_relative_to(where)
+        if not ours:
+            raise UserError(f"cannot read {where}: {reason}") from None
+        raise UserError(f"cannot write the directory {out}: {reason}{f' ({where})' if where else ''}") from None
 
 
 def save_weights(directory: AnyPath, weights: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.weights.checkpoint_map import load_hf, open_checkpoint
 from jaxcrystal.weights.convert import convert
-from jaxcrystal.weights.saved import describe, load_model
+from jaxcrystal.weights.saved import describe, load_model, written_whole
 
 ONE = MeshConfig(1, 1, 1)
 TINY = LlamaConfig(
@@ -316,6 +316,23 @@ def test_a_disk_that_fills_up_leaves_nothing(checkpoint, full_disk, tmp_path):
         convert(source, out)
     assert "\n" not in str(error.value) and not out.parent.exists()
     convert(source, out)
+
+
+def test_what_a_link_leads_to_is_filled_and_what_a_kill_left_is_removed(tmp_path):
+    """As on clusters, where a home's folder is a link to a large disk."""
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    (tmp_path / "disk/.out.99999.partial/checkpoints").mkdir(parents=True)
+    with written_whole(tmp_path / "out") as partial:
+        (partial / "x").write_text("whole")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/out/x").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_what_cannot_be_read_is_no_fault_of_the_directory_that_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot read /there/x: Permission denied$"), written_whole(tmp_path / "out"):
+        raise PermissionError(13, "Permission denied", "/there/x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenizer):
