@@ -6,6 +6,7 @@ Only `read_*` look into files; `hf_config` and `peft_config` return what is to b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,8 @@ def read_hf(directory: Path) -> LlamaConfig:
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [key for key in required if key not in theirs]:
         raise UserError(f"{path}: {', '.join(missing)} missing; is it the config of a LLaMA?")
-    counts = (*required, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
-    for key in counts:
-        value = theirs.get(key)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number above 0")
+    others = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+    _check_counts(path, theirs, (*required, *others))
     heads = theirs["num_attention_heads"]
     longest = theirs.get("max_position_embeddings", 2048)
     if theirs.get("use_sliding_window", theirs["model_type"] == "mistral") and theirs.get("sliding_window"):
@@ -105,6 +103,14 @@ def read_hf(directory: Path) -> LlamaConfig:
         **family.ours,
     }
     return from_dict(LlamaConfig, ours, str(path))
+
+
+def _check_counts(path: Path, theirs: dict[str, Any], keys: Sequence[str]) -> None:
+    """Raises UserError for a value that is no count, unless it is null or not there."""
+    for key in keys:
+        value = theirs.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number above 0")
 
 
 def _stated_dtype(theirs: dict[str, Any]) -> str:
@@ -176,8 +182,11 @@ def read_meta(directory: Path, vocab_size: int, dtype: str) -> LlamaConfig:
     stated = theirs.get("vocab_size", -1)
     if stated not in (-1, vocab_size):
         raise UserError(f"{path}: vocab_size is {stated}, but output.weight has {vocab_size} rows; is a file missing?")
-    width = int(2 * (4 * theirs["dim"]) / 3)
-    width = int(theirs.get("ffn_dim_multiplier", 1) * width)
+    _check_counts(path, theirs, ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len"))
+    multiplier = theirs.get("ffn_dim_multiplier", 1)
+    if not isinstance(multiplier, (int, float)) or multiplier <= 0:
+        raise UserError(f"{path}: ffn_dim_multiplier is {multiplier!r}; it must be a number above 0")
+    width = int(multiplier * int(2 * (4 * theirs["dim"]) / 3))
     multiple = theirs.get("multiple_of", 256)
     ours = {
         "vocab_size": vocab_size,
