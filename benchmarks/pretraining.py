@@ -14,8 +14,8 @@ the fewest nats goes on to the others. After each budget:
   are of all of them;
 - `compositional`: share of attempts without grammar that are crystals whose charges could balance.
 
-The base before any training is the row with 0 crystals. All that was done lies in --runs: a script that is stopped goes
-on where it stood, one with more `--budgets` goes further, and only what was done is written.
+The base before any training is the row with 0 crystals. All that was done lies in --runs, a folder for one --base and
+--data: a script that is stopped goes on where it stood, one with more `--budgets` goes further.
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ import machine
 import numpy as np
 
 import jaxcrystal
-from jaxcrystal.config import Augment, DataConfig, LlamaConfig, LoraConfig, OptimizerConfig, Recipe, to_dict
+from jaxcrystal.config import (
+    Augment,
+    DataConfig,
+    LlamaConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Recipe,
+    to_dict,
+)
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.token_tables import TokenTables
@@ -94,6 +103,7 @@ class Work:
                 validation_rows=self.rows_per_batch,
             ),
             optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=10, final_fraction=1.0, beta2=0.98),
+            mesh=MeshConfig(1, 1, 1),
             checkpoint_every=25,
             keep_checkpoints=1,
         )
