@@ -28,7 +28,7 @@ import machine
 import jaxcrystal
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, TextFormat, load
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.sampling import sample
@@ -51,7 +51,7 @@ for formula in ("NaCl", "MgO"):
 
 def make_model(config: LlamaConfig, out: Path) -> Path:
     """A model directory of random weights with the compact tokenizer."""
-    describe(out, config, None, TextFormat(), COMPACT)
+    describe(out, config, None, TextFormat(), load_tokenizer("compact"))
     save_weights(out, initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1))))
     return out
 

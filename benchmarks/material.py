@@ -19,8 +19,9 @@ from jaxcrystal.config import ATTRIBUTES, TextFormat
 from jaxcrystal.crystals import dataset, prompts, text
 from jaxcrystal.crystals.crystal import COORD_BITS, ELEMENTS, Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
-from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, Rows
+from jaxcrystal.crystals.token_tables import EMPTY
+from jaxcrystal.crystals.tokenizer import BYTE_PAIRS, FILES, SENTENCE_PIECES, Tokenizer
+from jaxcrystal.crystals.writer import Draws, Examples, Rows
 from jaxcrystal.reader.checks import Checked, Checks, check
 from jaxcrystal.reader.reading import interpret
 from jaxcrystal.reader.sources import open_source
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", default=data, help=f"a file that `jaxcrystal prepare` wrote or can read, or `prototypes` ({data})"
     )
     parser.add_argument("--crystals", type=int, default=2000, help="take so many, from its beginning (2000)")
-    parser.add_argument("--tokenizer", default=tokenizer, help=f"a SentencePiece file, or `compact` ({tokenizer})")
+    parser.add_argument(
+        "--tokenizer", default=tokenizer, help=f"a file, a model's directory, or `compact` ({tokenizer})"
+    )
 
 
 def crystals(origin: str, count: int) -> CrystalSet:
@@ -136,23 +139,27 @@ class Setting:
         return ", ".join([how, parts, *extra])
 
 
-def transformers_tokenizer(tokenizer: SentencePieceTokenizer) -> Any | None:
-    """transformers' tokenizer of the same SentencePiece file, which adds beginning and end of sequence.
+def transformers_tokenizer(tokenizer: Tokenizer) -> Any | None:
+    """transformers' tokenizer of the same file; one of SentencePiece adds beginning and end of sequence.
 
     None for `compact`, which is no BPE model: transformers has no class for it.
     """
-    if tokenizer.path.name != "tokenizer.model":
+    if tokenizer.path.name not in FILES:
         return None
-    from transformers import LlamaTokenizerFast
+    from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
+
+    if tokenizer.path.name == BYTE_PAIRS:
+        return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer.path))
 
     return LlamaTokenizerFast.from_pretrained(str(tokenizer.path.parent), add_bos_token=True, add_eos_token=True)
 
 
-def encode(texts: list[str], fast: Any | None, tokenizer: SentencePieceTokenizer) -> list[list[int]]:
+def encode(texts: list[str], fast: Any | None, tokenizer: Tokenizer) -> list[list[int]]:
     """Tokens of whole texts with beginning and end: transformers' batched call, or else SentencePiece's."""
-    if fast is None:
-        return [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-    return fast(texts, return_attention_mask=False)["input_ids"]
+    if fast is not None and tokenizer.path.name == SENTENCE_PIECES:
+        return fast(texts, return_attention_mask=False)["input_ids"]
+    bare = map(tokenizer.encode, texts) if fast is None else fast(texts, add_special_tokens=False)["input_ids"]
+    return [[*tokenizer.begin, *ids, tokenizer.eos_id] for ids in bare]
 
 
 def assert_same_tokens(rows: list[Rows], expected: list[list[int]]) -> int:

@@ -12,8 +12,9 @@ import machine
 
 from jaxcrystal.config import MeshConfig, Recipe
 from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.training.packing import Feed

@@ -46,8 +46,8 @@ from jaxcrystal.config import MeshConfig, TextFormat
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.grammar import Constraints, Grammar
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     tokenizer, text = load_tokenizer(chosen.tokenizer), TextFormat()
     crystals = material.crystals(chosen.data, chosen.crystals)
     lengths, atoms = text_lengths(crystals, tokenizer, text), [len(crystals.crystal(i)) for i in range(len(crystals))]
-    prompt = [tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt({}))]
+    prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt({}))]
     torch_model, model = same_model(chosen.shape, tokenizer)
     limit, vocab = int(lengths.max()), model.config.padded_vocab_size
     kept = Lengths(lengths, tokenizer.eos_id, vocab)
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     ) -> Side:
         limits = [each[n] if has_rules else kept.limits() for n in np.resize(atoms, num)]
         stated = [{"band_gap": i / 100} if own_prompts else {} for i in range(num)]
-        read = [[tokenizer.bos_id, *tokenizer.encode(prompts.generation_prompt(stating))] for stating in stated]
+        read = [[*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt(stating))] for stating in stated]
 
         def draw(turn: int) -> list[int]:
             if not turn:  # all is compiled
@@ -285,7 +285,7 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
     config = transformers.LlamaConfig(
         **SHAPES[shape].model,
         max_position_embeddings=4096,
-        bos_token_id=tokenizer.bos_id,
+        bos_token_id=next(iter(tokenizer.begin), None),
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
     )
@@ -293,7 +293,7 @@ def same_model(shape: str, tokenizer: Any) -> tuple[LlamaForCausalLM, SavedModel
     with tempfile.TemporaryDirectory() as directory:
         torch_model.save_pretrained(directory)
         ours, params = load_hf(Path(directory), make_mesh(MeshConfig(1, 1, 1)))
-    return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer.path, 0)
+    return torch_model, SavedModel(ours, None, TextFormat(), params, None, tokenizer, 0)
 
 
 Side = Callable[[int], list[int]]  # of a turn: the lengths of what was drawn

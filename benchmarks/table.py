@@ -16,12 +16,14 @@ from machine import RESULTS
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by table.py -->\n", "<!-- end of results -->\n"
 
+#: Benchmarks with a page of their own: docs/precision.md, docs/pretraining.md.
+PAGES = ("quantized_logits", "pretraining")
+
 
 def rendered(directory: Path = RESULTS) -> str:
     """Every result of a directory, the newest of each benchmark and machine, in order of the files' names."""
     results = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    # What precision costs has a page of its own, docs/precision.md.
-    lines = [line for result in results if result["benchmark"] != "quantized_logits" for line in _section(result)]
+    lines = [line for result in results if result["benchmark"] not in PAGES for line in _section(result)]
     return "\n".join([*lines, ""] if lines else ["None yet.", ""])
 
 

@@ -3,6 +3,8 @@
     python benchmarks/train_step.py --shape 50m          two CPU cores, some minutes
     python benchmarks/train_step.py --shape tiny_cpu --tokenizer compact
                                                          one core; all weights of a small model, in CPU-seconds
+    python benchmarks/train_step.py --shape smollm2 --tokenizer models/smollm2_135m
+                                                         two CPU cores, half an hour; in float32 and in bfloat16
     python benchmarks/train_step.py --quick              seconds, a check that it runs; its figures mean nothing
     python benchmarks/train_step.py --shape 7b --one-at-a-time --data train.parquet --tokenizer tokenizer.model
                                                          one GPU; bfloat16; the README of this folder has more
@@ -37,7 +39,7 @@ import material
 import numpy as np
 from material import Setting, Task
 
-from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, load, to_dict
+from jaxcrystal.config import TARGETS, LlamaConfig, MeshConfig, Recipe, load, to_dict
 from jaxcrystal.crystals.dataset import CrystalSet, store
 from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
@@ -61,6 +63,9 @@ def _llama(
     }
 
 
+PAPER = ("rank=8", "alpha=32", "dropout=0.05")
+
+
 @dataclass(frozen=True)
 class Shape:
     """A LLaMA, and the batch and peers that suit it."""
@@ -70,7 +75,8 @@ class Shape:
     tokens_per_row: int
     peers: tuple[str, ...]
     dtype: str = "bfloat16"
-    adapters: bool = True  #: adapters are trained; False trains all weights
+    adapters: tuple[str, ...] = PAPER  #: settings of those that are trained; none: all weights are
+    also: str | None = None  #: another dtype, in which ours is measured too
     one_core: bool = False  #: every engine is pinned to the same core, and rates are over CPU-seconds
 
 
@@ -80,10 +86,16 @@ SHAPES = {
     "tiny_cpu": Shape(
         _llama(128, 384, 4, 4, 4, vocab=448, tied=True),
         *(8, 512, ("", "micro=8", "packed=512"), "float32"),
-        adapters=False,
+        adapters=(),
         one_core=True,
     ),
     "50m": Shape(_llama(512, 1376, 8, 8, 8), 4, 512, ("", "micro=4", "micro=1", "packed=512"), "float32"),
+    "smollm2": Shape(  # what configs/smollm2_135m_cpu.yaml trains
+        _llama(576, 1536, 30, 9, 3, vocab=49152, tied=True),
+        *(2, 1024, ("", "micro=4", "micro=1", "packed=1024"), "float32"),
+        adapters=("rank=16", "alpha=32", "dropout=0", f"targets={list(TARGETS)}"),
+        also="bfloat16",
+    ),
     "7b": Shape(_llama(4096, 11008, 32, 32, 32), 16, 2048, _ON_GPU),
     "13b": Shape(_llama(5120, 13824, 40, 40, 40), 16, 2048, _ON_GPU),
     "70b": Shape(_llama(8192, 28672, 80, 64, 8), 4, 2048, ()),
@@ -126,11 +138,10 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
         "optimizer.warmup_steps": 1,
         "tokenizer": chosen.tokenizer,
     }
-    if shape.adapters:
-        keys |= {"lora.rank": 8, "lora.alpha": 32, "lora.dropout": 0.05}
     if chosen.weights:
         keys["model.weights"] = chosen.weights
-    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + chosen.set)
+    adapters = [f"lora.{setting}" for setting in shape.adapters]
+    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + adapters + chosen.set)
     if (needed := load_tokenizer(recipe.tokenizer).vocab_size) > recipe.model.vocab_size:
         raise UserError(
             f"--shape {chosen.shape} has {recipe.model.vocab_size} pieces, {recipe.tokenizer} {needed}; "
@@ -286,6 +297,9 @@ def make_engines(chosen: argparse.Namespace, recipe: Recipe, crystals: CrystalSe
     dtype = recipe.model.dtype
     one_core, peer = SHAPES[chosen.shape].one_core, "HF + PEFT" if recipe.lora else "HF"
     engines = [Engine(OURS, "ours", (dtype, recipe, wanted + len(table)), one_core=one_core)]
+    if also := SHAPES[chosen.shape].also:
+        other = replace(recipe, model=replace(recipe.model, dtype=also))
+        engines.append(Engine(f"{OURS}, {also}", "ours", (also, other, wanted + len(table)), one_core=one_core))
     for setting in settings(chosen):
         make = (dtype, setting, recipe.model, recipe.lora, recipe.optimizer, recipe.tokenizer, tasks)
         engines.append(Engine(f"{peer}, {setting}", "peer", make, setting, one_core))
@@ -308,7 +322,7 @@ def summary(chosen: argparse.Namespace, recipe: Recipe, engines: Sequence[Engine
     peak = max((t["roofline_flops"] for t in told if "roofline_flops" in t), default=None)
     for t in told:
         t["mfu"] = t["rate"] * per_token / peak if t["rate"] and peak else None
-    ours, peers = told[0]["rate"], [t for t in told[1:] if t["rate"]]
+    ours, peers = told[0]["rate"], [t for t in told if t["rate"] and t["kind"] == "peer"]
     best = max((t for t in peers if not t["setting"]["packed"]), key=lambda t: t["rate"], default=None)
     whole = next((t for t in peers if t["setting"] == asdict(Setting())), None)
     return {

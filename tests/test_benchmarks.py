@@ -303,3 +303,59 @@ def test_relax(tmp_path):
     relax.main(["--quick", "--potential", "chgnet", "--out", str(tmp_path)])
     (found,) = only_result(tmp_path)["potentials"].values()
     assert found["ratio"] > 0 and found["close"] == 1 and found["statuses"] == {"converged": 3}
+
+
+@pytest.mark.slow
+def test_pretraining(tmp_path, monkeypatch):
+    """Every way of training, up to two budgets; the base's nats are those that torch has of the texts."""
+    import pretraining
+    import pretraining_page
+    import torch
+    import transformers
+
+    from jaxcrystal.crystals import dataset, prompts
+    from jaxcrystal.weights.convert import convert
+
+    tokenizer = load_tokenizer("compact")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = transformers.LlamaConfig(vocab_size=tokenizer.vocab_size, head_dim=16, tie_word_embeddings=True, **sizes)
+    theirs = transformers.LlamaForCausalLM(shape).eval()
+    theirs.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf/tokenizer.model").write_bytes(tokenizer.file)
+    convert(tmp_path / "hf", tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for name, side in (("train", "train"), ("val", "validation")):
+        dataset.store(dataset.load(f"prototypes:{side}"), tmp_path / f"data/{name}.parquet", {})
+    ways = (pretraining.ADAPTERS, pretraining.ALL, pretraining.RANDOM)
+    monkeypatch.setattr(pretraining, "RATES", dict(zip(ways, [(5e-4, 2e-3), (3e-4,), (1e-3,)], strict=True)))
+    options = ["--base", tmp_path / "base", "--data", tmp_path / "data", "--runs", tmp_path / "runs"]
+    command = [*map(str, options), "--quick", "--out", str(tmp_path / "out")]
+    assert pretraining.main(command) == 0
+    result = only_result(tmp_path / "out")
+    base, *points = result["points"]
+
+    crystals, expected = dataset.load("prototypes:validation"), []
+    for i in range(8):
+        prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt({}))]
+        text = prompts.generation(crystals.crystal(i), {}, TextFormat())
+        tokens = torch.tensor([[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]])
+        with torch.no_grad():
+            log_p = theirs(tokens).logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])
+        expected.append(-float(log_p[len(prompt) - 1 :].sum()))
+    np.testing.assert_allclose(base["nats"], np.mean(expected), rtol=1e-5)
+    assert [point["variant"] for point in points] == [*ways, *ways]
+    assert points[0]["crystals"] == points[1]["crystals"] < points[3]["crystals"]
+    assert all(point["nats"] > 0 and point["attempts"] == 2 for point in points)
+    assert set(points[0]["rates_tried"]) == {"0.0005", "0.002"}
+    assert points[0]["rate"] == float(min(points[0]["rates_tried"], key=points[0]["rates_tried"].get))
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.npy")}
+    assert pretraining.main(command) == 0  # nothing is done twice
+    assert only_result(tmp_path / "out")["points"] == result["points"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.npy")} == times
+
+    text = pretraining_page.rendered([result])
+    assert f"| from random weights | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
+    pretraining_page.draw(result, tmp_path / "figure.svg")
+    assert "<svg" in (tmp_path / "figure.svg").read_text()

@@ -16,7 +16,7 @@ from jaxcrystal.workers import Workers
 #: The function behind each verb, and the least that must be typed to reach it.
 VERBS = {
     "prepare": ("jaxcrystal.prepare", ["a.csv", "cifs", "--out", "data"]),
-    "convert": ("jaxcrystal.weights.saved.convert", ["hf", "--out", "llama"]),
+    "convert": ("jaxcrystal.weights.convert.convert", ["hf", "--out", "llama"]),
     "export": ("jaxcrystal.weights.export.export", ["--model", "run", "--format", "hf", "--out", "x"]),
     "train": ("jaxcrystal.train", ["recipe.yaml"]),
     "sample": ("jaxcrystal.sampling.sampling.sample", ["--model", "run", "--num", "9", "--out", "s.csv"]),
@@ -32,7 +32,7 @@ VERBS = {
 PLAIN = {
     "prepare": {"inputs": ["a.csv", "cifs"], "out": Path("data"), "niggli": True, "max_atoms": 20},
     "convert": {
-        "source": Path("hf"),
+        "source": "hf",
         "out": Path("llama"),
         "dtype": None,
         "weights": "float",
@@ -295,7 +295,7 @@ def test_how_it_ends(monkeypatch, capsys):
     ("typed", "function", "again"),
     [
         ("prepare prototypes --out x", "reader.preparing.prepare", "start over"),
-        ("convert x --out y", "weights.saved.convert", "start over"),
+        ("convert x --out y", "weights.convert.convert", "start over"),
         ("export --model x --format hf --out y", "weights.export.export", "start over"),
         ("train {recipe}", "training.loop.train", "go on"),
         ("sample --model x --num 1 --out y", "sampling.sampling.sample", "go on"),

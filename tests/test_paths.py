@@ -12,9 +12,11 @@ from tiny_llama import checkpoint, pieces  # noqa: F401  (fixtures)
 from jaxcrystal import locks, paths
 from jaxcrystal.cli import main
 from jaxcrystal.config import TextFormat
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export
-from jaxcrystal.weights.saved import convert, describe, load_model, read_description
+from jaxcrystal.weights.saved import describe, load_model, read_description
 
 
 @pytest.mark.parametrize(
@@ -116,8 +118,8 @@ def test_models_are_converted_to_a_store_and_exported_from_it(store, checkpoint)
     assert main(["convert", str(source), "--out", "gs://bucket/models/llama"]) == 0
     convert(source, "llama")
     there, here = load_model("gs://bucket/models/llama"), load_model("llama")
-    assert replace(there, params=None, tokenizer_path=None) == replace(here, params=None, tokenizer_path=None)
-    assert there.tokenizer_path.read_bytes() == here.tokenizer_path.read_bytes()
+    assert replace(there, params=None, tokenizer=None) == replace(here, params=None, tokenizer=None)
+    assert there.tokenizer.file == here.tokenizer.file
     assert main(["export", "--model", "gs://bucket/models/llama", "--format", "hf", "--out", "there"]) == 0
     export("llama", "here", "hf")
     names = sorted(path.name for path in Path("here").iterdir())
@@ -151,5 +153,5 @@ def test_a_store_with_something_else_is_no_place_for_a_model(store, checkpoint):
     config = convert(source, "llama")
     store.put("bucket/thesis/thesis.tex", b"years of work")
     with pytest.raises(UserError, match=r"gs://bucket/thesis holds 'thesis.tex' and no model.json"):
-        describe("gs://bucket/thesis", config, None, TextFormat(), "llama/tokenizer.model")
+        describe("gs://bucket/thesis", config, None, TextFormat(), load_tokenizer("llama/tokenizer.model"))
     assert store.names() == ["bucket/thesis/thesis.tex"]

@@ -1,4 +1,4 @@
-"""The recipes for LLaMA-2: the paper's setting, the published shapes, and meshes that divide them."""
+"""The recipes: for LLaMA-2 the paper's setting, the published shapes, and meshes that divide them; SmolLM2's twin."""
 
 import inspect
 import math
@@ -7,12 +7,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from byte_pair_tokenizers import smollm2_file
 from jax.sharding import AbstractMesh
 
 from jaxcrystal.config import LoraConfig, Recipe, load
 from jaxcrystal.mesh import AXES
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.weights.saved import convert
+from jaxcrystal.weights.convert import convert
+from jaxcrystal.weights.gguf_files import open_gguf
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -67,3 +69,21 @@ def test_the_mesh_takes_the_pod_and_divides_the_model_and_the_batch(recipe, size
     abstract_variables(Llama(recipe.model, recipe.lora), mesh)  # raises where it does not divide
     assert recipe.data.rows_per_batch % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     assert topology in (CONFIGS / f"llama2_{size}_mp20.yaml").read_text()
+
+
+def test_the_twin_of_smollm2_differs_in_its_weights_alone():
+    pretrained, twin = (load(Recipe, f"smollm2_135m_{name}") for name in ("cpu", "random"))
+    same = {"out": "", "base": None, "lora": None, "tokenizer": "", "model": twin.model}
+    assert replace(pretrained, **same) == replace(twin, **same)
+    assert (twin.base, twin.lora, twin.tokenizer) == (None, None, pretrained.base)
+    published = replace(twin.model, vocab_size=49152)
+    variables = abstract_variables(Llama(published), AbstractMesh((1, 1, 1), AXES))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 134_515_008
+
+
+def test_the_twin_of_smollm2_has_the_shape_that_convert_reads(tmp_path):
+    found = open_gguf(smollm2_file(), tmp_path)[0].config
+    twin = load(Recipe, "smollm2_135m_random").model
+    assert found.rms_norm_eps == pytest.approx(twin.rms_norm_eps, rel=1e-6)  # float32 there
+    left_open = {name: getattr(twin, name) for name in ("vocab_size", "vocab_multiple", "rms_norm_eps")}
+    assert replace(found, **left_open) == twin

@@ -40,10 +40,11 @@ def pieces() -> bytes:
     """A SentencePiece model with as many pieces as the checkpoints have rows and, as LLaMA-2's, none for padding."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(string.printable[:92])] * 2),
+        sentence_iterator=iter([" ".join(string.printable[:91])] * 2),
         model_writer=model,
         model_type="char",
         vocab_size=96,
+        user_defined_symbols=["\n"],
         normalization_rule_name="identity",
         num_threads=1,
         minloglevel=2,

@@ -16,8 +16,9 @@ from jaxcrystal.config import ATTRIBUTES, LlamaConfig, Recipe
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.grammar import Grammar
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.mesh import batch_sharding
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.paths import as_path
@@ -32,7 +33,7 @@ MAX_ATOMS = 20  #: of the crystals that stand in for a data set that is not here
 STEPS = 1000  #: of the learning rate's schedule: a constant of the program that changes nothing else
 
 
-def shape(recipe: Recipe) -> tuple[LlamaConfig, SentencePieceTokenizer, str]:
+def shape(recipe: Recipe) -> tuple[LlamaConfig, Tokenizer, str]:
     """Model and tokenizer that training would use, and where they were found.
 
     A base that is not on this machine has the shape that the recipe's `model` states, and the compact tokenizer
@@ -44,11 +45,11 @@ def shape(recipe: Recipe) -> tuple[LlamaConfig, SentencePieceTokenizer, str]:
     directory = as_path(recipe.base)
     if not (directory / saved.MODEL_FILE).exists():
         return recipe.model, load_tokenizer("compact"), f"the recipe's model; {directory} is not here"
-    config = computed_as(saved.read_description(directory).model, recipe.model)
-    return config, load_tokenizer(directory / saved.TOKENIZER_FILE), str(directory)
+    description = saved.read_description(directory)
+    return computed_as(description.model, recipe.model), description.tokenizer(directory), str(directory)
 
 
-def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceTokenizer, mesh: Mesh) -> Compiled:
+def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh) -> Compiled:
     """The step that `jaxcrystal train` runs, for one batch of the recipe."""
     writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
     data = recipe.data
@@ -72,7 +73,7 @@ def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: SentencePieceT
 def engine(
     recipe: Recipe,
     config: LlamaConfig,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     mesh: Mesh,
     slots: int,
     max_new_tokens: int,
@@ -81,7 +82,7 @@ def engine(
     model = Llama(config, recipe.lora)
     whole = variables(model, mesh)
     description = saved.SavedModel(
-        config, recipe.lora, recipe.text, whole["params"], whole.get("lora"), Path(saved.TOKENIZER_FILE), step=0
+        config, recipe.lora, recipe.text, whole["params"], whole.get("lora"), tokenizer, step=0
     )
     return Engine(
         description,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from jaxcrystal.cli import options
 
@@ -16,13 +15,14 @@ def add(verb: Callable) -> None:
         run,
         "turn LLaMA weights, or PEFT's adapters, into a model directory",
         "SOURCE is a directory of Hugging Face (config.json; safetensors or .bin, in one file or more), of Meta "
-        "(params.json, consolidated.*.pth) or of PEFT (adapter_config.json); the first two with tokenizer.model. A "
-        "vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the mean of all. "
-        "SOURCE may have up to 256 rows more than its tokenizer has pieces, as vocabularies that were resized to a "
-        "multiple do: the first is [PAD]'s, the rest stays behind. With more, or fewer, the tokenizer is refused as "
-        "another model's.",
+        "(params.json, consolidated.*.pth), both with tokenizer.model or tokenizer.json, or of PEFT "
+        "(adapter_config.json); a .gguf file; a name of ours (smollm2-135m); or a model's name at Hugging Face. A "
+        "SentencePiece vocabulary without padding gets the piece [PAD], as crystal-text-llm does it: one row more, the "
+        "mean of all. SOURCE may then have up to 256 rows more than its tokenizer has pieces, as vocabularies that "
+        "were resized to a multiple do: the first is [PAD]'s, the rest stays behind. With more, or fewer, the "
+        "tokenizer is refused as another model's. A byte-level BPE is left as it is.",
     )
-    command.add_argument("source", type=Path, metavar="SOURCE", help="the directory to convert")
+    command.add_argument("source", metavar="SOURCE", help="a directory, a .gguf file, or a name")
     command.add_argument(
         "--out",
         required=True,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal import compilation_cache
     from jaxcrystal.config import MeshConfig
     from jaxcrystal.mesh import make_mesh
-    from jaxcrystal.weights.saved import convert
+    from jaxcrystal.weights.convert import convert
 
     compilation_cache.enable()
     config = convert(

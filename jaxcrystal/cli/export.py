@@ -26,8 +26,8 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--base-name",
         metavar="NAME",
-        help="peft, required: what PEFT loads below the adapters, by its name at Hugging Face or as a folder; what "
-        "`convert` made the base from, or `export --format hf` of it",
+        help="peft: what PEFT loads below the adapters, by its name at Hugging Face or as a folder; what `convert` "
+        "made the base from, or `export --format hf` of it. Required unless that was a name at Hugging Face",
     )
     command.add_argument(
         "--no-pad-token", dest="pad_token", action="store_false", help="hf: leave [PAD] and its row behind"

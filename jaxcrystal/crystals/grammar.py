@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Int, Int32
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.crystals.formulas import read_formula
-from jaxcrystal.crystals.writer import EMPTY, TokenTables
+from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
 from jaxcrystal.errors import UserError
 
 SHORTEST, LONGEST = 0.7, 256.0  #: Å: no bond is shorter; the crystal's grid ends
@@ -175,9 +175,8 @@ class Grammar:
         for node in reversed(range(len(child))):  # children come after their parent; the last node is its own child
             behind[node] |= behind[child[node]].any(0)
         decimals = np.repeat([text.length_decimals, text.angle_decimals, 0, text.coord_decimals], [3, 3, 1, 3])
-        widths = next(n for n in range(1, 4) if sum(10**k for k in range(1, n + 1)) == len(tables.digits))
-        digits = np.array([(value, k) for k in range(1, widths + 1) for value in range(10**k)])
-        coordinate = 1 + 1 + -(-text.coord_decimals // widths)
+        digits = np.array([(value, k) for k in range(1, tables.group + 1) for value in range(10**k)])
+        coordinate = 1 + 1 + -(-text.coord_decimals // tables.group)
         return cls(
             tokens=np.array([*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *symbols]),
             digits=digits,

@@ -10,8 +10,9 @@ are: none for a task not chosen or an atom that is not there, and a number start
 From a place in the text to its token's place in the list is a step that is the same all along a piece. It is added
 where the piece begins and taken away where it ends; a cumulative sum makes the steps of all places.
 
-This equals the tokenizer's own tokens of the text because no piece of the vocabulary joins a digit or a line feed to
-anything else, and a space only begins a piece: `TokenTables` reads the vocabulary and refuses one where that is not so.
+This equals the tokenizer's own tokens of the text because the tokenizer cuts it where pieces meet: `TokenTables` tries
+it and refuses a tokenizer that does not. Where it groups digits, a whole part is one token, and decimals are cut into
+groups from their left.
 """
 
 from __future__ import annotations
@@ -29,81 +30,13 @@ from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray, UInt32
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.conditions import sentence
-from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, CrystalBatch
-from jaxcrystal.crystals.text import MASK
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
-from jaxcrystal.errors import UserError
-
-EMPTY = -1  #: no token; only behind the tokens of a row
-
-
-@dataclass(frozen=True)
-class TokenTables:
-    """The tokens of every piece that a text is made of; ragged tables are padded with EMPTY."""
-
-    digits: Int[np.ndarray, "10"]
-    point: int
-    space: int
-    newline: int
-    elements: Int[np.ndarray, "119 element"]  #: by atomic number
-    mask: Int[np.ndarray, "mask"]
-    introduction: Int[np.ndarray, "introduction"]
-    request: Int[np.ndarray, "request"]
-    infill_introduction: Int[np.ndarray, "infill_introduction"]
-    infill_request: Int[np.ndarray, "infill_request"]
-    eos: int
-    pad: int
-
-    @classmethod
-    def build(cls, tokenizer: SentencePieceTokenizer) -> TokenTables:
-        """Reads the pieces off `tokenizer`. Raises UserError if its tokens cannot be written piece by piece."""
-        for i, piece in enumerate(tokenizer.pieces):
-            joins = len(piece) > 1 and (any(c in "0123456789\n" for c in piece) or " " in piece.lstrip(" "))
-            if joins:
-                raise UserError(
-                    f"{tokenizer.path}: piece {i} {piece!r} joins a digit, a line feed or a space to its neighbour, so "
-                    "crystals cannot be written on the device; use a tokenizer that splits digits, as LLaMA-2's does"
-                )
-
-        def after(context: str, text: str) -> np.ndarray:
-            before, whole = tokenizer.encode(context), tokenizer.encode(context + text)
-            if whole[: len(before)] != before:
-                raise UserError(f"{tokenizer.path}: the tokens of {context!r} change when {text!r} follows")
-            return np.array(whole[len(before) :], np.int32)
-
-        def one(context: str, text: str) -> int:
-            tokens = after(context, text)
-            if len(tokens) != 1:
-                raise UserError(
-                    f"{tokenizer.path} writes {text!r} as {len(tokens)} tokens; the device needs it to be one"
-                )
-            return int(tokens[0])
-
-        return cls(
-            digits=np.array([one("\n", str(d)) for d in range(10)], np.int32),
-            point=one("\n0", "."),
-            space=int(after("\n0", " 0")[0]),
-            newline=one("\n0", "\n"),
-            elements=_ragged([[], *(after("\n", symbol) for symbol in ELEMENTS[1:])]),
-            mask=after("\n", MASK),
-            introduction=np.array([tokenizer.bos_id, *tokenizer.encode(prompts.INTRODUCTION)], np.int32),
-            request=after(prompts.INTRODUCTION, prompts.REQUEST),
-            infill_introduction=np.array([tokenizer.bos_id, *tokenizer.encode(prompts.INFILL_INTRODUCTION)], np.int32),
-            infill_request=after("\n0", prompts.INFILL_REQUEST),
-            eos=tokenizer.eos_id,
-            pad=tokenizer.pad_id,
-        )
-
-
-def _ragged(rows: Sequence[Sequence[int] | np.ndarray]) -> Int[np.ndarray, "rows width"]:
-    table = np.full((len(rows), max((len(r) for r in rows), default=0)), EMPTY, np.int32)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = row
-    return table
+from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, CrystalBatch
+from jaxcrystal.crystals.token_tables import EMPTY, TokenTables, ragged
+from jaxcrystal.crystals.tokenizer import Tokenizer
 
 
 def sentence_tokens(
-    tokenizer: SentencePieceTokenizer, attributes: Sequence[dict[str, Any]], paper_compat: bool = False
+    tokenizer: Tokenizer, attributes: Sequence[dict[str, Any]], paper_compat: bool = False
 ) -> Int[np.ndarray, "crystals attributes width"]:
     """The tokens of every condition that could be stated of each crystal, on the host; EMPTY where none is known."""
     start = len(tokenizer.encode(prompts.INTRODUCTION))
@@ -117,7 +50,7 @@ def sentence_tokens(
             known[text] = tokenizer.encode(prompts.INTRODUCTION + text)[start:]
         return known[text]
 
-    flat = _ragged([tokens(name, label) for label in attributes for name in ATTRIBUTES])
+    flat = ragged([tokens(name, label) for label in attributes for name in ATTRIBUTES])
     return flat.reshape(len(attributes), len(ATTRIBUTES), -1)
 
 
@@ -300,7 +233,7 @@ class Writer:
         # Infilling writes [MASK] for every atom of one element, and the element once more at the end.
         symbol = (t.elements != EMPTY).sum(1)[crystals.species]
         same = (crystals.species[:, :, None] == crystals.species[:, None, :]).sum(2)
-        change = same * (len(t.mask) - symbol) + symbol
+        change = same * (len(t.mask) - 1 - symbol) + symbol  # the mask's line feed is its own
         frame = len(t.infill_introduction) + len(t.infill_request) - len(t.introduction) - len(t.request)
         present = crystals.species > 0
         most = bare + frame + np.where(present, change, change.min()).max(1)
@@ -376,7 +309,7 @@ class Writer:
         ]
 
         line = lambda symbol: np.append(symbol[symbol != EMPTY], t.newline)  # noqa: E731
-        elements, mask = tokens.lay(_ragged([line(symbol) for symbol in t.elements])), tokens.lay(line(t.mask))
+        elements, mask = tokens.lay(ragged([line(symbol) for symbol in t.elements])), tokens.lay(t.mask)
         species = jnp.take_along_axis(crystal.species, draws.order, axis=-1)
         element = elements[species].otherwise(draws.infill[..., None] & (species == draws.masked[..., None]), mask)
 
@@ -395,23 +328,36 @@ class Writer:
         self, tokens: TokenList, whole: Int[Array, "*n 3"], digits: Int[Array, "*n 3"], decimals: int
     ) -> Pieces:
         """Three numbers below 1000, a piece each, without leading zeros."""
-        zeros = sum((whole < power).astype(jnp.int32) for power in (10, 100))
-        return tokens.lay(self._numbers(whole, 3, digits, decimals)).without_first(zeros)
+        numbers = tokens.lay(self._numbers(whole, 3, digits, decimals))
+        if self.tables.group > 1:
+            return numbers  # a token has the whole part as it is
+        return numbers.without_first(sum((whole < power).astype(jnp.int32) for power in (10, 100)))
 
     def _numbers(
         self, whole: Int[Array, "*n 3"], places: int, digits: Int[Array, "*n 3"], decimals: int
     ) -> Int[Array, "*n 3 width"]:
         """The tokens of a line of three numbers, and what follows each; the decimal point only before decimals."""
-        digit = jnp.asarray(self.tables.digits)
-        return jnp.stack(
-            [
-                *(digit[whole // 10**power % 10] for power in reversed(range(places))),
-                *([jnp.full_like(whole, self.tables.point)] if decimals else []),
-                *(digit[digits // 10**power % 10] for power in reversed(range(decimals))),
-                jnp.broadcast_to(jnp.array([self.tables.space, self.tables.space, self.tables.newline]), whole.shape),
-            ],
-            axis=-1,
-        )
+        ends = jnp.broadcast_to(np.array([self.tables.space, self.tables.space, self.tables.newline]), whole.shape)
+        tokens = [*self._whole(whole, places)]
+        if decimals:
+            tokens += [jnp.full_like(whole, self.tables.point), *self._groups(digits, decimals)]
+        return jnp.stack([*tokens, ends], axis=-1)
+
+    def _whole(self, whole: Int[Array, "*n"], places: int) -> list[Int[Array, "*n"]]:
+        """With leading zeros; a single token, without them, where digits are grouped."""
+        if self.tables.group == 1:
+            return self._groups(whole, places)
+        zero = jnp.asarray(self.tables.digits)
+        return [zero[whole + 10 * (whole >= 10) + 100 * (whole >= 100)]]
+
+    def _groups(self, digits: Int[Array, "*n"], count: int) -> list[Int[Array, "*n"]]:
+        """So many digits in groups from the left."""
+        table, tokens, group = jnp.asarray(self.tables.digits), [], self.tables.group
+        for left in range(count, 0, -group):
+            width = min(group, left)
+            value = digits // 10 ** (left - width) % 10**width
+            tokens.append(table[(10**width - 10) // 9 + value])
+        return tokens
 
 
 def _sum_before(x: Int[Array, "*n k"]) -> Int[Array, "*n k"]:

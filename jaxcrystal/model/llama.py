@@ -1,4 +1,4 @@
-"""LLaMA (arXiv 2302.13971, 2307.09288): tokens -> logits, in the order in which it is computed.
+"""LLaMA (arXiv 2302.13971, 2307.09288) and its kin: tokens -> logits, in the order in which it is computed.
 
 Modules and parameters bear the names that Hugging Face gives them; kernels are [in, out]; the parameters of all
 layers are stacked along a leading axis. Activations and matrix products have the dtype of the config, statistics of
@@ -196,12 +196,15 @@ class Attention(nn.Module):
         adapted = jnp.copy(x)  # see `Linear`
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "batch time heads head_dim"]:
-            y = linear(count * config.head_dim, ("embed", axis), name=name)(x, deterministic, adapted)
-            return y.reshape(*x.shape[:2], count, config.head_dim)
+            project = linear(count * config.head_dim, ("embed", axis), name=f"{name}_proj", bias=config.qkv_bias)
+            y = project(x, deterministic, adapted).reshape(*x.shape[:2], count, config.head_dim)
+            if config.qk_norm and name != "v":
+                y = RMSNorm(config.rms_norm_eps, name=f"{name}_norm")(y)
+            return y
 
-        queries = rotate(heads("q_proj", config.num_attention_heads, "heads"), rotation)
-        keys = rotate(heads("k_proj", config.num_key_value_heads, "kv_heads"), rotation)
-        values = heads("v_proj", config.num_key_value_heads, "kv_heads")
+        queries = rotate(heads("q", config.num_attention_heads, "heads"), rotation)
+        keys = rotate(heads("k", config.num_key_value_heads, "kv_heads"), rotation)
+        values = heads("v", config.num_key_value_heads, "kv_heads")
         y = attend(queries, keys, values, view, number).reshape(*x.shape[:2], -1)
         y = linear(config.hidden_size, ("heads", "embed"), name="o_proj")(y, deterministic)
         return y, (keys, values)

@@ -31,12 +31,13 @@ from jaxcrystal.model import kernels
 
 
 class Linear(nn.Module):
-    """x W without bias, plus the adapter where `lora` names this module."""
+    """x W, plus the adapter where `lora` names this module, plus a bias where there is one."""
 
     features: int
     axes: tuple[str, str]  #: logical names of the kernel's two axes
     lora: LoraConfig | None = None
     weights: Weights = "float"  #: how the kernel is stored
+    bias: bool = False
 
     @nn.compact
     def __call__(
@@ -49,6 +50,9 @@ class Linear(nn.Module):
         """
         kernel = self.param("kernel", kernels.init(self.weights, self.axes), (x.shape[-1], self.features))
         y = kernels.multiply(x, kernel, self.axes)
+        if self.bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y += self.param("bias", init, (self.features,)).astype(y.dtype)
         if self.lora is None or self.name not in self.lora.targets:
             return y
         # PEFT's kaiming_uniform(a=√5) is this distribution.
@@ -79,5 +83,5 @@ def merge(params: dict[str, Any], adapters: dict[str, Any], config: LoraConfig) 
                 "`dequantize` the parameters first, or take the float model that they were converted from"
             )
         delta = (adapters["a"] @ adapters["b"]) * (config.alpha / config.rank)
-        return {"kernel": (params["kernel"] + delta).astype(params["kernel"].dtype)}
+        return params | {"kernel": (params["kernel"] + delta).astype(params["kernel"].dtype)}
     return {name: merge(value, adapters[name], config) if name in adapters else value for name, value in params.items()}

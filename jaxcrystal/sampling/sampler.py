@@ -19,8 +19,7 @@ from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
 from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
 from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.paths import AnyPath, as_path
@@ -108,7 +107,7 @@ class Sampler:
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
         self.trained = Trained.read(as_path(model_dir))
         self.model = load_model(model_dir, self.mesh, base)
-        self.tokenizer = load_tokenizer(self.model.tokenizer_path)
+        self.tokenizer = self.model.tokenizer
         self.closed = False
         self.name = str(model_dir)
         self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
@@ -253,7 +252,7 @@ class Sampler:
             raise
 
     def _encoded(self, prompt: str) -> list[int]:
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return [*self.tokenizer.begin, *self.tokenizer.encode(prompt)]
 
     def _grammar(self, max_new_tokens: int) -> Grammar | None:
         if not self.settings.grammar:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
 from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
+from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
@@ -141,7 +141,7 @@ def sample(
     return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, number)
 
 
-def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
+def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
     """A hash of what decides which text a draw gives: configuration, weights, tokenizer. The same on any mesh."""
 
     @jax.jit
@@ -150,7 +150,9 @@ def fingerprint(model: SavedModel, tokenizer: SentencePieceTokenizer) -> str:
         place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
         return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # modulo 2³²: exact in any order of summation
 
-    description = [to_dict(model.config), model.lora and to_dict(model.lora), tokenizer.sha256]
+    # What came to the configuration later counts where it is set: older ledgers go on.
+    shape = {key: value for key, value in to_dict(model.config).items() if value or key not in ("qkv_bias", "qk_norm")}
+    description = [shape, model.lora and to_dict(model.lora), tokenizer.sha256, *tokenizer.ends.values()]
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]

@@ -31,8 +31,9 @@ from tqdm import tqdm
 from jaxcrystal import hosts, locks, paths
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset, num_atoms
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, check_activations, make_mesh
 from jaxcrystal.model.kernels import count_weights
@@ -97,7 +98,7 @@ def train(recipe: Recipe) -> TrainReport:
     with hosts.together():
         if hosts.is_first():
             _check_same(out, recipe)
-            saved.describe(out, config, recipe.lora, recipe.text, tokenizer.path, recipe.base)
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer, recipe.base)
     with hosts.together():
         if not (out / saved.MODEL_FILE).exists():
             raise UserError(f"{out} is another folder on this host; `out` must be on a disk that all see, or gs://...")
@@ -114,9 +115,7 @@ def train(recipe: Recipe) -> TrainReport:
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 
-def _start(
-    recipe: Recipe, mesh: jax.sharding.Mesh
-) -> tuple[SentencePieceTokenizer, LlamaConfig, dict[str, Any], str | None]:
+def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Tokenizer, LlamaConfig, dict[str, Any], str | None]:
     """Tokenizer, model shape and first variables: of the base, or random. For adapters, the float weights below them:
     as the base names them, or its own if it is float; None if a quantized base does not say."""
     if recipe.base is None:
@@ -139,7 +138,7 @@ def _start(
         if checksum is None and config.weights == "float":
             checksum = fingerprint(base.params)
         variables |= initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh, ["lora"])
-    return load_tokenizer(base.tokenizer_path), config, variables, checksum
+    return base.tokenizer, config, variables, checksum
 
 
 def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:

@@ -1,7 +1,9 @@
-"""Cross-entropy of the next token, over the tokens that count, without the logits of all tokens.
+"""Cross-entropy of the next token, over the tokens that count, with logits of these alone, some at a time.
 
-    hidden  │ block 0 │ block 1 │ block 2 │ ...      [rows, length, embed], cut along the length
-                 │ head
+    hidden  │ p p c c c c · p p p c c c c c · · │    [rows, length, embed]: prompts, what is counted, padding
+                 │ on one CPU device, counted tokens of each row first
+            │ block 0 │ block 1 │ block 2 │          cut along the length
+                 │ head      │         └ no logits: nothing in it counts
     logits  │ block 0 │                              [rows, block, vocab] in float32: one block at a time
                  │
     loss    │ block 0 │ + its gradient               where the loss is differentiated
@@ -9,19 +11,26 @@
 A block's gradient is taken while its logits are there, so that they are made once and none is kept: backward only
 multiplies by what came from above. Blocks are cut from the length and not from the vocabulary: then every device keeps
 its own rows and its own part of the vocabulary, as the mesh divides them, and the softmax over a vocabulary needs no
-running correction.
+running correction. Elsewhere all blocks are computed, as they stand: to leave one out, devices of a mesh would have to
+agree on it, and add up the head's gradient in every block instead of once; an accelerator would wait for its host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import constrain
+from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import HEAD_AXES, project
+
+T = TypeVar("T")
 
 
 @struct.dataclass
@@ -48,12 +57,17 @@ def next_token_loss(
     the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
     block = min(block, hidden.shape[1])
+    alone = jax.sharding.get_abstract_mesh().size <= 1 and attention_kernels.platform() == "cpu"
     written = rows.segments > 0
     after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
     counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
     # Counts are added up in the loss's own scan: XLA on CPUs may run an all-reduce that does not depend on the layers'
     # collectives concurrently with these, in another order on each device, which is a deadlock of collectives.
     counts = jnp.stack([counted, written, written & (rows.positions == 0)], axis=-1)
+    targets = after(rows.tokens)
+    if alone:
+        order = jnp.argsort(~counted, axis=1, stable=True)
+        hidden, targets, counts = (_taken(x, order) for x in (hidden, targets, counts))
 
     def cut(x: Array) -> Array:
         """[rows, length, ...] -> [blocks, rows, block, ...]; the last block is filled with zeros."""
@@ -73,21 +87,33 @@ def next_token_loss(
         # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
         chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
         nats = jnp.where(counts[..., 0], jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
-        return jnp.sum(nats), jnp.sum(counts, axis=(0, 1), dtype=jnp.int32)
+        return jnp.sum(nats), counted_up(counts)
+
+    def counted_up(counts: Bool[Array, "rows block 3"]) -> Int[Array, "3"]:
+        return jnp.sum(counts, axis=(0, 1), dtype=jnp.int32)
+
+    def unless_empty(compute: Callable[[], T], counts: Bool[Array, "rows block 3"], empty: T) -> T:
+        """`empty` for a block in which nothing counts."""
+        return jax.lax.cond(counts[..., 0].any(), compute, lambda: empty) if alone else compute()
 
     nothing = jnp.float32(0), jnp.zeros(3, jnp.int32)
 
     @jax.custom_vjp
     def total(hidden: Array, head: Array, *parts: Array) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
         def add(sum: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
-            return jax.tree.map(jnp.add, sum, sums(part[0], head, *part[1:])), None
+            found = unless_empty(lambda: sums(part[0], head, *part[1:]), part[2], (nothing[0], counted_up(part[2])))
+            return jax.tree.map(jnp.add, sum, found), None
 
         return jax.lax.scan(add, nothing, (hidden, *parts))[0]
 
     def forward(hidden: Array, head: Array, *parts: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         def add(sum: tuple[tuple[Array, Array], Array], part: tuple[Array, ...]) -> tuple[tuple, Array]:
-            found, (d_hidden, d_head) = jax.value_and_grad(sums, (0, 1), has_aux=True)(part[0], head, *part[1:])
-            return jax.tree.map(jnp.add, sum, (found, d_head.astype(jnp.float32))), d_hidden
+            def compute() -> tuple[tuple[tuple[Array, Array], Array], Array]:
+                found, (d_hidden, d_head) = jax.value_and_grad(sums, (0, 1), has_aux=True)(part[0], head, *part[1:])
+                return jax.tree.map(jnp.add, sum, (found, d_head.astype(jnp.float32))), d_hidden
+
+            counts_only = sum[0][0], sum[0][1] + counted_up(part[2])
+            return unless_empty(compute, part[2], ((counts_only, sum[1]), jnp.zeros_like(part[0])))
 
         start = nothing, jnp.zeros(head.shape, jnp.float32)  # the compiler drops the gradient of a frozen head
         (found, d_head), d_hidden = jax.lax.scan(add, start, (hidden, *parts))
@@ -100,5 +126,10 @@ def next_token_loss(
         return d_hidden, d_head, None, None
 
     total.defvjp(forward, backward)
-    nats, counts = total(cut(hidden), head, cut(after(rows.tokens)), cut(counts))
+    nats, counts = total(cut(hidden), head, cut(targets), cut(counts))
     return Sums(nats, *counts)
+
+
+def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:
+    """Each row's tokens in its own order."""
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1, mode="promise_in_bounds")

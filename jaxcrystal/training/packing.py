@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer
+from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
 
@@ -72,7 +72,7 @@ class Feed:
     def of(
         cls,
         crystals: CrystalSet,
-        tokenizer: SentencePieceTokenizer,
+        tokenizer: Tokenizer,
         writer: Writer,
         row_length: int,
         rows_per_batch: int,

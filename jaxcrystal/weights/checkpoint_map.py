@@ -1,6 +1,6 @@
-"""Checkpoints of Hugging Face, Meta and PEFT, onto a mesh and back: one table says which tensor is which parameter.
+"""Checkpoints of Hugging Face, Meta, GGUF and PEFT, onto a mesh and back: `source` says which tensor is what.
 
-Reading and writing go through the same rows. A tensor of a layer becomes one slice of the parameter that stacks all
+Reading and writing both ask it. A tensor of a layer becomes one slice of the parameter that stacks all
 layers; PyTorch's linear weights are [out, in], our kernels and adapters [in, out].
 """
 
@@ -29,21 +29,21 @@ from jaxcrystal.weights.meta_shards import MetaShards
 from jaxcrystal.weights.tensor_files import Index, TensorFiles, Tensors
 from jaxcrystal.weights.vocabulary import Vocabulary
 
-#: parameter, the tensor's name (all end with .weight) at Hugging Face, and at Meta
+#: A parameter, and what Meta and GGUF call its tensor; Hugging Face calls it as we do. All end with .weight.
 TABLE = (
-    ("embed_tokens/embedding", "model.embed_tokens", "tok_embeddings"),
-    ("layers/input_layernorm/scale", "model.layers.{}.input_layernorm", "layers.{}.attention_norm"),
-    ("layers/self_attn/q_proj/kernel", "model.layers.{}.self_attn.q_proj", "layers.{}.attention.wq"),
-    ("layers/self_attn/k_proj/kernel", "model.layers.{}.self_attn.k_proj", "layers.{}.attention.wk"),
-    ("layers/self_attn/v_proj/kernel", "model.layers.{}.self_attn.v_proj", "layers.{}.attention.wv"),
-    ("layers/self_attn/o_proj/kernel", "model.layers.{}.self_attn.o_proj", "layers.{}.attention.wo"),
-    ("layers/post_attention_layernorm/scale", "model.layers.{}.post_attention_layernorm", "layers.{}.ffn_norm"),
-    ("layers/mlp/gate_proj/kernel", "model.layers.{}.mlp.gate_proj", "layers.{}.feed_forward.w1"),
-    ("layers/mlp/up_proj/kernel", "model.layers.{}.mlp.up_proj", "layers.{}.feed_forward.w3"),
-    ("layers/mlp/down_proj/kernel", "model.layers.{}.mlp.down_proj", "layers.{}.feed_forward.w2"),
-    ("norm/scale", "model.norm", "norm"),
-    ("lm_head/kernel", "lm_head", "output"),
-)  # fmt: skip
+    ("embed_tokens/embedding", "tok_embeddings", "token_embd"),
+    ("layers/input_layernorm/scale", "layers.{}.attention_norm", "blk.{}.attn_norm"),
+    ("layers/self_attn/q_proj/kernel", "layers.{}.attention.wq", "blk.{}.attn_q"),
+    ("layers/self_attn/k_proj/kernel", "layers.{}.attention.wk", "blk.{}.attn_k"),
+    ("layers/self_attn/v_proj/kernel", "layers.{}.attention.wv", "blk.{}.attn_v"),
+    ("layers/self_attn/o_proj/kernel", "layers.{}.attention.wo", "blk.{}.attn_output"),
+    ("layers/post_attention_layernorm/scale", "layers.{}.ffn_norm", "blk.{}.ffn_norm"),
+    ("layers/mlp/gate_proj/kernel", "layers.{}.feed_forward.w1", "blk.{}.ffn_gate"),
+    ("layers/mlp/up_proj/kernel", "layers.{}.feed_forward.w3", "blk.{}.ffn_up"),
+    ("layers/mlp/down_proj/kernel", "layers.{}.feed_forward.w2", "blk.{}.ffn_down"),
+    ("norm/scale", "norm", "output_norm"),
+    ("lm_head/kernel", "output", "output"),
+)
 
 #: The parameters that have a row (or column) for each piece of the vocabulary.
 EMBEDDINGS = ("embed_tokens/embedding", "lm_head/kernel")
@@ -58,7 +58,7 @@ IGNORED_WHEN_TIED = r"lm_head\.weight"
 #: What safetensors and numpy call the numbers that weights may be.
 FLOATS = {"F64", "F32", "F16", "BF16", "float32", "float16", "bfloat16"}
 
-Dialect = Literal["hf", "meta", "peft"]
+Dialect = Literal["hf", "meta", "gguf", "peft"]
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,19 @@ class Source:
 
 
 def source(path: str, layers: int, dialect: Dialect = "hf") -> Source:
-    """The row of the table that holds the parameter at `path` (names joined by `/`)."""
+    """Where the parameter at `path` (names joined by `/`) lies. Raises KeyError if a dialect has no name for it."""
     module, _, last = path.rpartition("/")
-    adapter = PEFT_SUFFIX.get(last, "") if dialect == "peft" else ""
-    wanted = f"{module}/kernel" if adapter else path
-    for parameter, hf, meta in TABLE:
-        if parameter == wanted:
-            template = {"hf": hf, "meta": meta, "peft": f"{PEFT_PREFIX}{hf}{adapter}"}[dialect]
-            stacked = "{}" in template
-            names = [f"{template}.weight".format(i) for i in range(layers if stacked else 1)]
-            return Source(tuple(names), stacked, transposed=adapter != "" or last == "kernel")
-    raise KeyError(path)
+    if dialect in ("hf", "peft"):
+        name = f"model.{module}".replace("/", ".").replace(".layers.", ".layers.{}.")
+        name = name.removeprefix("model.") if module == "lm_head" else name
+        if dialect == "peft":
+            name = f"{PEFT_PREFIX}{name}{PEFT_SUFFIX.get(last, '')}"
+    else:
+        name = {parameter: (meta, gguf) for parameter, meta, gguf in TABLE}[path][dialect == "gguf"]
+    ending = "bias" if last == "bias" else "weight"
+    stacked = "{}" in name
+    names = [f"{name}.{ending}".format(i) for i in range(layers if stacked else 1)]
+    return Source(tuple(names), stacked, transposed=last in ("kernel", *PEFT_SUFFIX))
 
 
 def to_hf(params: Mapping[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -123,9 +125,16 @@ class Checkpoint:
             row = source(path, self.config.num_hidden_layers, self.dialect)
             yield path, _load(self.tensors, row, leaf, dtype)
 
-    def with_vocabulary(self, pieces: int, multiple: int) -> Checkpoint:
-        """With a row for each of `pieces` (`Vocabulary`), and rows of zeros up to a multiple, which get no logit."""
-        config = replace(self.config, vocab_size=pieces, vocab_multiple=multiple)
+    def with_vocabulary(self, pieces: int, multiple: int, keep: bool = False) -> Checkpoint:
+        """With a row for each of `pieces` (`Vocabulary`), and rows of zeros up to a multiple, which get no logit.
+
+        With `keep`, rows that the source has beyond `pieces` stay as they are, and get no logit either.
+        """
+        if keep:
+            rows = -(-self.config.vocab_size // multiple) * multiple
+            config, pieces = replace(self.config, vocab_size=pieces, vocab_multiple=rows), self.config.vocab_size
+        else:
+            config = replace(self.config, vocab_size=pieces, vocab_multiple=multiple)
         paths = EMBEDDINGS[: 1 if config.tie_word_embeddings else 2]
         names = tuple(source(path, 1, self.dialect).tensors[0] for path in paths)
         tensors = Vocabulary(self.tensors, names, pieces, config.padded_vocab_size)
@@ -143,9 +152,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         return _open_meta(directory)
     config = read_hf(directory)
     files = TensorFiles(directory)
-    checkpoint = Checkpoint(config, files, "hf")
-    _check(checkpoint, f"{directory} does not hold the LLaMA that its config.json describes", files.lost)
-    return checkpoint
+    complaint = f"{directory} does not hold the LLaMA that its config.json describes"
+    return checked(Checkpoint(config, files, "hf"), complaint, files.lost)
 
 
 def _open_meta(directory: Path) -> Checkpoint:
@@ -160,9 +168,9 @@ def _open_meta(directory: Path) -> Checkpoint:
         for name in source(f"layers/self_attn/{kernel}/kernel", config.num_hidden_layers, "meta").tensors
     }
     shards.join(_expected(config, None, "meta"), rotary)
-    checkpoint = Checkpoint(config, shards, "meta")
-    _check(checkpoint, f"{directory} does not hold the LLaMA that its params.json describes")
-    return checkpoint
+    return checked(
+        Checkpoint(config, shards, "meta"), f"{directory} does not hold the LLaMA that its params.json describes"
+    )
 
 
 def open_adapters(directory: str | Path, config: LlamaConfig) -> Checkpoint:
@@ -179,8 +187,8 @@ def open_adapters(directory: str | Path, config: LlamaConfig) -> Checkpoint:
         )
     found = {match[1] for name in files.shapes if (match := re.search(r"\.(\w+)\.lora_A\.", name))}
     checkpoint = Checkpoint(config, files, "peft", read_peft(directory, found))
-    _check(checkpoint, f"{directory} does not hold the adapters that its adapter_config.json describes, for this base")
-    return checkpoint
+    complaint = f"{directory} does not hold the adapters that its adapter_config.json describes, for this base"
+    return checked(checkpoint, complaint)
 
 
 def load_hf(directory: str | Path, mesh: Mesh, dtype: DTypeLike | None = None) -> tuple[LlamaConfig, dict[str, Any]]:
@@ -205,8 +213,11 @@ def _expected(config: LlamaConfig, lora: LoraConfig | None, dialect: Dialect) ->
     return expected
 
 
-def _check(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}) -> None:
-    """Raises one UserError for all tensors that are missing, unexpected, of another shape, or no floating point."""
+SHOWN = 10  #: problems of a checkpoint that are told one by one
+
+
+def checked(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}) -> Checkpoint:
+    """Itself. Raises one UserError for all tensors that are missing, unexpected, misshapen, or no floating point."""
     found, dtypes = checkpoint.tensors.shapes, checkpoint.tensors.dtypes
     expected = _expected(checkpoint.config, checkpoint.lora, checkpoint.dialect)
     ignored = [IGNORED]
@@ -227,8 +238,10 @@ def _check(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {})
         if not re.fullmatch("|".join(ignored), name):
             problems.append(f"{name}: not expected, found {list(found[name])}")
     if problems:
-        listed = "\n  ".join(sorted(problems))
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        listed = "\n  ".join([*sorted(problems)[:SHOWN], *more])
         raise UserError(f"{complaint}:\n  {listed}")
+    return checkpoint
 
 
 def _load(tensors: Tensors, row: Source, leaf: jax.ShapeDtypeStruct, dtype: np.dtype) -> jax.Array:

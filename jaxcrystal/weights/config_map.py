@@ -6,7 +6,8 @@ Only `read_*` look into files; `hf_config` and `peft_config` return what is to b
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,40 @@ PEFT_KEYS = (
 #: What to do with a PEFT model that is more than adapters of one rank on a base.
 MERGE = (
     "merge it in PEFT (`AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)`), put "
-    "tokenizer.model into NEW and convert NEW without --base"
+    "the tokenizer into NEW and convert NEW without --base"
 )
 
 #: Ways to draw PEFT's adapters that leave the base as it is. The others train on a base that they have changed.
 PEFT_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+@dataclass(frozen=True)
+class Family:
+    """A model_type that is a LLaMA but for what is said here."""
+
+    architecture: str
+    ours: dict[str, Any] = field(default_factory=dict)  #: fields of LlamaConfig
+    unsaid: dict[str, Any] = field(default_factory=dict)  #: what transformers takes for keys that config.json lacks
+
+
+UNSAID = {"num_key_value_heads": 32, "sliding_window": 4096}
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", unsaid={"num_key_value_heads": 8, "sliding_window": 4096}),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, UNSAID),
+    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, UNSAID | {"head_dim": 128}),
+}
+
+
 def read_hf(directory: Path) -> LlamaConfig:
     """`config.json` of transformers, old or new. Raises UserError for what cannot be run here."""
     path = directory / "config.json"
     theirs = read_json(path)
-    if theirs.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; only 'llama' can be converted")
+    family = FAMILIES.get(str(theirs.get("model_type")))
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; those that can be run here are {known}")
+    theirs = family.unsaid | theirs
     if quantized := theirs.get("quantization_config"):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         raise UserError(
@@ -63,18 +85,32 @@ def read_hf(directory: Path) -> LlamaConfig:
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [key for key in required if key not in theirs]:
         raise UserError(f"{path}: {', '.join(missing)} missing; is it the config of a LLaMA?")
+    others = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+    _check_counts(path, theirs, (*required, *others))
     heads = theirs["num_attention_heads"]
+    longest = theirs.get("max_position_embeddings", 2048)
+    if theirs.get("use_sliding_window", theirs["model_type"] == "mistral") and theirs.get("sliding_window"):
+        longest = min(longest, theirs["sliding_window"])  # a shorter text has all of itself within the window
     # What a config leaves out has the value that transformers gives it.
     ours = {key: theirs[key] for key in required} | {
         "num_key_value_heads": theirs.get("num_key_value_heads") or heads,
         "head_dim": theirs.get("head_dim") or theirs["hidden_size"] // heads,
-        "max_position_embeddings": theirs.get("max_position_embeddings", 2048),
+        "max_position_embeddings": longest,
         "rms_norm_eps": theirs.get("rms_norm_eps", 1e-6),
         "tie_word_embeddings": theirs.get("tie_word_embeddings", False),
         "dtype": "float32" if _stated_dtype(theirs) == "float32" else "bfloat16",
         **_rope(theirs, path),
+        **family.ours,
     }
     return from_dict(LlamaConfig, ours, str(path))
+
+
+def _check_counts(path: Path, theirs: dict[str, Any], keys: Sequence[str]) -> None:
+    """Raises UserError for a value that is no count, unless it is null or not there."""
+    for key in keys:
+        value = theirs.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a whole number above 0")
 
 
 def _stated_dtype(theirs: dict[str, Any]) -> str:
@@ -83,7 +119,9 @@ def _stated_dtype(theirs: dict[str, Any]) -> str:
 
 def _rope(theirs: dict[str, Any], path: Path) -> dict[str, Any]:
     """Before transformers 5: rope_theta beside rope_scaling; since then: both in rope_parameters."""
-    stated = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    stated = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}  # transformers 5 takes the first too
+    if not isinstance(stated, dict) or any(isinstance(value, dict) for value in stated.values()):
+        raise UserError(f"{path}: rope_parameters are {stated!r}; only one rotation for all layers can be run here")
     theta = stated.get("rope_theta", theirs.get("rope_theta", 10000.0))
     kind = stated.get("rope_type", stated.get("type", "default"))
     if kind not in ROPE:
@@ -101,12 +139,15 @@ def hf_config(config: LlamaConfig, dtype: str, ids: dict[str, int]) -> dict[str,
     RoPE's keys are those from before transformers 5, which later versions read as well.
     """
     scaling = config.rope_scaling
+    kind = next((kind for kind, family in FAMILIES.items() if family.ours == _family_fields(config)), None)
+    if kind is None:
+        raise UserError("no model of transformers has both qkv_bias and qk_norm; this one cannot be exported")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta")
     names += ("tie_word_embeddings",)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [FAMILIES[kind].architecture],
+        "model_type": kind,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -116,6 +157,10 @@ def hf_config(config: LlamaConfig, dtype: str, ids: dict[str, int]) -> dict[str,
         "torch_dtype": dtype,
         **ids,
     }
+
+
+def _family_fields(config: LlamaConfig) -> dict[str, bool]:
+    return {name: True for name in ("qkv_bias", "qk_norm") if getattr(config, name)}
 
 
 def read_meta(directory: Path, vocab_size: int, dtype: str) -> LlamaConfig:
@@ -137,8 +182,11 @@ def read_meta(directory: Path, vocab_size: int, dtype: str) -> LlamaConfig:
     stated = theirs.get("vocab_size", -1)
     if stated not in (-1, vocab_size):
         raise UserError(f"{path}: vocab_size is {stated}, but output.weight has {vocab_size} rows; is a file missing?")
-    width = int(2 * (4 * theirs["dim"]) / 3)
-    width = int(theirs.get("ffn_dim_multiplier", 1) * width)
+    _check_counts(path, theirs, ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "max_seq_len"))
+    multiplier = theirs.get("ffn_dim_multiplier", 1)
+    if not isinstance(multiplier, (int, float)) or multiplier <= 0:
+        raise UserError(f"{path}: ffn_dim_multiplier is {multiplier!r}; it must be a number above 0")
+    width = int(multiplier * int(2 * (4 * theirs["dim"]) / 3))
     multiple = theirs.get("multiple_of", 256)
     ours = {
         "vocab_size": vocab_size,
@@ -190,12 +238,13 @@ def read_peft(directory: Path, found: set[str]) -> LoraConfig:
     return replace(lora, alpha=float(lora.alpha * scale), dropout=float(lora.dropout))
 
 
-def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
-    """`adapter_config.json` of adapters on the model that Hugging Face or a path calls `base`."""
+def peft_config(lora: LoraConfig, base: str, revision: str | None = None) -> dict[str, Any]:
+    """`adapter_config.json` of adapters on the model that Hugging Face (at this commit) or a path calls `base`."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": lora.dropout,

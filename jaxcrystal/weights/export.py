@@ -2,7 +2,7 @@
 
     --format peft    adapter_model.safetensors, adapter_config.json
     --format hf      model.safetensors, or model-0000i-of-0000n.safetensors with their index; config.json,
-                     generation_config.json; tokenizer.model, tokenizer_config.json
+                     generation_config.json; tokenizer.model or tokenizer.json, tokenizer_config.json
                      adapters are merged into the weights; rows that only pad the vocabulary stay behind
 
 Files are written one at a time, and the host holds the tensors of one.
@@ -26,13 +26,21 @@ from safetensors.numpy import save_file
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LoraConfig
-from jaxcrystal.crystals.tokenizer import load_tokenizer, without_pad
+from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer, without_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.lora import merge
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
-from jaxcrystal.weights.saved import MODEL_FILE, TOKENIZER_FILE, SavedModel, load_model, read_description, written_whole
+from jaxcrystal.weights.saved import (
+    MODEL_FILE,
+    SavedModel,
+    load_model,
+    read_description,
+    read_origin,
+    written_whole,
+)
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 
@@ -61,7 +69,8 @@ def export(
 
     `shard_size` (such as 500MB) is how large one file of weights may become, unless one tensor alone is larger.
     `base_name` is what PEFT loads below the adapters: the name at Hugging Face, or the folder, of what `convert` made
-    the base from. Without `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
+    the base from; by default the name that `convert` was given, if it loaded just these weights from there. Without
+    `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
@@ -70,6 +79,9 @@ def export(
     description = read_description(model_dir)
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
+    revision, origin = None, read_origin(model_dir, description)
+    if format == "peft" and base_name is None:
+        base_name, revision = _on_hub(paths.joined(model_dir, description.base))
     if format == "peft" and (base_name is None or (as_path(base_name) / MODEL_FILE).exists()):
         base = paths.joined(model_dir, description.base)
         what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
@@ -86,8 +98,15 @@ def export(
     with locks.held(out), written_whole(out) as partial:
         model = load_model(model_dir, mesh)
         if format == "peft":
-            return _export_peft(model, partial, out, base_name)
-        return _export_hf(model, partial, out, size, pad_token)
+            return _export_peft(model, partial, out, base_name, revision)
+        return _export_hf(model, partial, out, size, pad_token, origin and origin.rows)
+
+
+def _on_hub(base: AnyPath) -> tuple[str | None, str | None]:
+    """Name and commit of the model at Hugging Face whose weights the base has, not only others of the same name."""
+    there = read_description(base)
+    found = there.source is not None and there.model.weights == "float"
+    return (there.source.hub, there.source.revision) if found else (None, None)
 
 
 def parse_size(text: str) -> int:
@@ -98,20 +117,26 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def _export_peft(model: SavedModel, partial: Path, out: Path, base: str) -> ExportReport:
+def _export_peft(model: SavedModel, partial: Path, out: Path, base: str, revision: str | None) -> ExportReport:
     tensors = dict(to_peft(model.adapters, model.config.num_hidden_layers))
     _save(partial / "adapter_model.safetensors", tensors)
-    _write_json(partial / "adapter_config.json", peft_config(model.lora, base))
+    _write_json(partial / "adapter_config.json", peft_config(model.lora, base, revision))
     return ExportReport(out, 1, len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool) -> ExportReport:
-    pieces, rows = model.tokenizer_path.read_bytes(), model.config.vocab_size
-    kept = pieces if pad_token else without_pad(pieces)
-    if kept != pieces and load_tokenizer(model.tokenizer_path).vocab_size == rows:
-        rows -= 1  # the last row is [PAD]'s
-    (partial / TOKENIZER_FILE).write_bytes(kept)
-    special = load_tokenizer(partial / TOKENIZER_FILE).special
+def _export_hf(
+    model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool, source_rows: int | None
+) -> ExportReport:
+    tokenizer, rows = model.tokenizer, model.config.vocab_size
+    kept, settings = tokenizer.file, {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
+        if not pad_token and (kept := without_pad(tokenizer.file)) != tokenizer.file and tokenizer.vocab_size == rows:
+            rows -= 1  # the last row is [PAD]'s
+    else:
+        rows = source_rows or model.config.padded_vocab_size  # some without a token
+    (partial / tokenizer.file_name).write_bytes(kept)
+    special = load_tokenizer(partial / tokenizer.file_name, **tokenizer.ends).special
     config = replace(model.config, vocab_size=rows, vocab_multiple=1)
 
     with jax.default_matmul_precision("highest"):  # or an accelerator merges adapters in bfloat16
@@ -120,13 +145,12 @@ def _export_hf(model: SavedModel, partial: Path, out: Path, limit: int, pad_toke
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": home}
         _write_json(partial / "model.safetensors.index.json", index)
-    ids = {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
+    ids = {"bos_token_id": None} | {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
     dtype = model.params["embed_tokens"]["embedding"].dtype.name
     _write_json(partial / "config.json", hf_config(config, dtype, ids))
     _write_json(partial / "generation_config.json", ids)
     tokens = {f"{name}_token": piece for name, (piece, _) in special.items()}
-    adds = {"add_bos_token": True, "add_eos_token": False, "legacy": False}
-    _write_json(partial / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", **adds, **tokens})
+    _write_json(partial / "tokenizer_config.json", {**settings, **tokens})
     return ExportReport(out, len(files), len(home), total)
 
 
@@ -134,8 +158,8 @@ def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the model without adapters that computes the same, its vocabulary cut to `rows`."""
     params, adapters = (flatten_dict(tree or {}, sep="/") for tree in (model.params, model.adapters))
     for path, value in params.items():
-        module = path.rpartition("/")[0]
-        if f"{module}/a" in adapters:
+        module, _, last = path.rpartition("/")
+        if last == "kernel" and f"{module}/a" in adapters:
             value = _Adapted(value, adapters[f"{module}/a"], adapters[f"{module}/b"], model.lora)
         elif path in EMBEDDINGS:
             value = value[:rows] if path.endswith("embedding") else value[:, :rows]

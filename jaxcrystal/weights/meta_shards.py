@@ -74,8 +74,7 @@ class MetaShards:
                 self.shapes[name] = tuple(joined)
         for name, heads in rotary_heads.items():
             if self.shapes.get(name) == expected[name]:
-                rows = np.arange(expected[name][0])
-                self._order[name] = rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+                self._order[name] = paired_rows(expected[name][0], heads)
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """This part of a joined tensor, rotary rows in our order."""
@@ -99,3 +98,8 @@ class MetaShards:
                 parts.append(shard.read(name, (*index[:axis], inside, *index[axis + 1 :])))
             begin += size
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+
+def paired_rows(rows: int, heads: int) -> np.ndarray:
+    """Where Meta (and llama.cpp) keeps each row of a matrix of so many rotated heads."""
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)

@@ -1,8 +1,11 @@
 """A model directory: the same for a converted checkpoint and for a training run.
 
     DIR/model.json           {"model": LlamaConfig, "lora": LoraConfig | null, "text": TextFormat, "base": path | null,
-                              "float_checksum": the fingerprint of the float weights that all this comes from | null}
-    DIR/tokenizer.model      SentencePiece
+                              "float_checksum": the fingerprint of the float weights that all this comes from | null,
+                              "begin", "end": tokens around a text, where the tokenizer's file does not say | null,
+                              "source": what `convert` read | null}
+    DIR/tokenizer.model      SentencePiece, or
+    DIR/tokenizer.json       byte-level BPE
     DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
 
 DIR is a folder, or `gs://BUCKET/FOLDER` (`jaxcrystal.paths`). `base` is the model directory whose parameters the
@@ -19,14 +22,12 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import (
@@ -36,22 +37,30 @@ from jaxcrystal.config import (
     MeshConfig,
     Settings,
     TextFormat,
-    Weights,
     from_dict,
     to_dict,
 )
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad, without_pad
+from jaxcrystal.crystals.tokenizer import FILES, Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.paths import AnyPath, as_path
-from jaxcrystal.weights.checkpoint_map import open_adapters, open_checkpoint
-from jaxcrystal.weights.fingerprint import Passing
-from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
 from jaxcrystal.weights.vocabulary import check_rows
 
-MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.model", "checkpoints"
+MODEL_FILE, CHECKPOINTS = "model.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Origin(Settings):
+    """What `convert` read."""
+
+    name: str  #: as it was asked for
+    quantization: str | None = None  #: of the source's own weights, as its file calls it
+    licence: str | None = None
+    sha256: str | None = None  #: of its file, where it is one
+    hub: str | None = None  #: the Hugging Face model whose weights these are, to the last bit
+    revision: str | None = None  #: of `hub`: the commit
+    rows: int | None = None  #: of embedding and head there
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,16 @@ class Description(Settings):
     text: TextFormat
     base: str | None  #: relative to the directory of the file
     float_checksum: str | None = None  #: None for a model trained whole, and where an earlier version wrote the file
+    begin: tuple[int, ...] | None = None  #: of a tokenizer.json; a tokenizer.model says it itself
+    end: int | None = None  #: likewise
+    source: Origin | None = None
+
+    def tokenizer(self, directory: AnyPath) -> Tokenizer:
+        """That of the model directory. Raises UserError if it is not there."""
+        path = next((directory / name for name in FILES if (directory / name).exists()), None)
+        if path is None:
+            raise UserError(f"{directory} is not complete: it has no tokenizer; convert or train the model again")
+        return load_tokenizer(path, self.begin, self.end)
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ class SavedModel:
     text: TextFormat
     params: dict[str, Any]
     adapters: dict[str, Any] | None  #: None exactly if `lora` is
-    tokenizer_path: AnyPath
+    tokenizer: Tokenizer
     step: int  #: the optimizer step after which the weights were saved; 0 as converted
     float_checksum: str | None = None  #: as in `Description`
 
@@ -89,13 +108,22 @@ class SavedModel:
         return {"params": self.params} | ({} if self.adapters is None else {"lora": self.adapters})
 
 
+def read_origin(directory: AnyPath, description: Description) -> Origin | None:
+    """What the model, or the one that it was trained from, was converted from; None where that is not known."""
+    if description.source is None and description.base is not None:
+        base = paths.joined(directory, description.base)
+        return read_description(base).source if (base / MODEL_FILE).exists() else None
+    return description.source
+
+
 def describe(
     directory: str | AnyPath,
     config: LlamaConfig,
     lora: LoraConfig | None,
     text: TextFormat,
-    tokenizer_path: str | AnyPath,
+    tokenizer: Tokenizer,
     base: str | AnyPath | None = None,
+    source: Origin | None = None,
 ) -> None:
     """Writes `model.json` and copies the tokenizer; checkpoints are for the caller to add.
 
@@ -103,7 +131,8 @@ def describe(
     UserError for one that describes another model, that holds something else, or that cannot be written.
     """
     directory = as_path(directory)
-    description = Description(config, lora, text, None if base is None else paths.relative(base, directory))
+    below = None if base is None else paths.relative(base, directory)
+    description = Description(config, lora, text, below, source=source, **tokenizer.ends)
     if (directory / MODEL_FILE).exists():
         found = read_description(directory)
         same_way = replace(found.model, **{name: getattr(config, name) for name in EXECUTION})
@@ -112,13 +141,13 @@ def describe(
             what = "; ".join(f"{key} is {theirs[key]} there, {ours[key]} here" for key in differing)
             raise UserError(f"{directory} already holds another model ({what}); choose another directory")
         return
-    ours = {f"{MODEL_FILE}{paths.UNFINISHED}", TOKENIZER_FILE, locks.INSIDE}
+    ours = {f"{MODEL_FILE}{paths.UNFINISHED}", *FILES, locks.INSIDE}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         there = directory.iterdir() if directory.exists() else ()  # a store has no empty folder
         if foreign := {path.name for path in there} - ours:
             raise UserError(f"{directory} holds {min(foreign)!r} and no {MODEL_FILE}; choose another directory")
-        _write_description(directory, description, as_path(tokenizer_path).read_bytes())
+        write_description(directory, description, tokenizer)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}{where}") from None
@@ -138,9 +167,10 @@ def record_checksum(directory: str | AnyPath, checksum: str) -> None:
         raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}") from None
 
 
-def _write_description(directory: AnyPath, description: Description, tokenizer: bytes) -> None:
-    (directory / TOKENIZER_FILE).write_bytes(tokenizer)
-    _write_json(directory, description)  # last: a directory with a model.json is complete
+def write_description(directory: AnyPath, description: Description, tokenizer: Tokenizer) -> None:
+    """The tokenizer, then `model.json`: a directory that has it is complete. Raises OSError."""
+    (directory / tokenizer.file_name).write_bytes(tokenizer.file)
+    _write_json(directory, description)
 
 
 def _write_json(directory: AnyPath, description: Description) -> None:
@@ -174,18 +204,17 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
     not fit, for a `base` of other float weights.
     """
     directory = as_path(directory)
-    description, tokenizer = read_description(directory), directory / TOKENIZER_FILE
+    description = read_description(directory)
     if base is not None:
         description = _on_base(directory, description, as_path(base))
-    if not tokenizer.exists():
-        raise UserError(f"{directory} is not complete: {TOKENIZER_FILE} is missing; convert or train the model again")
+    tokenizer = description.tokenizer(directory)
     config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
     if description.base is None or description.lora is None:  # trained whole, wherever it began
-        step, weights = _restore(directory, wanted)
+        step, weights = restore(directory, wanted)
     else:
-        step, weights = _restore(directory, {"lora": wanted["lora"]})
+        step, weights = restore(directory, {"lora": wanted["lora"]})
         weights["params"] = _base_params(directory, description, wanted["params"])
     return SavedModel(
         config=config,
@@ -193,7 +222,7 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
         text=description.text,
         params=weights["params"],
         adapters=weights.get("lora"),
-        tokenizer_path=tokenizer,
+        tokenizer=tokenizer,
         step=step,
         float_checksum=description.float_checksum,
     )
@@ -228,10 +257,10 @@ def _on_base(directory: AnyPath, description: Description, base: AnyPath) -> Des
     )
 
 
-def _with_pieces(model: LlamaConfig, tokenizer: AnyPath) -> LlamaConfig:
+def _with_pieces(model: LlamaConfig, tokenizer: Tokenizer) -> LlamaConfig:
     """The same rows, of which those without a piece get no logit: earlier versions of `convert` gave them one."""
-    pieces = load_tokenizer(tokenizer).vocab_size
-    check_rows(str(tokenizer), pieces, model.vocab_size)
+    pieces = tokenizer.vocab_size
+    check_rows(str(tokenizer.path), pieces, model.vocab_size)
     if pieces == model.vocab_size:
         return model
     return replace(model, vocab_size=pieces, vocab_multiple=model.padded_vocab_size)
@@ -240,13 +269,13 @@ def _with_pieces(model: LlamaConfig, tokenizer: AnyPath) -> LlamaConfig:
 def _base_params(directory: AnyPath, description: Description, wanted: dict[str, Any]) -> dict[str, Any]:
     base = paths.joined(directory, description.base)
     try:
-        _, weights = _restore(base, {"params": wanted})
+        _, weights = restore(base, {"params": wanted})
     except UserError as error:
         raise UserError(f"the base of {directory}: {error}") from None
     return weights["params"]
 
 
-def _restore(directory: AnyPath, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
+def restore(directory: AnyPath, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
     """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved.
 
     All that was saved must be `wanted`, unless only a `part` of it is.
@@ -296,11 +325,15 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
     """A directory to write to, beside `out`, that becomes `out` when all went well and vanishes when not.
 
     In a store, where nothing can be renamed, it is `out` itself: no model until MODEL_FILE, which comes last, is there.
-    Raises UserError if `out` is there and not empty, and for what the disk refuses.
+    For the holder of `out`'s lock: what an earlier one that was killed left beside it is removed. Raises UserError if
+    `out` is there and not empty, and for what the disk refuses to write, or to read meanwhile.
     """
     remote = paths.is_remote(out)
-    partial = out if remote else out.with_name(f".{out.name}.{os.getpid()}.partial")
+    place = paths.absolute(out)  # what a link leads to is what is replaced
+    partial = out if remote else place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
+        for left in () if remote else place.parent.glob(f".{place.name}.*.partial"):
+            paths.remove(left)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
         with ExitStack() as failed:
@@ -309,11 +342,14 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
             with paths.reaching(out):
                 yield partial
             if not remote:
-                partial.replace(out)
+                partial.replace(place)
             failed.pop_all()
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"cannot write the directory {out}: {error.strerror or error}{where}") from None
+        reason, where = error.strerror or error, error.filename
+        ours = where is None or as_path(where).is_relative_to(partial) or partial.is_relative_to(where)
+        if not ours:
+            raise UserError(f"cannot read {where}: {reason}") from None
+        raise UserError(f"cannot write the directory {out}: {reason}{f' ({where})' if where else ''}") from None
 
 
 def save_weights(directory: AnyPath, weights: dict[str, Any]) -> None:
@@ -323,79 +359,3 @@ def save_weights(directory: AnyPath, weights: dict[str, Any]) -> None:
             manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))
     except ValueError as error:  # what Orbax makes of a full disk
         raise OSError(" ".join(str(error).split())) from None
-
-
-def convert(
-    source: str | Path,
-    out: str | AnyPath,
-    mesh: Mesh | None = None,
-    dtype: DTypeLike | None = None,
-    weights: Weights = "float",
-    *,
-    base: str | AnyPath | None = None,
-    pad_token: bool = True,
-    vocab_multiple: int = 128,
-) -> LlamaConfig:
-    """LLaMA weights of Hugging Face or Meta, or PEFT's adapters, as the model directory `out`: all at once or not.
-
-    `dtype` of the parameters is by default the source's; the layers' kernels are stored as `weights` says, each as soon
-    as it is loaded. `pad_token` gives a vocabulary without padding a piece [PAD]
-    and its row; a row beyond the tokenizer's pieces that the source has already becomes [PAD]'s as it is, and further
-    ones, which pad the source's vocabulary, stay behind. Embedding and head are stored with rows up to a multiple of
-    `vocab_multiple`. Adapters need the model directory `base`; their
-    vocabulary is its.
-
-    Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `open_checkpoint` and `open_adapters`.
-    """
-    source, out = paths.local(source), as_path(out)
-    mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
-    with locks.held(paths.on_disk(out)), written_whole(out) as partial:
-        if (source / "adapter_config.json").exists():
-            if dtype is not None:
-                raise UserError(f"{source} holds adapters, which are float32 whatever the weights are; leave dtype out")
-            if weights != "float":
-                raise UserError(f"{source} holds adapters; convert their base with weights {weights!r}, not them")
-            return _convert_adapters(source, base, partial, mesh)
-        if base is not None:
-            raise UserError(f"{source} holds no adapter_config.json: without adapters there is no use for a base")
-        tokenizer = source / TOKENIZER_FILE
-        if not tokenizer.exists():
-            raise UserError(f"{source} has no {TOKENIZER_FILE}; put the model's SentencePiece file there")
-        checkpoint = open_checkpoint(source)
-        pieces, model = load_tokenizer(tokenizer).vocab_size, tokenizer.read_bytes()
-        check_rows(str(tokenizer), pieces, checkpoint.config.vocab_size)
-        padded = with_pad(model) if pad_token else model
-        checkpoint = checkpoint.with_vocabulary(pieces + (padded != model), vocab_multiple)
-        config = replace(checkpoint.config, weights=weights)
-        store, read = quantizer(config, mesh), Passing()
-        params = {path: store(path, read.seen(path, parameter)) for path, parameter in checkpoint.load(mesh, dtype)}
-        save_weights(partial, {"params": unflatten_dict(params, sep="/")})
-        _write_description(partial, Description(config, None, TextFormat(), None, read.fingerprint), padded)
-    return config
-
-
-def _convert_adapters(source: Path, base: str | AnyPath | None, partial: AnyPath, mesh: Mesh) -> LlamaConfig:
-    if base is None:
-        raise UserError(f"{source} holds adapters; name the model directory that they belong to: --base DIR")
-    description = read_description(base)
-    if description.lora is not None:
-        raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
-    checkpoint = open_adapters(source, description.model)
-    tokenizer = as_path(base) / TOKENIZER_FILE
-    if copies := set(saved_embeddings(checkpoint).values()):
-        wanted = flatten_dict(abstract_variables(Llama(description.model), mesh), sep="/")
-        part = {name: leaf for name, leaf in wanted.items() if name.removeprefix("params/") in copies}
-        _, weights = _restore(as_path(base), unflatten_dict(part, sep="/"), part=True)
-        file = tokenizer.read_bytes()
-        pieces = load_tokenizer(tokenizer).vocab_size - (without_pad(file) != file)
-        check_embeddings(source, checkpoint, flatten_dict(weights["params"], sep="/"), pieces)
-    save_weights(partial, {"lora": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")})
-    ours = Description(
-        description.model,
-        checkpoint.lora,
-        description.text,
-        paths.relative(base, partial),
-        description.float_checksum,
-    )
-    _write_description(partial, ours, tokenizer.read_bytes())
-    return description.model

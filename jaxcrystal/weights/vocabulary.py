@@ -23,7 +23,7 @@ def check_rows(tokenizer: str, pieces: int, rows: int) -> None:
     if rows > pieces + PADDING:
         raise UserError(
             f"{tokenizer} has {pieces} pieces, but the model has {rows} rows, more than padding explains (at most "
-            f"{PADDING}); put the tokenizer.model with which this model was trained there"
+            f"{PADDING}); put the tokenizer with which this model was trained there"
         )
 
 

@@ -47,7 +47,7 @@ def test_the_shape_is_that_of_a_base_where_there_is_one(tmp_path):
     recipe = Recipe(base=str(tmp_path / "base"), lora=LoraConfig(), model=SMALL)
     config, _, origin = programs.shape(recipe)
     assert config == SMALL and "is not here" in origin
-    tokenizer = programs.load_tokenizer("compact").path
+    tokenizer = programs.load_tokenizer("compact")
     other = LlamaConfig(hidden_size=64, num_attention_heads=1, num_key_value_heads=1, head_dim=64)
     programs.saved.describe(tmp_path / "base", other, None, recipe.text, tokenizer)
     config, _, origin = programs.shape(recipe)

@@ -4,11 +4,13 @@ import dataclasses
 from collections import Counter
 from functools import cache
 
+import byte_pair_tokenizers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crystal import crystals
@@ -19,9 +21,10 @@ from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.crystals.grammar import END, GAMMA, Constraints, Grammar, Limits, State
+from jaxcrystal.crystals.prompts import generation_prompt
 from jaxcrystal.crystals.text import ParseError, parse, write
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 
 LIMIT = 300
@@ -29,7 +32,7 @@ COMPACT = load_tokenizer("compact")
 
 
 @pytest.fixture(scope="module", params=["compact", "llama2"])
-def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "compact":
         return COMPACT
     return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
@@ -90,6 +93,20 @@ def test_every_walk_ends_in_a_crystal(tokenizer, fmt):
     found = walked(tokenizer, build(tokenizer, fmt), 500)
     assert len({len(crystal) for crystal in found}) > 3
     assert len({z for crystal in found for z in crystal.species}) > 90
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen", "tekken", *REAL])
+def test_walks_of_byte_pairs_are_what_their_tokenizer_writes(name, tmp_path):
+    """encode(decode(tokens)) = tokens, behind the prompt too; LLaMA-3's numbers in its own groups of digits."""
+    tokenizer = byte_pair_tokenizers.load(name, tmp_path)
+    tables, prompt = TokenTables.build(tokenizer), generation_prompt({})
+    for fmt in (TextFormat(), TextFormat(6, 4, 2)):
+        grammar = Grammar.build(tables, fmt, LIMIT)
+        assert grammar.group == (3 if name == "llama3" else 1) or name in REAL
+        for crystal in walked(tokenizer, grammar, 200):
+            text = write(crystal, fmt)
+            tokens = [*tokenizer.encode(prompt), *tokens_of(tokenizer, text)]
+            assert tokenizer.encode(prompt + text) == tokens and tokens_of(tokenizer, text) == tables.spell(text)
 
 
 def test_texts_fill_what_room_there_is(tokenizer):

@@ -1,31 +1,37 @@
 """Proof that the device writes the tokens of the text: token for token, for every crystal, draw and tokenizer."""
 
+import json
 import re
 from functools import cache, partial
 from pathlib import Path
 
+import byte_pair_tokenizers
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
-from jaxcrystal.crystals.tokenizer import SentencePieceTokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import EMPTY, Draws, Examples, TokenTables, Writer, decimal, sentence_tokens
+from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
+from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.crystals.writer import Draws, Examples, Writer, decimal, sentence_tokens
 from jaxcrystal.errors import UserError
 
 MAX_ATOMS = 20
 
 
-@pytest.fixture(scope="module", params=["compact", "llama2"])
-def tokenizer(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
+@pytest.fixture(scope="module", params=["compact", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
     if request.param == "compact":
         return load_tokenizer("compact")
-    return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+    if request.param == "llama2":
+        return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+    return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
 def random_crystals(count: int, seed: int) -> list[Crystal]:
@@ -118,7 +124,7 @@ def assert_written_as_encoded(tokenizer, crystals, labels, fmt, augment, seed, c
         for i in range(len(part.index)):
             at = start + i
             text = drawn_text(crystals[at], labels[at], draws[i, 0], fmt)
-            expected = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+            expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
             n = int(lengths[i, 0])
             assert rows.tokens[i, :n].tolist() == expected, f"crystal {at}: {text!r}"
             assert (rows.segments[i, :n] == 1).all() and (rows.segments[i, n:] == 0).all()
@@ -154,9 +160,10 @@ def test_all_of_mp20_train(tokenizer, shared):
     crystals, labels = mp20_train(shared)
     data, augment = examples(crystals, labels, tokenizer), Augment(permute=True)
     assert assert_written_as_encoded(tokenizer, crystals, labels, TextFormat(), augment, 2, data=data) == 27108
-    some = jax.tree.map(lambda x: x[::4], data)  # random crystals are written at any number of decimals above
-    written = TextFormat(coord_decimals=5)
-    assert assert_written_as_encoded(tokenizer, crystals[::4], labels[::4], written, augment, 5, data=some) == 6777
+    for decimals in (1, 3, 4, 5, 6):
+        some = jax.tree.map(lambda x: x[decimals::20], data)  # noqa: B023
+        parts, fmt = (crystals[decimals::20], labels[decimals::20]), TextFormat(coord_decimals=decimals)
+        assert assert_written_as_encoded(tokenizer, *parts, fmt, augment, decimals, data=some) >= 1355
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.sampled_from([CELL_BITS, COORD_BITS]))
@@ -260,6 +267,76 @@ def test_draws_depend_on_key_and_index_alone(tokenizer):
     assert not (other.translation == whole.translation).any()
 
 
+def test_a_tokenizer_that_joins_a_space_to_a_digit_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"the tokens of .* change beside ' '"):
+        TokenTables.build(byte_pair_tokenizers.load("gpt2", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "pairs, shown",
+    [
+        ([("N", "a"), ("Na", "Ċ")], r"it has .* \| 'Na\\n' \| .* where the device would write .* \| 'Na' \| '\\n' \|"),
+        ([("5", "Ċ"), ("5Ċ", "H")], r"it has .* \| '5\\n' \| "),  # a digit and, behind its line feed, a letter
+        ([(":", "Ċ"), (":Ċ", "5")], r"it has .* \| ':\\n5' \| "),
+        ([("0", ".")], r"change beside '\.'"),
+        ([("Ċ", "0")], "change beside '0'"),
+        ([("Ċ", "H")], "change beside 'H'"),
+        ([("]", "Ċ"), ("]Ċ", "0")], r"change beside '\[MASK\]\\n'"),
+    ],
+)
+def test_what_joins_pieces_is_refused(tmp_path, pairs, shown):
+    """Patterns keep them apart; without one, merges may join anything."""
+    path = byte_pair_tokenizers.write(tmp_path, "smollm", extra=tuple(pairs))
+    data = json.loads(path.read_text())
+    data["pre_tokenizer"]["pretokenizers"] = data["pre_tokenizer"]["pretokenizers"][-1:]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=shown):
+        TokenTables.build(load_tokenizer(path))
+
+
+@pytest.mark.parametrize(
+    "lost, shown",
+    [
+        ("N", r"cannot write 'N': its tokens of .*\\nN\\n.* say .*; use a tokenizer that has every digit and letter"),
+        ("7", "writes '7' as 0 tokens; the device needs one: use"),
+        ("Ċ", r"writes '\\n' as 0 tokens"),
+        ("Ġ", "writes ' ' as 0 tokens"),
+    ],
+)
+def test_a_tokenizer_that_lacks_a_piece_is_refused(tmp_path, lost, shown):
+    path = byte_pair_tokenizers.write(tmp_path, "smollm")
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    vocabulary["unused"] = vocabulary.pop(lost)
+    data["model"]["merges"] = [m for m in data["model"]["merges"] if {*m, "".join(m)} <= vocabulary.keys()]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=shown):
+        TokenTables.build(load_tokenizer(path))
+
+
+def test_pieces_that_share_the_unknown_token_are_refused(tmp_path):
+    """7 and 8 would be one to the model."""
+    path = byte_pair_tokenizers.write(tmp_path, "smollm")
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    for i, digit in enumerate("78"):
+        vocabulary[f"unused{i}"] = vocabulary.pop(digit)
+    data["model"]["unk_token"] = "<|begin|>"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="cannot write '7'"):
+        TokenTables.build(load_tokenizer(path))
+
+
+def test_a_grouping_tokenizer_that_lacks_a_number_is_refused(tmp_path):
+    path = byte_pair_tokenizers.write(tmp_path, "llama3")
+    data = json.loads(path.read_text())
+    data["model"]["merges"] = [pair for pair in data["model"]["merges"] if "".join(pair) != "457"]
+    data["model"]["vocab"]["unused"] = data["model"]["vocab"].pop("457")
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="'457' as 2 tokens; the device needs one"):
+        TokenTables.build(load_tokenizer(path))
+
+
 def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
     import sentencepiece
 
@@ -271,5 +348,5 @@ def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
         byte_fallback=True,
         minloglevel=2,
     )
-    with pytest.raises(UserError, match="joins a digit"):
+    with pytest.raises(UserError, match="writes '1' as 2 tokens; the device needs one"):
         TokenTables.build(load_tokenizer(tmp_path / "joins.model"))

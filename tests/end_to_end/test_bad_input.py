@@ -16,7 +16,8 @@ from jaxcrystal.cli import main
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.sentence_pieces import COMPACT
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -66,7 +67,7 @@ def model(tmp_path) -> Path:
         num_attention_heads=1, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
     )  # fmt: skip
     out = tmp_path / "model"
-    describe(out, config, None, TextFormat(), COMPACT)
+    describe(out, config, None, TextFormat(), load_tokenizer("compact"))
     weights = initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
     with ocp.CheckpointManager((out / "checkpoints").resolve()) as manager:
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))

@@ -19,9 +19,10 @@ from jaxcrystal.model.lora import merge
 from jaxcrystal.model.quantize import dequantize, quantize, quantizer
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.methods import Greedy
-from jaxcrystal.weights import saved
+from jaxcrystal.weights import convert as converting
 from jaxcrystal.weights.checkpoint_map import load_hf
-from jaxcrystal.weights.saved import convert, load_model
+from jaxcrystal.weights.convert import convert
+from jaxcrystal.weights.saved import load_model
 
 SIZES = dict(
     vocab_size=96,
@@ -186,7 +187,7 @@ def test_a_converted_checkpoint_is_loaded_and_sampled(weights, checkpoint, tmp_p
         store = quantizer(config, mesh)
         return lambda path, parameter: (alive.append(kernels_alive()), store(path, parameter))[1]
 
-    monkeypatch.setattr(saved, "quantizer", watched)
+    monkeypatch.setattr(converting, "quantizer", watched)
     before = kernels_alive()
     config = convert(source, tmp_path / "llama", make_mesh(ONE), weights=weights, pad_token=False, vocab_multiple=1)
     assert max(alive) == before + 1  # the one that was just loaded

@@ -48,7 +48,7 @@ def tiny_llama(seed: int, kv_heads: int, tied: bool) -> LlamaForCausalLM:
 def saved(torch_model: LlamaForCausalLM, directory, mesh=None) -> SavedModel:
     torch_model.save_pretrained(directory)
     config, params = load_hf(directory, mesh or make_mesh(MeshConfig(1, 1, 1)))
-    return SavedModel(config, None, TextFormat(), params, None, directory / "tokenizer.model", 0)
+    return SavedModel(config, None, TextFormat(), params, None, None, 0)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from pymatgen.core import Composition
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
+from jaxcrystal.crystals.sentence_pieces import COMPACT
 from jaxcrystal.crystals.text import parse
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -29,7 +30,7 @@ from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import SavedModel, describe
 
 TOKENIZER = load_tokenizer("compact")
-PROMPT = [TOKENIZER.bos_id, *TOKENIZER.encode("Below:\n")]
+PROMPT = [*TOKENIZER.begin, *TOKENIZER.encode("Below:\n")]
 LIMIT = 96
 
 
@@ -45,7 +46,7 @@ def random_model(path: Path = COMPACT, mesh=None, **options) -> SavedModel:
     config = config_of(load_tokenizer(path).vocab_size, **options)
     variables = initialize(Llama(config), jax.random.key(0), mesh or make_mesh(MeshConfig(1, 1, 1)))
     params = jax.tree.map(lambda x: 4 * x, variables["params"])
-    return SavedModel(config, None, TextFormat(), params, None, path, 0)
+    return SavedModel(config, None, TextFormat(), params, None, load_tokenizer(path), 0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def model() -> SavedModel:
 
 
 def grammar_of(model: SavedModel, limit: int = LIMIT) -> Grammar:
-    return Grammar.build(TokenTables.build(load_tokenizer(model.tokenizer_path)), model.text, limit)
+    return Grammar.build(TokenTables.build(model.tokenizer), model.text, limit)
 
 
 def engine_of(model: SavedModel, limit: int = LIMIT, **options) -> Engine:
@@ -225,7 +226,7 @@ def test_logits_that_are_no_numbers_end_a_text_as_before(model):
 def model_dir(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("random") / "model"
     config = config_of(TOKENIZER.vocab_size)
-    describe(out, config, None, TextFormat(), COMPACT)
+    describe(out, config, None, TextFormat(), load_tokenizer("compact"))
     with ocp.CheckpointManager((out / "checkpoints").resolve()) as manager:
         weights = initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(weights)))

@@ -1,7 +1,6 @@
 """How many slots fit: what an engine says it takes against what the compiler says, and what is made of it."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,8 +8,8 @@ import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.grammar import Grammar
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
@@ -37,7 +36,7 @@ def engine_of(slots: int, mesh=None, **options) -> Engine:
     """Of a model whose arrays are not there: nothing is computed."""
     mesh = mesh or make_mesh(MeshConfig(1, 1, 1))
     params = abstract_variables(Llama(CONFIG), mesh)["params"]
-    model = SavedModel(CONFIG, None, TextFormat(), params, None, Path("tokenizer.model"), 0)
+    model = SavedModel(CONFIG, None, TextFormat(), params, None, load_tokenizer("compact"), 0)
     methods = (Temperature(0.9), TopP(0.9))
     return Engine(
         model, **{"end_id": 2, "methods": methods, "slots": slots, "max_new_tokens": 256, "mesh": mesh, **options}

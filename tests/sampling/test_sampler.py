@@ -11,7 +11,7 @@ import pytest
 import jaxcrystal
 from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextFormat, to_dict
 from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -36,7 +36,7 @@ SETTINGS = {"max_new_tokens": 96, "slots": 8}
 def model_dir(tmp_path_factory):
     """Random weights."""
     out = tmp_path_factory.mktemp("random") / "model"
-    describe(out, CONFIG, None, TextFormat(), COMPACT)
+    describe(out, CONFIG, None, TextFormat(), load_tokenizer("compact"))
     save_weights(out, initialize(Llama(CONFIG), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1))))
     return out
 

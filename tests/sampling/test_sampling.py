@@ -28,7 +28,7 @@ from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import COMPACT, load_tokenizer
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -60,9 +60,9 @@ CONFIG = LlamaConfig(
 def model_dir(tmp_path_factory):
     """After the plain prompt the model writes one of four texts, each about as often as the others."""
     tokenizer = load_tokenizer("compact")
-    prompt = [tokenizer.bos_id, *tokenizer.encode(generation_prompt({}))]
+    prompt = [*tokenizer.begin, *tokenizer.encode(generation_prompt({}))]
     whole = [generation_prompt({}) + text for text in (*GOOD, *BAD.values())]  # encoded at once, as in training
-    texts = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in whole]
+    texts = [[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id] for text in whole]
     tokens = np.zeros((4, max(map(len, texts))), np.int32)
     weights = np.zeros(tokens.shape, np.float32)
     for row, text in enumerate(texts):
@@ -87,7 +87,7 @@ def model_dir(tmp_path_factory):
     for _ in range(300):
         variables, state = step(variables, state)
     out = tmp_path_factory.mktemp("trained") / "model"
-    describe(out, CONFIG, None, TextFormat(), COMPACT)
+    describe(out, CONFIG, None, TextFormat(), load_tokenizer("compact"))
     with ocp.CheckpointManager((out / "checkpoints").resolve()) as manager:
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(variables)))
     return out
@@ -129,7 +129,7 @@ def test_every_attempt_has_its_row(model_dir, tmp_path):
 
 def test_without_the_grammar_only_pieces_of_the_tokenizer_are_drawn(tmp_path):
     """A model with more rows than pieces, as version a3d077c converted them, whose rows all had a logit."""
-    describe(tmp_path / "model", replace(CONFIG, vocab_size=600), None, TextFormat(), COMPACT)
+    describe(tmp_path / "model", replace(CONFIG, vocab_size=600), None, TextFormat(), load_tokenizer("compact"))
     variables = initialize(Llama(replace(CONFIG, vocab_size=600)), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1)))
     save_weights(tmp_path / "model", variables)
     report = sample(tmp_path / "model", 4, tmp_path / "s.csv", grammar=False, top_p=1.0, max_new_tokens=40)
@@ -506,10 +506,10 @@ def test_another_base_is_another_run(tmp_path):
         ("float", CONFIG, params),
         ("int8", stored, quantize(jax.tree.map(jnp.copy, params), stored, mesh)),
     ):
-        describe(tmp_path / base, config, None, TextFormat(), COMPACT)
+        describe(tmp_path / base, config, None, TextFormat(), load_tokenizer("compact"))
         save_weights(tmp_path / base, {"params": weights})
         record_checksum(tmp_path / base, "a hash of the same weights")
-    describe(run, CONFIG, lora, TextFormat(), COMPACT, base=tmp_path / "float")
+    describe(run, CONFIG, lora, TextFormat(), load_tokenizer("compact"), base=tmp_path / "float")
     save_weights(run, initialize(Llama(CONFIG, lora), jax.random.key(1), mesh, ["lora"]))
     record_checksum(run, "a hash of the same weights")
     rows = []

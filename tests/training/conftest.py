@@ -7,8 +7,9 @@ from small import crystal_set
 
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.dataset import store
+from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.writer import Writer
 
 
 @pytest.fixture(scope="session")

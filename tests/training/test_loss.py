@@ -111,3 +111,25 @@ def test_gradients_follow_what_is_made_of_the_loss():
     for found, wanted in zip(thrice, once, strict=True):
         np.testing.assert_allclose(found, 3 * wanted, rtol=1e-6, atol=0)
         assert np.abs(wanted).max() > 0
+
+
+def test_logits_are_made_only_where_a_loss_is_taken():
+    """In each row 10 tokens count, here and there: of blocks of 10, one is computed. What does not count is nan, which
+    every product with it would show."""
+    rng = np.random.default_rng(0)
+    counted = np.zeros((3, 50), bool)
+    for row in counted:
+        row[rng.choice(np.arange(1, 50), 10, replace=False)] = True
+    tokens = jnp.asarray(rng.integers(0, 448, (3, 50), dtype=np.int32))
+    ones = jnp.ones((3, 50), jnp.int32)
+    rows = Rows(tokens, ones, jnp.broadcast_to(jnp.arange(50), (3, 50)), jnp.asarray(counted))
+    hidden, head = jax.random.normal(jax.random.key(0), (3, 50, 16)), jax.random.normal(jax.random.key(1), (16, 448))
+    (expected, count), wanted = jax.value_and_grad(lambda h, w: plain(h @ w, rows), (0, 1), has_aux=True)(hidden, head)
+    before = np.pad(counted[:, 1:], ((0, 0), (0, 1)))  # a token is predicted from the one before it
+    hidden = jnp.where(before[..., None], hidden, jnp.nan)
+    loss = jax.jit(jax.value_and_grad(lambda h, w: loss_and_count(h, w, rows, 10), (0, 1), has_aux=True))
+    (found, ours), gradients = loss(hidden, head)
+    assert int(ours) == count == 30
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    for found, expected in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())

@@ -11,7 +11,8 @@ from small import crystal_set
 
 from jaxcrystal.config import Augment, MeshConfig, Recipe, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.writer import TokenTables, Writer
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.training.identity import Identity

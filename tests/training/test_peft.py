@@ -11,7 +11,8 @@ import transformers
 from small import SMALL, crystal_set
 
 from jaxcrystal.config import Augment, LoraConfig, MeshConfig, OptimizerConfig, TextFormat
-from jaxcrystal.crystals.writer import Rows, TokenTables, Writer
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.writer import Rows, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.training.packing import Feed

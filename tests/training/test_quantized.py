@@ -124,7 +124,7 @@ def test_codes_are_not_trained():
 def test_a_recipe_trains_on_a_quantized_base_and_on_no_other(files, tokenizer, tmp_path):
     config, mesh = replace(CONFIG, weights="nf4", vocab_size=tokenizer.vocab_size), make_mesh(ONE)
     base = tmp_path / "base"
-    describe(base, config, None, TextFormat(), tokenizer.path)
+    describe(base, config, None, TextFormat(), tokenizer)
     variables = initialize(Llama(config), jax.random.key(0), mesh)
     with ocp.CheckpointManager(base / "checkpoints") as manager:
         manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave(variables)))

@@ -97,7 +97,7 @@ def test_configs_from_before_transformers_5(checkpoint):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(model_type="mistral"), "model_type is 'mistral'"),
+        (dict(model_type="mixtral"), "model_type is 'mixtral'"),
         (dict(attention_bias=True), "attention_bias is True"),
         (dict(mlp_bias=True), "mlp_bias is True"),
         (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu'"),
@@ -106,6 +106,12 @@ def test_configs_from_before_transformers_5(checkpoint):
             "rope_type is 'yarn'; supported are",
         ),
         (dict(rope_parameters={"rope_type": "linear"}), "'linear' needs factor"),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type is 'yarn'; supported are"),  # beside it
+        (dict(rope_scaling={"full_attention": {"rope_type": "default"}}), "only one rotation for all layers"),
+        (dict(rope_scaling=["linear"]), "only one rotation for all layers"),
+        (dict(model_type=["llama"]), "model_type is"),
+        (dict(num_attention_heads="4", head_dim=...), "num_attention_heads is '4'; it must be a whole number above 0"),
+        (dict(num_attention_heads=0, head_dim=...), "num_attention_heads is 0; it must be a whole number above 0"),
         (dict(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized .quantization_config: gptq"),
         (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantized .quantization_config: bitsandbytes"),
         (dict(hidden_size=...), "hidden_size missing"),

@@ -13,12 +13,14 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from jaxcrystal.config import LoraConfig, MeshConfig
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.crystals.sentence_pieces import with_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.weights.config_map import read_hf, read_peft
+from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export, parse_size
-from jaxcrystal.weights.saved import convert, load_model
+from jaxcrystal.weights.saved import load_model
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 LLAMA3 = dict(

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from jaxcrystal.config import LoraConfig, MeshConfig, TextFormat
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.fingerprint import fingerprint
 from jaxcrystal.weights.saved import (
     MODEL_FILE,
-    convert,
     describe,
     load_model,
     read_description,
@@ -37,7 +38,7 @@ def run(source, tmp_path):
     run = tmp_path / "runs" / "run"
     base = tmp_path / "float"
     config = read_description(base).model
-    describe(run, config, LORA, TextFormat(), base / "tokenizer.model", base)
+    describe(run, config, LORA, TextFormat(), load_tokenizer(base / "tokenizer.model"), base)
     save_weights(run, initialize(Llama(config, LORA), jax.random.key(1), make_mesh(MeshConfig(1, 1, 1)), ["lora"]))
     record_checksum(run, read_description(base).float_checksum)
     return run

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer, with_pad
+from jaxcrystal.crystals.sentence_pieces import with_pad
+from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.weights.checkpoint_map import load_hf, open_checkpoint
-from jaxcrystal.weights.saved import convert, describe, load_model
+from jaxcrystal.weights.convert import convert
+from jaxcrystal.weights.saved import describe, load_model, written_whole
 
 ONE = MeshConfig(1, 1, 1)
 TINY = LlamaConfig(
@@ -37,7 +39,7 @@ LORA = LoraConfig(rank=2, targets=("v_proj", "down_proj"))
 def tokenizer(tmp_path, pieces):
     path = tmp_path / "pieces.model"
     path.write_bytes(pieces)
-    return path
+    return load_tokenizer(path)
 
 
 def save(directory, step, weights):
@@ -64,7 +66,7 @@ def test_converted(dtype, checkpoint, pieces, tmp_path):
     assert (model.lora, model.adapters, model.step, model.text) == (None, None, 0, TextFormat())
     assert_equal(model.variables, {"params": params})
     assert jax.tree.map(lambda x: x.sharding, model.variables) == param_shardings(model.module, mesh)
-    assert model.tokenizer_path.read_bytes() == pieces
+    assert model.tokenizer.file == pieces
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["llama"]
 
 
@@ -105,7 +107,7 @@ def test_the_vocabulary_gets_pad_and_rows_that_are_never_drawn(tied, checkpoint,
         np.testing.assert_allclose(rows[96], rows[:96].mean(0), rtol=1e-6, atol=1e-7)
         assert not rows[97:].any()
 
-    tokenizer = load_tokenizer(model.tokenizer_path)
+    tokenizer = model.tokenizer
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.special["pad"]) == (97, 96, ("[PAD]", 96))
     before = load_tokenizer(source / "tokenizer.model")
     assert tokenizer.encode("a [PAD] b") == before.encode("a [PAD] b") and before.pad_id == 0
@@ -143,7 +145,7 @@ def test_what_already_has_padding_keeps_its_rows(checkpoint, pieces, tmp_path):
         config = convert(source, tmp_path / f"{i}", vocab_multiple=10)
         saved = load_model(tmp_path / f"{i}")
         assert (config.vocab_size, config.padded_vocab_size) == (97, 100)
-        assert saved.tokenizer_path.read_bytes() == with_pad(pieces) == with_pad(with_pad(pieces))
+        assert saved.tokenizer.file == with_pad(pieces) == with_pad(with_pad(pieces))
         np.testing.assert_array_equal(
             saved.params["embed_tokens"]["embedding"][:97], theirs.get_input_embeddings().weight.detach().numpy()
         )
@@ -158,7 +160,7 @@ def test_rows_that_pad_the_sources_vocabulary_are_never_drawn(rows, tied, checkp
     config = convert(source, tmp_path / "ours", mesh, vocab_multiple=8)
     assert (config.vocab_size, config.padded_vocab_size) == (97, 104)
     model = load_model(tmp_path / "ours", mesh)
-    assert model.config == config and load_tokenizer(model.tokenizer_path).vocab_size == 97
+    assert model.config == config and model.tokenizer.vocab_size == 97
     assert convert(source, tmp_path / "bare", pad_token=False, vocab_multiple=1).padded_vocab_size == 96
     assert load_model(tmp_path / "bare").params["embed_tokens"]["embedding"].shape == (96, 32)
     tokens = np.random.default_rng(0).integers(0, 97, (2, 30))
@@ -296,7 +298,9 @@ def test_a_conversion_that_fails_leaves_nothing(checkpoint, full_disk, tmp_path)
     out = tmp_path / "models" / "out"
     out.parent.mkdir()
     (source / "tokenizer.model").rename(source / "tokenizer")
-    with pytest.raises(UserError, match=r"has no tokenizer.model; put the model's SentencePiece file there"):
+    with pytest.raises(
+        UserError, match=r"has neither tokenizer.model nor tokenizer.json; put the model's tokenizer there"
+    ):
         convert(source, out)
     (source / "tokenizer").rename(source / "tokenizer.model")
     (source / "model.safetensors").unlink()
@@ -314,6 +318,23 @@ def test_a_disk_that_fills_up_leaves_nothing(checkpoint, full_disk, tmp_path):
     convert(source, out)
 
 
+def test_what_a_link_leads_to_is_filled_and_what_a_kill_left_is_removed(tmp_path):
+    """As on clusters, where a home's folder is a link to a large disk."""
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    (tmp_path / "disk/.out.99999.partial/checkpoints").mkdir(parents=True)
+    with written_whole(tmp_path / "out") as partial:
+        (partial / "x").write_text("whole")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/out/x").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_what_cannot_be_read_is_no_fault_of_the_directory_that_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot read /there/x: Permission denied$"), written_whole(tmp_path / "out"):
+        raise PermissionError(13, "Permission denied", "/there/x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenizer):
     with pytest.raises(
         UserError, match=r"nowhere is not a model directory: model.json: No such file.*`jaxcrystal convert`"
@@ -324,7 +345,7 @@ def test_what_is_missing_is_named_with_the_verb_that_makes_it(tmp_path, tokenize
     with pytest.raises(UserError, match=r"run/checkpoints holds no checkpoint; .*`jaxcrystal train`"):
         load_model(run)
     (run / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"run is not complete: tokenizer.model is missing"):
+    with pytest.raises(UserError, match=r"run is not complete: it has no tokenizer"):
         load_model(run)
     (run / "model.json").write_text("{")
     with pytest.raises(UserError, match=r"model.json is not valid JSON"):

@@ -245,6 +245,9 @@ def test_the_published_sizes_follow_from_params(params, width, tmp_path):
     ("changes", "message"),
     [
         (dict(dim=None), "dim missing; is it the params.json of a LLaMA"),
+        (dict(n_heads=0), "n_heads is 0; it must be a whole number above 0"),
+        (dict(multiple_of=0), "multiple_of is 0; it must be a whole number above 0"),
+        (dict(ffn_dim_multiplier="x"), "ffn_dim_multiplier is .x.; it must be a number above 0"),
         (dict(vocab_size=97), "vocab_size is 97, but output.weight has 96 rows"),
         (dict(use_scaled_rope=True), "use_scaled_rope does not say by how much"),
         (dict(quantization_args={"group_size": 32}), "quantization_args is .*not supported"),

@@ -1,0 +1,288 @@
+"""Does text teach chemistry? Nats a held-out crystal of a model that has read text, and of one that has not.
+
+    jaxcrystal prepare train.parquet val.parquet --out data/mp20
+    jaxcrystal convert smollm2-135m --out models/smollm2_135m
+    python benchmarks/pretraining.py --base models/smollm2_135m --data data/mp20 --runs runs/pretraining
+    python benchmarks/pretraining.py ... --quick              minutes, a check that it runs; its figures mean nothing
+
+Three ways to train the base's architecture on the same crystals in the same order: adapters on its weights, all of its
+weights, all weights from random ones. Each is trained at three constant rates up to the first budget; the rate with
+the fewest nats goes on to the others. After each budget:
+
+- `nats`: -log p of a crystal (text and end, given the unconditional prompt, not shifted), the mean over the first
+  rows of the validation set with a bootstrap interval; rates are chosen on the first quarter of these rows, figures
+  are of all of them;
+- `compositional`: share of attempts without grammar that are crystals whose charges could balance.
+
+The base before any training is the row with 0 crystals. All that was done lies in --runs, a folder for one --base and
+--data: a script that is stopped goes on where it stood, one with more `--budgets` goes further.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import machine
+import numpy as np
+
+import jaxcrystal
+from jaxcrystal.config import (
+    Augment,
+    DataConfig,
+    LlamaConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Recipe,
+    to_dict,
+)
+from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.token_tables import TokenTables
+from jaxcrystal.crystals.tokenizer import Tokenizer
+from jaxcrystal.crystals.writer import Rows, Writer
+from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation.intervals import bootstrap_mean
+from jaxcrystal.model.llama import project
+from jaxcrystal.training.loop import computed_as, train
+from jaxcrystal.training.packing import Feed
+from jaxcrystal.weights.saved import SavedModel, load_model, read_description
+
+#: Neither shifted nor stating anything: the unconditional prompt, and the crystal as it is in the data.
+AS_IT_IS = Augment(translate=False, infill=0.0, attribute_probability=0.0, loss_on="response")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTERS, ALL, RANDOM = "adapters", "all weights", "from random weights"
+RATES = {ADAPTERS: (5e-4, 1e-3, 2e-3), ALL: (1e-4, 3e-4, 1e-3), RANDOM: (3e-4, 1e-3, 3e-3)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, and where."""
+
+    base: Path
+    data: Path
+    runs: Path
+    budgets: tuple[int, ...]
+    rows: int  #: of the validation set, on which figures are taken
+    samples: int
+    tokens_per_row: int
+    rows_per_batch: int
+
+    @cached_property
+    def validation(self) -> CrystalSet:
+        return _first(dataset.load(self.data / "val.parquet"), self.rows)
+
+    @property
+    def chosen_on(self) -> int:
+        return self.rows // 4
+
+    def recipe(self, variant: str, rate: float) -> Recipe:
+        model = replace(read_description(self.base).model, dtype="float32")
+        return Recipe(
+            out=str(self.runs / f"{variant.replace(' ', '_')}_{rate:g}"),
+            base=None if variant == RANDOM else str(self.base),
+            tokenizer=str(self.base),
+            model=model if variant == RANDOM else computed_as(LlamaConfig(), model),
+            lora=LoraConfig(16, 32.0, 0.0, TARGETS) if variant == ADAPTERS else None,
+            augment=AS_IT_IS,
+            data=DataConfig(
+                train=str(self.data / "train.parquet"),
+                validation=str(self.data / "val.parquet"),
+                tokens_per_row=self.tokens_per_row,
+                rows_per_batch=self.rows_per_batch,
+                validation_rows=self.rows_per_batch,
+            ),
+            optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=10, final_fraction=1.0, beta2=0.98),
+            mesh=MeshConfig(1, 1, 1),
+            checkpoint_every=25,
+            keep_checkpoints=1,
+        )
+
+    def steps(self, tokenizer: Tokenizer) -> dict[int, tuple[int, int]]:
+        """For each budget, the first step after which so many crystals were seen, and how many these are."""
+        recipe = self.recipe(ADAPTERS, 1.0)
+        feed = _feed(recipe, dataset.load(recipe.data.train), tokenizer)
+        found, seen, step, epoch = {}, 0, 0, 0
+        while len(found) < len(self.budgets):
+            for batch in feed.epoch(epoch):
+                seen, step = seen + int((batch >= 0).sum()), step + 1
+                found |= {budget: (step, seen) for budget in self.budgets if seen >= budget and budget not in found}
+            epoch += 1
+        return found
+
+
+def _feed(recipe: Recipe, crystals: CrystalSet, tokenizer: Tokenizer) -> Feed:
+    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    return Feed.of(
+        crystals, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed=recipe.seed
+    )
+
+
+def _first(crystals: CrystalSet, count: int) -> CrystalSet:
+    return CrystalSet(crystals.ids[:count], crystals.batch[:count], crystals.labels.slice(0, count))
+
+
+def nats(model: SavedModel, recipe: Recipe, crystals: CrystalSet) -> np.ndarray:
+    """-log p of each crystal's own text and its end, given the unconditional prompt; [crystals]."""
+    feed = _feed(recipe, crystals, model.tokenizer)
+
+    @jax.jit
+    def of_batch(variables: dict[str, Any], crystals: Any) -> tuple[Rows, jax.Array]:
+        rows = feed.writer.write(crystals, feed.writer.draw(feed.key(0), crystals), feed.row_length)
+        hidden, _ = model.module.apply(variables, rows.tokens, rows.positions, rows.segments, method="hidden")
+        head = model.module.apply(variables, method="head")
+        after = jnp.pad(rows.tokens[:, 1:], ((0, 0), (0, 1)))
+
+        def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            log_p = jax.nn.log_softmax(project(part[0][None], head, model.config.vocab_size)[0])
+            return -jnp.take_along_axis(log_p, part[1][:, None], axis=-1)[:, 0]
+
+        cut = lambda x: x.reshape(-1, 128, *x.shape[2:])  # noqa: E731
+        found = jax.lax.map(block, (cut(hidden), cut(after))).reshape(rows.tokens.shape)
+        return rows, found
+
+    result = np.zeros(len(crystals))
+    for table in feed.epoch(0):
+        rows, found = jax.device_get(of_batch(model.variables, feed.batch(table)))
+        for row in range(len(table)):
+            targets = np.flatnonzero(rows.loss_mask[row])
+            np.add.at(result, table[row][rows.segments[row, targets] - 1], found[row, targets - 1])
+    return result
+
+
+def measured(work: Work, recipe: Recipe, folder: Path, model_dir: Path, count: int) -> np.ndarray:
+    """`nats` of the first `count` crystals of the validation set, taken once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [np.load(path) for path in sorted(folder.glob("nats_*.npy")) if int(path.stem[5:]) >= count]
+    if not found:
+        found = [nats(load_model(model_dir), recipe, _first(work.validation, count))]
+        np.save(folder / f"nats_{count}.npy", found[0])
+    return found[0][:count]
+
+
+def composition(work: Work, folder: Path, model_dir: Path) -> dict[str, Any]:
+    """How many of some attempts without grammar have a composition whose charges could balance; drawn once."""
+    path = folder / f"composition_{work.samples}.json"
+    if not path.exists():
+        with jaxcrystal.load(model_dir, grammar=False, temperature=1.0, top_p=1.0, max_new_tokens=400) as sampler:
+            attempts = sampler.sample(work.samples, seed=1)
+        found = jaxcrystal.evaluate(attempts).metrics
+        told = {
+            "attempts": found["counts"]["attempts"],
+            "constructed": found["counts"]["constructed"],
+            "compositional": found["validity"]["compositional"],
+            "compositional_interval": found["confidence_95"]["validity.compositional"],
+        }
+        path.write_text(json.dumps(told))
+    return json.loads(path.read_text())
+
+
+def points(work: Work) -> Iterator[dict[str, Any]]:
+    """Does what was not done yet; yields the figures, one for each model and budget."""
+    tokenizer = read_description(work.base).tokenizer(work.base)
+    steps = work.steps(tokenizer)
+    first = work.budgets[0]
+
+    def after(variant: str, rate: float, budget: int) -> tuple[Recipe, Path]:
+        """What trains up to a budget, and where its figures then lie."""
+        recipe = replace(work.recipe(variant, rate), epochs=None, steps=steps[budget][0])
+        return recipe, Path(recipe.out) / f"after_{budget}"
+
+    def figures(recipe: Recipe, folder: Path, model_dir: Path) -> dict[str, Any]:
+        values = measured(work, recipe, folder, model_dir, work.rows)
+        low, high = bootstrap_mean(values)
+        return {
+            "nats": float(values.mean()),
+            "interval": [low, high],
+            "crystals_of_validation": len(values),
+            **composition(work, folder, model_dir),
+        }
+
+    untrained = work.recipe(ADAPTERS, RATES[ADAPTERS][0])
+    yield {"variant": "base", "rate": None, "crystals": 0} | figures(untrained, work.runs / "base", work.base)
+    best: dict[str, tuple[float, dict[float, float]]] = {}
+    for variant, rates in RATES.items():
+        tried = {}
+        for rate in rates:
+            recipe, folder = after(variant, rate, first)
+            if not list(folder.glob("nats_*.npy")):
+                _report(f"{variant}, rate {rate:g}, up to {first} crystals")
+                _finish(recipe)
+            tried[rate] = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
+            _report(f"{variant}, rate {rate:g}: {tried[rate]:.1f} nats after {first} crystals")
+        best[variant] = (min(tried, key=tried.get), tried)
+    for budget in work.budgets:
+        for variant, (rate, tried) in best.items():
+            recipe, folder = after(variant, rate, budget)
+            done = (folder / f"nats_{work.rows}.npy", folder / f"composition_{work.samples}.json")
+            if not all(path.exists() for path in done):
+                _finish(recipe)
+            found = figures(recipe, folder, Path(recipe.out))
+            _report(f"{variant}, {budget} crystals: {found['nats']:.1f} nats")
+            yield {
+                "variant": variant,
+                "rate": rate,
+                "crystals": steps[budget][1],
+                **found,
+                **({"rates_tried": {f"{rate:g}": value for rate, value in tried.items()}} if budget == first else {}),
+            }
+
+
+def _finish(recipe: Recipe) -> None:
+    """Up to the recipe's last step. Raises SystemExit where a signal stopped it: what was done is saved."""
+    if (report := train(recipe)).stopped:
+        raise SystemExit(f"stopped after {report.steps} steps of {recipe.out}; the same command goes on")
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="a model directory of `jaxcrystal convert`")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of `jaxcrystal prepare`")
+    parser.add_argument("--runs", type=Path, required=True, help="where everything that was done is kept")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="crystals seen")
+    parser.add_argument("--rows", type=int, default=1000, help="of the validation set (1000)")
+    parser.add_argument("--samples", type=int, default=100, help="attempts without grammar (100)")
+    parser.add_argument("--quick", action="store_true", help="a minimal size")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.budgets, chosen.rows, chosen.samples = [10, 20], 8, 2
+    work = Work(
+        base=chosen.base.resolve(),
+        data=chosen.data.resolve(),
+        runs=chosen.runs.resolve(),
+        budgets=tuple(sorted(chosen.budgets)),
+        rows=chosen.rows,
+        samples=chosen.samples,
+        tokens_per_row=1024,
+        rows_per_batch=1 if chosen.quick else 2,
+    )
+    result = {"benchmark": "pretraining", "points": [], "recipe": to_dict(work.recipe(ADAPTERS, RATES[ADAPTERS][0]))}
+    result |= {"quick": chosen.quick, "data": chosen.data.name, "base": to_dict(read_description(work.base))["source"]}
+    for point in points(work):
+        result["points"].append(point)
+        path = machine.write("pretraining", result | {"measured": machine.facts(uses_accelerator=True)}, chosen.out)
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"pretraining.py: {error}")
