@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -332,8 +333,9 @@ def written_whole(out: AnyPath) -> Iterator[AnyPath]:
     place = paths.absolute(out)  # what a link leads to is what is replaced
     partial = out if remote else place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
-        for left in () if remote else place.parent.glob(f".{place.name}.*.partial"):
-            paths.remove(left)
+        for left in () if remote or not place.parent.is_dir() else place.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(place.name)}\.\d+\.partial", left.name):  # not that of `out.other`
+                paths.remove(left)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not an empty directory; choose another, or remove it")
         with ExitStack() as failed:
