@@ -37,6 +37,7 @@ import numpy as np
 
 import jaxcrystal
 from jaxcrystal.config import (
+    TARGETS,
     Augment,
     DataConfig,
     LlamaConfig,
@@ -60,7 +61,6 @@ from jaxcrystal.weights.saved import SavedModel, load_model, read_description
 
 #: Neither shifted nor stating anything: the unconditional prompt, and the crystal as it is in the data.
 AS_IT_IS = Augment(translate=False, infill=0.0, attribute_probability=0.0, loss_on="response")
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTERS, ALL, RANDOM = "adapters", "all weights", "from random weights"
 RATES = {ADAPTERS: (5e-4, 1e-3, 2e-3), ALL: (1e-4, 3e-4, 1e-3), RANDOM: (3e-4, 1e-3, 3e-3)}
 

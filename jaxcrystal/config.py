@@ -277,7 +277,7 @@ class Recipe(Settings):
     base: str | None = None  #: a directory written by `jaxcrystal convert`; None trains `model` from random weights
     lora: LoraConfig | None = None  #: adapters on a frozen model; None trains every weight
     model: LlamaConfig = field(default_factory=LlamaConfig)  #: used when `base` is None; vocab_size is the tokenizer's
-    tokenizer: str = "compact"  #: used when `base` is None: `compact`, or a SentencePiece model file
+    tokenizer: str = "compact"  #: used when `base` is None: `compact`, a tokenizer's file, or a directory with one
     text: TextFormat = field(default_factory=TextFormat)
     augment: Augment = field(default_factory=Augment)
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -106,8 +107,13 @@ def convert(
     return config
 
 
+@jax.jit  # or there would be an array of answers, one for each weight
+def _all_finite(parameter: Array) -> Array:
+    return jnp.isfinite(parameter).all()
+
+
 def _finite(source: Path, name: str, parameter: Array) -> Array:
-    if not jnp.isfinite(parameter).all():
+    if not _all_finite(parameter):
         wide = " (float16 has none above 65,504: take another --dtype)" if parameter.dtype == jnp.float16 else ""
         raise UserError(f"{source} gives nan or infinite numbers for {name}{wide}; download it again")
     return parameter

@@ -33,10 +33,12 @@ FIELDS = (
     {"embedding_length", "feed_forward_length", "block_count", "context_length", "expert_count", "rope.freq_base"}
     | {"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"}
     | {"attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"}
-    | {"rope.scale_linear"}
+    | {"rope.scale_linear", "attention.causal"}
     | {"vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 )
-BROKEN = (ValueError, IndexError, KeyError, OSError, TypeError, AttributeError, ArithmeticError, StopIteration)
+
+#: What a damaged file makes its reader raise. No OSError: a disk that is full or cannot be read damages no file.
+BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, StopIteration)
 
 
 class GgufFile:
@@ -134,6 +136,8 @@ def _config(file: GgufFile) -> LlamaConfig:
     for name in sorted(foreign):
         if value := file.field(name):
             raise UserError(f"{file.path}: {name} is {value!r}, which cannot be run here")
+    if not file.field("llama.attention.causal", True):
+        raise UserError(f"{file.path}: llama.attention.causal is false; a model that reads ahead cannot be run here")
     if "rope_freqs.weight" in file.shapes:
         raise UserError(
             f"{file.path} scales rotary positions by a table of its own (rope_freqs.weight); convert the Hugging Face "

@@ -249,6 +249,7 @@ def test_a_hub_id_without_network_is_one_line(monkeypatch, tmp_path):
         ({"rope__dimension_count": 8}, "rope.dimension_count is 8, which cannot be run with heads of 16"),
         ({"attention__value_length": 8}, "attention.value_length is 8, which cannot be run with heads of 16"),
         ({"attention__sliding_window": 64}, "llama.attention.sliding_window is 64, which cannot be run here"),
+        ({"attention__causal": 0}, "llama.attention.causal is false"),
         ({"split": 2}, "is one of 2 parts"),
         ({"merges": ["a"]}, "its tokens and merges make no tokenizer"),
         ({"eos": 9999}, "tokenizer.ggml.eos_token_id is 9999, but there are"),
