@@ -6,8 +6,8 @@
     python benchmarks/pretraining.py ... --quick              minutes, a check that it runs; its figures mean nothing
 
 Three ways to train the base's architecture on the same crystals in the same order: adapters on its weights, all of its
-weights, all weights from random ones. Each is trained at three constant rates up to the first budget; the rate with
-the fewest nats goes on to the others. After each budget:
+weights, all weights from random ones. Each is trained at three constant rates up to the first budget, or more, until
+the best is between others; the rate with the fewest nats goes on to the other budgets. After each budget:
 
 - `nats`: -log p of a crystal (text and end, given the unconditional prompt, not shifted), the mean over the first
   rows of the validation set with a bootstrap interval; rates are chosen on the first quarter of these rows, figures
@@ -77,6 +77,7 @@ class Work:
     samples: int
     tokens_per_row: int
     rows_per_batch: int
+    search: bool  #: for a better rate beyond those tried
 
     @cached_property
     def validation(self) -> CrystalSet:
@@ -212,14 +213,16 @@ def points(work: Work) -> Iterator[dict[str, Any]]:
     yield {"variant": "base", "rate": None, "crystals": 0} | figures(untrained, work.runs / "base", work.base)
     best: dict[str, tuple[float, dict[float, float]]] = {}
     for variant, rates in RATES.items():
-        tried = {}
-        for rate in rates:
+        tried: dict[float, float] = {}
+        while rates:
+            rate, *rates = rates
             recipe, folder = after(variant, rate, first)
             if not list(folder.glob("nats_*.npy")):
                 _report(f"{variant}, rate {rate:g}, up to {first} crystals")
                 _finish(recipe)
             tried[rate] = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
             _report(f"{variant}, rate {rate:g}: {tried[rate]:.1f} nats after {first} crystals")
+            rates = rates or (_beyond(tried) if work.search else [])
         best[variant] = (min(tried, key=tried.get), tried)
     for budget in work.budgets:
         for variant, (rate, tried) in best.items():
@@ -236,6 +239,14 @@ def points(work: Work) -> Iterator[dict[str, Any]]:
                 **found,
                 **({"rates_tried": {f"{rate:g}": value for rate, value in tried.items()}} if budget == first else {}),
             }
+
+
+def _beyond(tried: dict[float, float]) -> list[float]:
+    """The rate to be tried next, as long as the best is the lowest or the highest of all; else none."""
+    best, (low, next_to_it, *_) = min(tried, key=tried.get), sorted(tried)
+    step = next_to_it / low
+    beyond = {min(tried): best / step, max(tried): best * step}.get(best)
+    return [] if beyond is None else [float(f"{beyond:.1g}")]
 
 
 def _finish(recipe: Recipe) -> None:
@@ -270,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples=chosen.samples,
         tokens_per_row=1024,
         rows_per_batch=1 if chosen.quick else 2,
+        search=not chosen.quick,
     )
     result = {"benchmark": "pretraining", "points": [], "recipe": to_dict(work.recipe(ADAPTERS, RATES[ADAPTERS][0]))}
     result |= {"quick": chosen.quick, "data": chosen.data.name, "base": to_dict(read_description(work.base))["source"]}
