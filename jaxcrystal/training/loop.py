@@ -196,6 +196,8 @@ class _Run:
         with self.journal, bar, Interrupt() as interrupt:
             for step, key, crystals, place in self._batches(done, start):
                 state, metrics = train_step(state, self.feed.placed(crystals, self.rows), key)
+                if window:  # one step waits behind the one that runs, no more: a signal must not wait for them all
+                    jax.block_until_ready(window[-1][1])
                 window.append((crystals, metrics))
                 stop = interrupt.after(step)
                 save = step % self.recipe.checkpoint_every == 0 or step == self.steps
@@ -216,7 +218,7 @@ class _Run:
                 shown = {"loss": loss, "validation": validation_loss}
                 values = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
                 bar.set_postfix(values, refresh=False)
-                bar.update()
+                bar.update(step - bool(window) - bar.n)  # steps that are done
                 if stop:
                     self.journal.write("stopped", step, signal=interrupt.signal.name)
                     break

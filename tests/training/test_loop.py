@@ -18,7 +18,7 @@ from small import SMALL, losses
 from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, to_dict
 from jaxcrystal.crystals import dataset, num_atoms
 from jaxcrystal.errors import UserError
-from jaxcrystal.training import step
+from jaxcrystal.training import loop, step
 from jaxcrystal.training.loop import train
 from jaxcrystal.training.step import learning_rate
 from jaxcrystal.weights.fingerprint import fingerprint
@@ -52,6 +52,20 @@ def test_a_run_tells_and_saves(recipe):
     assert num_atoms.load(report.out) == num_atoms.ranges(dataset.load(recipe.data.train).batch) != {}
     assert model.step == 12 and replace(model.config, vocab_size=448) == SMALL
     assert sorted(int(p.name) for p in (report.out / "checkpoints").iterdir()) == [8, 12]  # keep_checkpoints
+
+
+def test_the_bar_shows_steps_that_are_done(recipe, monkeypatch):
+    """Of those that are sent off one is under way, until its loss is read."""
+    shown = []
+
+    class Bar(loop.tqdm):
+        def update(self, n: int = 1) -> bool | None:
+            shown.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    train(replace(recipe, steps=5, log_every=3, validate_every=100, checkpoint_every=100))
+    assert shown == [0, 1, 2, 0, 2]
 
 
 def test_finished_runs_are_left_as_they_are(recipe):
