@@ -306,6 +306,14 @@ def test_relax(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_rate_lies_between_others():
+    from pretraining import _beyond
+
+    assert _beyond({5e-4: 117.0, 1e-3: 114.0, 2e-3: 112.0}) == [4e-3]
+    assert _beyond({5e-4: 117.0, 1e-3: 114.0, 2e-3: 112.0, 4e-3: 116.0}) == []
+    assert _beyond({1e-4: 1.0, 3e-4: 2.0, 1e-3: 3.0}) == [3e-5]
+
+
 def test_pretraining(tmp_path, monkeypatch):
     """Every way of training, up to two budgets; the base's nats are those that torch has of the texts."""
     import pretraining

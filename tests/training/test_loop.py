@@ -55,8 +55,9 @@ def test_a_run_tells_and_saves(recipe):
 
 
 def test_the_bar_shows_steps_that_are_done(recipe, monkeypatch):
-    """Of those that are sent off one is under way, until its loss is read."""
-    shown = []
+    """Of those that are sent off one is under way, until its loss is read: the one before it is waited for."""
+    shown, waited, wait = [], [], jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or wait(x))
 
     class Bar(loop.tqdm):
         def update(self, n: int = 1) -> bool | None:
@@ -66,6 +67,7 @@ def test_the_bar_shows_steps_that_are_done(recipe, monkeypatch):
     monkeypatch.setattr(loop, "tqdm", Bar)
     train(replace(recipe, steps=5, log_every=3, validate_every=100, checkpoint_every=100))
     assert shown == [0, 1, 2, 0, 2]
+    assert len(waited) == 3  # for steps 1, 2 and 4; the losses of 3 and 5 are read
 
 
 def test_finished_runs_are_left_as_they_are(recipe):
