@@ -70,12 +70,16 @@ def facts(uses_accelerator: bool) -> dict[str, Any]:
     }
 
 
-def write(name: str, result: dict[str, Any], directory: Path) -> Path:
-    """The result as `<name>_<machine>.json`; `result["measured"]` must be `facts`."""
-    measured = result["measured"]
+def place(name: str, measured: dict[str, Any], directory: Path) -> Path:
+    """Where the result `name` lies: `<name>_<machine>.json`; `measured` is `facts`."""
     described = measured["accelerators"][0] if measured["accelerators"] else f"{_processor()} {measured['cores']} cores"
     described = re.sub(r",.*", "", described)  # a GPU's memory is no part of its name
-    path = directory / f"{name}_{re.sub(r'[^a-z0-9]+', '-', described.lower()).strip('-')}.json"
+    return directory / f"{name}_{re.sub(r'[^a-z0-9]+', '-', described.lower()).strip('-')}.json"
+
+
+def write(name: str, result: dict[str, Any], directory: Path) -> Path:
+    """The result at its `place`; `result["measured"]` must be `facts`."""
+    path = place(name, result["measured"], directory)
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path

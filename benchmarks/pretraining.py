@@ -14,8 +14,9 @@ the best is between others; the rate with the fewest nats goes on to the other b
   are of all of them;
 - `compositional`: share of attempts without grammar that are crystals whose charges could balance.
 
-The base before any training is the row with 0 crystals. All that was done lies in --runs, a folder for one --base and
---data: a script that is stopped goes on where it stood, one with more `--budgets` goes further.
+The base before any training is the row with 0 crystals. What is measured stands in the result at once, and a script
+that is stopped goes on from there, on this machine or another; models lie in --runs, a folder for one --base and
+--data. One with more `--budgets` goes further.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +87,13 @@ class Work:
     @property
     def chosen_on(self) -> int:
         return self.rows // 4
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of every run, without the places of files."""
+        settings = to_dict(self.recipe(ADAPTERS, RATES[ADAPTERS][0]))
+        kept = {name: settings[name] for name in ("lora", "model", "text", "augment", "optimizer", "seed")}
+        return kept | {"tokens_per_row": self.tokens_per_row, "rows_per_batch": self.rows_per_batch}
 
     def recipe(self, variant: str, rate: float) -> Recipe:
         model = replace(read_description(self.base).model, dtype="float32")
@@ -188,8 +196,8 @@ def composition(work: Work, folder: Path, model_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def points(work: Work) -> Iterator[dict[str, Any]]:
-    """Does what was not done yet; yields the figures, one for each model and budget."""
+def measure(work: Work, result: dict[str, Any], write: Callable[[], object]) -> None:
+    """Does what `result` lacks; calls `write` after each rate and each figure."""
     tokenizer = read_description(work.base).tokenizer(work.base)
     steps = work.steps(tokenizer)
     first = work.budgets[0]
@@ -199,53 +207,54 @@ def points(work: Work) -> Iterator[dict[str, Any]]:
         recipe = replace(work.recipe(variant, rate), epochs=None, steps=steps[budget][0])
         return recipe, Path(recipe.out) / f"after_{budget}"
 
-    def figures(recipe: Recipe, folder: Path, model_dir: Path) -> dict[str, Any]:
-        values = measured(work, recipe, folder, model_dir, work.rows)
+    def point(variant: str, rate: float | None, crystals: int, folder: Path, recipe: Recipe, base: Path | None) -> None:
+        """A figure that is not there; of the model in `base`, or of what the recipe trains."""
+        if any(known["variant"] == variant and known["crystals"] == crystals for known in result["points"]):
+            return
+        done = (folder / f"nats_{work.rows}.npy", folder / f"composition_{work.samples}.json")
+        if base is None and not all(path.exists() for path in done):
+            _finish(recipe)
+        model = base or Path(recipe.out)
+        values = measured(work, recipe, folder, model, work.rows)
         low, high = bootstrap_mean(values)
-        return {
+        found = {
+            "variant": variant,
+            "rate": rate,
+            "crystals": crystals,
             "nats": float(values.mean()),
             "interval": [low, high],
             "crystals_of_validation": len(values),
-            **composition(work, folder, model_dir),
+            **composition(work, folder, model),
         }
+        result["points"].append(found)
+        _report(f"{variant}, {crystals} crystals: {found['nats']:.1f} nats")
+        write()
 
     untrained = work.recipe(ADAPTERS, RATES[ADAPTERS][0])
-    yield {"variant": "base", "rate": None, "crystals": 0} | figures(untrained, work.runs / "base", work.base)
-    best: dict[str, tuple[float, dict[float, float]]] = {}
+    point("base", None, 0, work.runs / "base", untrained, work.base)
+    best = {}
     for variant, rates in RATES.items():
-        tried: dict[float, float] = {}
-        while rates:
-            rate, *rates = rates
-            recipe, folder = after(variant, rate, first)
+        tried = result["rates"].setdefault(variant, {})
+        while rates := [rate for rate in rates if f"{rate:g}" not in tried] or (_beyond(tried) if work.search else []):
+            recipe, folder = after(variant, rates[0], first)
             if not list(folder.glob("nats_*.npy")):
-                _report(f"{variant}, rate {rate:g}, up to {first} crystals")
+                _report(f"{variant}, rate {rates[0]:g}, up to {first} crystals")
                 _finish(recipe)
-            tried[rate] = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
-            _report(f"{variant}, rate {rate:g}: {tried[rate]:.1f} nats after {first} crystals")
-            rates = rates or (_beyond(tried) if work.search else [])
-        best[variant] = (min(tried, key=tried.get), tried)
+            tried[f"{rates[0]:g}"] = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
+            _report(f"{variant}, rate {rates[0]:g}: {tried[f'{rates[0]:g}']:.1f} nats after {first} crystals")
+            write()
+        best[variant] = float(min(tried, key=tried.get))
     for budget in work.budgets:
-        for variant, (rate, tried) in best.items():
+        for variant, rate in best.items():
             recipe, folder = after(variant, rate, budget)
-            done = (folder / f"nats_{work.rows}.npy", folder / f"composition_{work.samples}.json")
-            if not all(path.exists() for path in done):
-                _finish(recipe)
-            found = figures(recipe, folder, Path(recipe.out))
-            _report(f"{variant}, {budget} crystals: {found['nats']:.1f} nats")
-            yield {
-                "variant": variant,
-                "rate": rate,
-                "crystals": steps[budget][1],
-                **found,
-                **({"rates_tried": {f"{rate:g}": value for rate, value in tried.items()}} if budget == first else {}),
-            }
+            point(variant, rate, steps[budget][1], folder, recipe, None)
 
 
-def _beyond(tried: dict[float, float]) -> list[float]:
+def _beyond(tried: dict[str, float]) -> list[float]:
     """The rate to be tried next, as long as the best is the lowest or the highest of all; else none."""
-    best, (low, next_to_it, *_) = min(tried, key=tried.get), sorted(tried)
-    step = next_to_it / low
-    beyond = {min(tried): best / step, max(tried): best * step}.get(best)
+    low, next_to_it, *_ = sorted(map(float, tried))
+    step, best = next_to_it / low, float(min(tried, key=tried.get))
+    beyond = {low: best / step, max(map(float, tried)): best * step}.get(best)
     return [] if beyond is None else [float(f"{beyond:.1g}")]
 
 
@@ -283,11 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows_per_batch=1 if chosen.quick else 2,
         search=not chosen.quick,
     )
-    result = {"benchmark": "pretraining", "points": [], "recipe": to_dict(work.recipe(ADAPTERS, RATES[ADAPTERS][0]))}
-    result |= {"quick": chosen.quick, "data": chosen.data.name, "base": to_dict(read_description(work.base))["source"]}
-    for point in points(work):
-        result["points"].append(point)
-        path = machine.write("pretraining", result | {"measured": machine.facts(uses_accelerator=True)}, chosen.out)
+    measured = machine.facts(uses_accelerator=True)
+    path = machine.place("pretraining", measured, chosen.out)
+    asked = {"benchmark": "pretraining", "quick": chosen.quick, "data": chosen.data.name}
+    asked |= {"base": to_dict(read_description(work.base))["source"], "first": work.budgets[0], "rows": work.rows}
+    asked |= {"recipe": work.settings}
+    result = asked | {"rates": {}, "points": []}
+    if path.exists() and (before := json.loads(path.read_text())).items() >= asked.items():
+        result = before
+    measure(work, result, lambda: machine.write("pretraining", result | {"measured": measured}, chosen.out))
     print(f"written to {path}")
     return 0
 

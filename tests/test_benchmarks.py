@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import sys
 from pathlib import Path
 
@@ -309,9 +310,9 @@ def test_relax(tmp_path):
 def test_the_best_rate_lies_between_others():
     from pretraining import _beyond
 
-    assert _beyond({5e-4: 117.0, 1e-3: 114.0, 2e-3: 112.0}) == [4e-3]
-    assert _beyond({5e-4: 117.0, 1e-3: 114.0, 2e-3: 112.0, 4e-3: 116.0}) == []
-    assert _beyond({1e-4: 1.0, 3e-4: 2.0, 1e-3: 3.0}) == [3e-5]
+    assert _beyond({"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0}) == [4e-3]
+    assert _beyond({"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0, "0.004": 116.0}) == []
+    assert _beyond({"0.0001": 1.0, "0.0003": 2.0, "0.001": 3.0}) == [3e-5]
 
 
 def test_pretraining(tmp_path, monkeypatch):
@@ -355,13 +356,18 @@ def test_pretraining(tmp_path, monkeypatch):
     assert [point["variant"] for point in points] == [*ways, *ways]
     assert points[0]["crystals"] == points[1]["crystals"] < points[3]["crystals"]
     assert all(point["nats"] > 0 and point["attempts"] == 2 for point in points)
-    assert set(points[0]["rates_tried"]) == {"0.0005", "0.002"}
-    assert points[0]["rate"] == float(min(points[0]["rates_tried"], key=points[0]["rates_tried"].get))
+    tried = result["rates"][pretraining.ADAPTERS]
+    assert set(tried) == {"0.0005", "0.002"} and points[0]["rate"] == float(min(tried, key=tried.get))
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.npy")}
-    assert pretraining.main(command) == 0  # nothing is done twice
+    (kept,) = (tmp_path / "out").iterdir()
+    kept.unlink()
+    assert pretraining.main(command) == 0  # nothing is done twice where the runs lie
     assert only_result(tmp_path / "out")["points"] == result["points"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.npy")} == times
+    shutil.rmtree(tmp_path / "runs")
+    assert pretraining.main(command) == 0  # nor where the result does
+    assert only_result(tmp_path / "out")["points"] == result["points"] and not (tmp_path / "runs").exists()
 
     text = pretraining_page.rendered([result])
     assert f"| from random weights | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
