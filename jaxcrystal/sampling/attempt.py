@@ -36,9 +36,9 @@ class Attempt:
     tokens: int  #: how many were drawn, the end of sequence counted
     formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None unless ok
     cif: str | None  #: in P1; None unless ok
-    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where spglib finds none
+    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where none is found
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
-    symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
+    symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
 
     @property

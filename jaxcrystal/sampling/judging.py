@@ -1,6 +1,6 @@
 """From texts to attempts: parsed, written as CIF, their symmetry found, in worker processes while the device goes on.
 
-spglib is C, and some cells keep it for a minute or end its process: such a crystal costs its space group, not the run.
+A cell that keeps moyo for a minute or ends its process costs its own space group, not the run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def judgement(text: str, symprec: float | None) -> Judgement:
     if crystal is None:
         return Judgement(status)
     found = None if symprec is None else symmetrize(crystal, symprec)
-    symmetry = (None, None) if found is None else (found.number, found.to_cif())
+    symmetry = (None, None) if found is None else (found.crystal.space_group, found.to_cif())
     return Judgement(status, crystal.formula, crystal.to_cif(), *symmetry)
 
 
