@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jaxcrystal.crystals import text as crystal_text
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.text import ParseError, ParseErrorKind
+from jaxcrystal.texts.forms import Form
+from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -40,6 +40,10 @@ class Attempt:
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
+    form: InitVar[Form] = field(kw_only=True)  #: that reads the text; no column
+
+    def __post_init__(self, form: Form) -> None:
+        object.__setattr__(self, "_form", form)
 
     @property
     def id(self) -> str:
@@ -54,7 +58,7 @@ class Attempt:
     @cached_property
     def crystal(self) -> Crystal | None:
         """None unless ok."""
-        return crystal_text.parse(self.text) if self.status == OK else None
+        return self._form.parse(self.text) if self.status == OK else None
 
     @property
     def structure(self) -> Structure | None:
@@ -62,9 +66,9 @@ class Attempt:
         return None if self.crystal is None else self.crystal.to_structure()
 
 
-def judge(text: str) -> tuple[str, Crystal | None]:
+def judge(text: str, form: Form) -> tuple[str, Crystal | None]:
     """The status of a text that ended, and its crystal if there is one."""
     try:
-        return OK, crystal_text.parse(text)
+        return OK, form.parse(text)
     except ParseError as error:
         return CELL_ERROR if error.kind is ParseErrorKind.CELL else f"{PARSE_ERROR}:{error.kind}", None

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Structure
 
+from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.text import parse
 from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.p1.text import parse
 
 ROCK_SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
 
@@ -24,7 +26,7 @@ ROCK_SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
     ],
 )
 def test_statuses(text, status):
-    found, crystal = judge(text)
+    found, crystal = judge(text, form_of(TextFormat()))
     assert found == status
     assert (crystal is not None) == (status == "ok")
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jaxcrystal.config import Augment, Recipe, TextFormat, to_dict
-from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.conditions import Target, Trained, read, targets
+from jaxcrystal.texts.constraints import Constraints
 
 
 def test_a_row_is_a_prompt_and_an_empty_cell_is_not_stated(tmp_path):

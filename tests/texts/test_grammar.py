@@ -20,12 +20,15 @@ from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
 from jaxcrystal.crystals.formulas import read_formula
-from jaxcrystal.crystals.grammar import END, GAMMA, Constraints, Grammar, Limits, State
-from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.text import ParseError, parse, write
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.p1 import tables as p1_tables
+from jaxcrystal.texts.p1.grammar import END, GAMMA, Grammar, Limits, State
+from jaxcrystal.texts.p1.text import parse, write
+from jaxcrystal.texts.parsing import ParseError
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 
 LIMIT = 300
 COMPACT = load_tokenizer("compact")
@@ -39,7 +42,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def build(tokenizer=COMPACT, fmt=TextFormat(), limit=LIMIT) -> Grammar:  # noqa: B008
-    return Grammar.build(TokenTables.build(tokenizer), fmt, limit)
+    return Grammar.build(p1_tables.build(tokenizer), fmt, limit)
 
 
 def start(grammar: Grammar, slots: int, limits: Limits | None = None) -> State:
@@ -99,14 +102,16 @@ def test_every_walk_ends_in_a_crystal(tokenizer, fmt):
 def test_walks_of_byte_pairs_are_what_their_tokenizer_writes(name, tmp_path):
     """encode(decode(tokens)) = tokens, behind the prompt too; LLaMA-3's numbers in its own groups of digits."""
     tokenizer = byte_pair_tokenizers.load(name, tmp_path)
-    tables, prompt = TokenTables.build(tokenizer), generation_prompt({})
+    tables, prompt = p1_tables.build(tokenizer), generation_prompt(form_of(TextFormat()), {})
     for fmt in (TextFormat(), TextFormat(6, 4, 2)):
         grammar = Grammar.build(tables, fmt, LIMIT)
         assert grammar.group == (3 if name == "llama3" else 1) or name in REAL
         for crystal in walked(tokenizer, grammar, 200):
             text = write(crystal, fmt)
             tokens = [*tokenizer.encode(prompt), *tokens_of(tokenizer, text)]
-            assert tokenizer.encode(prompt + text) == tokens and tokens_of(tokenizer, text) == tables.spell(text)
+            assert tokenizer.encode(prompt + text) == tokens and tokens_of(tokenizer, text) == p1_tables.spell(
+                tables, text
+            )
 
 
 def test_texts_fill_what_room_there_is(tokenizer):
@@ -368,7 +373,7 @@ def test_bounds_of_the_cell_are_kept():
 
 def test_digits_in_groups_of_three():
     """As LLaMA-3 spells numbers: every run of digits in groups of three from its left, whatever the format."""
-    tables = TokenTables.build(COMPACT)
+    tables = p1_tables.build(COMPACT)
     grouped = dataclasses.replace(tables, digits=np.arange(1000, 1000 + 10 + 100 + 1000))
     spelled = {int(t): str(i) for i, t in enumerate(grouped.digits[:10])}
     spelled |= {int(t): f"{i:02d}" for i, t in enumerate(grouped.digits[10:110])}
