@@ -1,7 +1,7 @@
 """The prompts' wording is the paper's, to the letter."""
 
 import pytest
-from test_crystal import SALT
+from some_crystals import SALT
 
 from jaxcrystal.config import ATTRIBUTES, TextFormat
 from jaxcrystal.errors import UserError

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Structure
-from test_crystal import SALT, crystals
-from test_writer import p1_crystal
+from some_crystals import SALT, crystals, p1_crystal
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal

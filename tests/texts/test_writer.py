@@ -1,5 +1,6 @@
 """Proof that the device writes the tokens of the text: token for token, for every crystal, draw and tokenizer."""
 
+import dataclasses
 import json
 import re
 from functools import cache, partial
@@ -7,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import byte_pair_tokenizers
+import digit_pairs
 import jax
 import numpy as np
 import pandas as pd
@@ -14,13 +16,14 @@ import pytest
 from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some_crystals import p1_crystal
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.forms import form_of
-from jaxcrystal.texts.numbers import decimal
+from jaxcrystal.texts.numbers import decimal, whole_number
 from jaxcrystal.texts.p1.tables import build
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
@@ -29,10 +32,12 @@ from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
 MAX_ATOMS = 20
 
 
-@pytest.fixture(scope="module", params=["compact", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
+@pytest.fixture(scope="module", params=["compact", "pairs", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
     if request.param == "compact":
         return load_tokenizer("compact")
+    if request.param == "pairs":
+        return digit_pairs.load(tmp_path_factory.mktemp("tokenizer"))
     if request.param == "llama2":
         return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
     return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
@@ -76,14 +81,6 @@ def random_labels(crystals: list[Crystal], seed: int) -> list[dict]:
         }
         labels.append({name: value for name, value in label.items() if rng.random() > 0.25})
     return labels
-
-
-def p1_crystal(cif: str) -> Crystal:
-    """A P1 CIF of MP-20, which has its numbers in fixed places; a hundred times faster than a parser of all CIFs."""
-    lengths = [float(re.search(rf"_cell_length_{x}\s+(\S+)", cif)[1]) for x in "abc"]
-    angles = [float(re.search(rf"_cell_angle_{x}\s+(\S+)", cif)[1]) for x in ("alpha", "beta", "gamma")]
-    atoms = re.findall(r"^\s+([A-Z][a-z]?)\s+\S+\s+1\s+(\S+)\s+(\S+)\s+(\S+)\s+1\s*$", cif, re.M)
-    return Crystal(lengths, angles, [ELEMENTS.index(a[0]) for a in atoms], [a[1:] for a in atoms])
 
 
 @cache
@@ -177,6 +174,18 @@ def test_decimal_is_pythons_format(x, decimals, bits):
     whole, digits = jax.jit(decimal, static_argnums=(1, 2))(np.uint32(x), bits, decimals)
     text = f"{int(whole)}.{int(digits):0{decimals}d}" if decimals else f"{int(whole)}"
     assert text == f"{x / 2**bits:.{decimals}f}"
+
+
+@pytest.mark.parametrize(("group", "expected"), [(1, "1 2 0"), (2, "12 0"), (3, "120")])
+def test_whole_numbers_in_groups_from_the_left(group, expected):
+    """All below 1000, against the host's own spelling."""
+    digits = np.arange(sum(10**width for width in range(1, group + 1)))
+    shown = [f"{value:0{width}}" for width in range(1, group + 1) for value in range(10**width)]
+    tables = dataclasses.replace(build(load_tokenizer("compact")), digits=digits)
+    assert tables.group == group and " ".join(shown[t] for t in tables.digit_tokens("120")) == expected
+    tokens, unused = jax.jit(lambda x: whole_number(tables, x, 3))(np.arange(1000))
+    for x, (row, start) in enumerate(zip(np.stack(tokens, axis=1), unused, strict=True)):
+        assert row[start:].tolist() == tables.digit_tokens(str(x))
 
 
 @pytest.mark.parametrize("bits", [CELL_BITS, COORD_BITS])
