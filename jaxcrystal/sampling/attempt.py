@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.texts.forms import Form
+from jaxcrystal.texts.forms import Form, form_of
 from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
+PAPERS = form_of(TextFormat())  #: of texts of which nothing else is said
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Attempt:
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
-    form: InitVar[Form] = field(kw_only=True)  #: that reads the text; no column
+    form: InitVar[Form] = PAPERS  #: that reads the text; no column
 
     def __post_init__(self, form: Form) -> None:
-        object.__setattr__(self, "_form", form)
+        object.__setattr__(self, "form", form)
 
     @property
     def id(self) -> str:
@@ -58,7 +60,7 @@ class Attempt:
     @cached_property
     def crystal(self) -> Crystal | None:
         """None unless ok."""
-        return self._form.parse(self.text) if self.status == OK else None
+        return self.form.parse(self.text) if self.status == OK else None
 
     @property
     def structure(self) -> Structure | None:
