@@ -28,10 +28,10 @@ import machine
 import jaxcrystal
 from jaxcrystal.config import LlamaConfig, MeshConfig, Recipe, TextFormat, load
 from jaxcrystal.crystals.prototypes import embedded
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.sampling import sample
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.saved import describe, save_weights
 
 ROOT = Path(__file__).parents[1]

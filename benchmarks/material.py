@@ -16,15 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES, TextFormat
-from jaxcrystal.crystals import dataset, prompts, text
+from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import COORD_BITS, ELEMENTS, Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.token_tables import EMPTY
-from jaxcrystal.crystals.tokenizer import BYTE_PAIRS, FILES, SENTENCE_PIECES, Tokenizer
-from jaxcrystal.crystals.writer import Draws, Examples, Rows
 from jaxcrystal.reader.checks import Checked, Checks, check
 from jaxcrystal.reader.reading import interpret
 from jaxcrystal.reader.sources import open_source
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.tokenizer import BYTE_PAIRS, FILES, SENTENCE_PIECES, Tokenizer
+from jaxcrystal.texts.writer import Draws, Examples, Rows
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -76,8 +78,8 @@ class Task:
             index, drawn = int(examples.index[tuple(place)]), draws[tuple(place)]
             known = crystals.attributes(index)
             stated = [ATTRIBUTES[i] for i in drawn.stated if i != EMPTY]
-            shift = drawn.translation.astype(np.float64) / 2**COORD_BITS
-            masked = int(drawn.masked) if drawn.infill else None
+            shift = drawn.body.translation.astype(np.float64) / 2**COORD_BITS
+            masked = int(drawn.body.masked) if drawn.infill else None
             tasks.append(cls(crystals.crystal(index), shift, masked, {name: known[name] for name in stated}))
         return tasks
 
@@ -85,7 +87,7 @@ class Task:
         """The text from our own arrays."""
         crystal = self.crystal
         moved = Crystal(crystal.lengths, crystal.angles, crystal.species, crystal.frac_coords + self.shift)
-        return self._in_prompt(text.write(moved, fmt, self.masked), fmt)
+        return self._in_prompt(form_of(fmt).write(moved, self.masked), fmt)
 
     def text_by_pymatgen(self, structure: Structure, fmt: TextFormat) -> str:
         """The same text from the same crystal as a Structure: translated by pymatgen, formatted site by site."""
@@ -99,7 +101,7 @@ class Task:
         hidden = None if self.masked is None else ELEMENTS[self.masked]
         for site in moved:
             symbol = site.specie.symbol
-            lines.append(text.MASK if symbol == hidden else symbol)
+            lines.append(prompts.MASK if symbol == hidden else symbol)
             # 1.00 is 0.00 of the next cell, as we write it.
             coords = (f"{x:.{fmt.coord_decimals}f}" for x in site.frac_coords)
             lines.append(" ".join("0" + x[1:] if x[0] == "1" else x for x in coords))
@@ -108,7 +110,7 @@ class Task:
     def _in_prompt(self, body: str, fmt: TextFormat) -> str:
         if self.masked is not None:
             return prompts.INFILL_INTRODUCTION + body + prompts.INFILL_REQUEST + ELEMENTS[self.masked]
-        return prompts.generation_prompt(self.attributes, fmt.paper_compat) + body
+        return prompts.generation_prompt(form_of(fmt), self.attributes) + body
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import machine
 
 from jaxcrystal.config import MeshConfig, Recipe
 from jaxcrystal.crystals import dataset
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.texts.writer import Writer
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.training.step import Trainer, make_optimizer
 
@@ -24,7 +23,7 @@ from jaxcrystal.training.step import Trainer, make_optimizer
 def make_feed(recipe: Recipe) -> Feed:
     """The packed batches of a recipe; parent and children make the same."""
     tokenizer = load_tokenizer(recipe.tokenizer)
-    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     data = dataset.load(recipe.data.train)
     return Feed.of(data, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, recipe.seed)
 

@@ -22,7 +22,7 @@ import transformers
 from material import Setting, Task
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.training.packing import pack
 
 

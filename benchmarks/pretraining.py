@@ -50,12 +50,11 @@ from jaxcrystal.config import (
 )
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer
-from jaxcrystal.crystals.writer import Rows, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean
 from jaxcrystal.model.llama import project
+from jaxcrystal.texts.tokenizer import Tokenizer
+from jaxcrystal.texts.writer import Rows, Writer
 from jaxcrystal.training.loop import computed_as, train
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.weights.saved import SavedModel, load_model, read_description
@@ -131,7 +130,7 @@ class Work:
 
 
 def _feed(recipe: Recipe, crystals: CrystalSet, tokenizer: Tokenizer) -> Feed:
-    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     return Feed.of(
         crystals, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed=recipe.seed
     )

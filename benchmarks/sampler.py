@@ -43,15 +43,15 @@ from train_step import SHAPES
 from transformers import LlamaForCausalLM
 
 from jaxcrystal.config import MeshConfig, TextFormat
-from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.grammar import Constraints, Grammar
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampler import LONGEST_TEXT
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import Form, form_of
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.checkpoint_map import load_hf
 from jaxcrystal.weights.saved import SavedModel
 
@@ -168,14 +168,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         chosen.slots, chosen.num, chosen.few, chosen.rounds = 4, 8, 6, 1
     measured = machine.facts(uses_accelerator=jax.default_backend() != "cpu")
 
-    tokenizer, text = load_tokenizer(chosen.tokenizer), TextFormat()
+    tokenizer, form = load_tokenizer(chosen.tokenizer), form_of(TextFormat())
     crystals = material.crystals(chosen.data, chosen.crystals)
-    lengths, atoms = text_lengths(crystals, tokenizer, text), [len(crystals.crystal(i)) for i in range(len(crystals))]
-    prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt({}))]
+    lengths, atoms = text_lengths(crystals, tokenizer, form), [len(crystals.crystal(i)) for i in range(len(crystals))]
+    prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt(form, {}))]
     torch_model, model = same_model(chosen.shape, tokenizer)
     limit, vocab = int(lengths.max()), model.config.padded_vocab_size
     kept = Lengths(lengths, tokenizer.eos_id, vocab)
-    rules = Grammar.build(TokenTables.build(tokenizer), text, LONGEST_TEXT)
+    rules = form.grammar(form.tables(tokenizer), LONGEST_TEXT)
     nucleus = (Temperature(0.9), TopP(0.9))
 
     def engine(grammar: Any = rules, **options: Any) -> Engine:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     ) -> Side:
         limits = [each[n] if has_rules else kept.limits() for n in np.resize(atoms, num)]
         stated = [{"band_gap": i / 100} if own_prompts else {} for i in range(num)]
-        read = [[*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt(stating))] for stating in stated]
+        read = [[*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt(form, stating))] for stating in stated]
 
         def draw(turn: int) -> list[int]:
             if not turn:  # all is compiled
@@ -271,10 +271,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def text_lengths(crystals: CrystalSet, tokenizer: Any, text: TextFormat) -> Int[np.ndarray, "n"]:
+def text_lengths(crystals: CrystalSet, tokenizer: Any, form: Form) -> Int[np.ndarray, "n"]:
     """Tokens of the crystals' own texts, the end included."""
-    prompt = len(tokenizer.encode(prompts.generation_prompt({})))
-    texts = (prompts.generation(crystals.crystal(i), {}, text) for i in range(len(crystals)))
+    prompt = len(tokenizer.encode(prompts.generation_prompt(form, {})))
+    texts = (prompts.generation(form, crystals.crystal(i), {}) for i in range(len(crystals)))
     return np.array([len(tokenizer.encode(text)) - prompt + 1 for text in texts], np.int32)
 
 

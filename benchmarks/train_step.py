@@ -41,10 +41,10 @@ from material import Setting, Task
 
 from jaxcrystal.config import TARGETS, LlamaConfig, MeshConfig, Recipe, load, to_dict
 from jaxcrystal.crystals.dataset import CrystalSet, store
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.training.speed import FORMULA, Multiplied
 
 

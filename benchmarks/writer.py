@@ -31,10 +31,9 @@ from jax.sharding import PartitionSpec as P
 from material import Task
 
 from jaxcrystal.config import Augment, TextFormat
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.texts.writer import Examples, Rows, Writer
 from jaxcrystal.training.packing import Feed
 
 DEVICE = "device: draw and write packed rows"
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     crystals = material.crystals(options.data, options.crystals)
     tokenizer, fmt = load_tokenizer(options.tokenizer), TextFormat()
-    writer = Writer(TokenTables.build(tokenizer), fmt, Augment())
+    writer = Writer.of(tokenizer, fmt, Augment())
     feed = Feed.of(crystals, tokenizer, writer, options.tokens_per_row, options.rows, seed=0)
     table, key = feed.epoch(0), jax.device_put(feed.key(0), NamedSharding(mesh, P()))
     if len(table) > 1:

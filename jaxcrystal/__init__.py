@@ -11,10 +11,10 @@ from jaxcrystal.interface.functions import evaluate, load, prepare, read, relax,
 
 if TYPE_CHECKING:
     from jaxcrystal.crystals.crystal import Crystal
-    from jaxcrystal.crystals.grammar import Constraints
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
     from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
+    from jaxcrystal.texts.constraints import Constraints
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 #: Classes, by the module that holds them: read when they are first named, for they need numpy, pandas and jax.
 _CLASSES = {
     "Attempts": "jaxcrystal.interface.tables",
-    "Constraints": "jaxcrystal.crystals.grammar",
+    "Constraints": "jaxcrystal.texts.constraints",
     "Crystal": "jaxcrystal.crystals.crystal",
     "Crystals": "jaxcrystal.interface.tables",
     "Relaxations": "jaxcrystal.interface.tables",

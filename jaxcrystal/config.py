@@ -119,6 +119,7 @@ class TextFormat(Settings):
     length_decimals: Annotated[int, Bounds(1, 4)] = 1  #: decimals of a, b, c in Å
     angle_decimals: Annotated[int, Bounds(0, 2)] = 0  #: decimals of α, β, γ in degrees
     paper_compat: bool = False  #: the original's quirks: angles truncated, a coordinate may read 1.00
+    form: Literal["p1", "symmetry"] = "p1"  #: all atoms, as the paper has it; or space group and free parameters
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxcrystal import __version__
 from jaxcrystal.config import Augment, LlamaConfig, TextFormat
-from jaxcrystal.crystals import dataset, prompts
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
+from jaxcrystal.crystals import dataset
 from jaxcrystal.errors import UserError
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "pymatgen", "torch", "matgl", "chgnet", "smact", "spglib")
 
@@ -85,14 +85,14 @@ def _attention() -> str:
 def _tokens() -> str:
     """The device's tokens of embedded crystals against the tokenizer's."""
     tokenizer, crystals = load_tokenizer("compact"), dataset.load("prototypes:validation")
-    writer = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(translate=False, infill=0, attributes=()))
+    writer = Writer.of(tokenizer, TextFormat(), Augment(translate=False, infill=0, attributes=()))
     labels = [crystals.attributes(i) for i in range(len(crystals))]
-    examples = Examples(crystals.batch, sentence_tokens(tokenizer, labels), np.arange(len(crystals)))
+    examples = Examples(writer.form.arrays(crystals), sentence_tokens(tokenizer, labels), np.arange(len(crystals)))
     row = jax.tree.map(lambda x: x[:, None], examples)
     length = int(writer.bounds(examples)[1].max())
     rows = jax.jit(lambda e: writer.write(e, writer.draw(jax.random.key(0), e), length))(row)
     for i, tokens in enumerate(np.asarray(rows.tokens)):
-        text = prompts.generation(crystals.crystal(i), {}, TextFormat())
+        text = prompts.generation(writer.form, crystals.crystal(i), {})
         expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
         if tokens[: len(expected)].tolist() != expected:
             raise UserError(f"{crystals.ids[i]} is written otherwise on the device than by the tokenizer: report this")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from tokenizers import pre_tokenizers
 
-from jaxcrystal.crystals.byte_pairs import tokenizer_json
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.byte_pairs import tokenizer_json
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.weights import named
 
 #: `tokenizer.ggml.pre` of each kind

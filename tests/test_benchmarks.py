@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer
+from jaxcrystal.texts.tokenizer import load_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -197,7 +197,7 @@ def test_the_text_of_pymatgen_is_ours():
 def test_tokens_that_differ_are_noticed():
     import material
 
-    from jaxcrystal.crystals.writer import Rows
+    from jaxcrystal.texts.writer import Rows
 
     tokens, segments = np.array([[1, 5, 2, 1, 6, 2, 0]]), np.array([[1, 1, 1, 2, 2, 2, 0]])
     rows = Rows(tokens, segments, segments, segments > 0)
@@ -322,7 +322,9 @@ def test_pretraining(tmp_path, monkeypatch):
     import torch
     import transformers
 
-    from jaxcrystal.crystals import dataset, prompts
+    from jaxcrystal.crystals import dataset
+    from jaxcrystal.texts import prompts
+    from jaxcrystal.texts.forms import form_of
     from jaxcrystal.weights.convert import convert
 
     tokenizer = load_tokenizer("compact")
@@ -346,8 +348,8 @@ def test_pretraining(tmp_path, monkeypatch):
 
     crystals, expected = dataset.load("prototypes:validation"), []
     for i in range(8):
-        prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt({}))]
-        text = prompts.generation(crystals.crystal(i), {}, TextFormat())
+        prompt = [*tokenizer.begin, *tokenizer.encode(prompts.generation_prompt(form_of(TextFormat()), {}))]
+        text = prompts.generation(form_of(TextFormat()), crystals.crystal(i), {})
         tokens = torch.tensor([[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]])
         with torch.no_grad():
             log_p = theirs(tokens).logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])

@@ -43,7 +43,7 @@ def test_wheel_and_sdist_ship_the_recipes_and_take_them_by_name(checkout, tmp_pa
         out.mkdir()
         zipfile.ZipFile(build(source, "wheel", out)).extractall(site)
         assert {path.name for path in (site / "jaxcrystal" / "configs").iterdir()} == RECIPES
-        assert (site / "jaxcrystal" / "crystals" / "compact.model").exists()
+        assert (site / "jaxcrystal" / "texts" / "compact.model").exists()
         code = (
             "from jaxcrystal.config import Recipe, load, recipes; "
             "print(recipes()['tiny_cpu'], load(Recipe, 'tiny_cpu').out)"

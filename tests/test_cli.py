@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jaxcrystal import __version__, cli
-from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.workers import Workers
 
 #: The function behind each verb, and the least that must be typed to reach it.

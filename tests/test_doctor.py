@@ -7,10 +7,10 @@ import pytest
 
 from jaxcrystal.cli import main
 from jaxcrystal.crystals.dataset import load
-from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.doctor import _attention
 from jaxcrystal.errors import UserError
 from jaxcrystal.model import attention_kernels
+from jaxcrystal.texts.writer import Writer
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:

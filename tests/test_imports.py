@@ -21,12 +21,13 @@ GROUND = {
 #: What each room may import beside the ground and itself.
 ROOMS = {
     "crystals": set(),
+    "texts": {"crystals"},
     "reader": {"crystals"},
     "model": {"crystals"},
-    "weights": {"crystals", "model"},
-    "training": {"crystals", "model", "weights"},
-    "sampling": {"crystals", "model", "weights"},
-    "aot": {"crystals", "model", "weights", "training", "sampling"},
+    "weights": {"crystals", "texts", "model"},
+    "training": {"crystals", "texts", "model", "weights"},
+    "sampling": {"crystals", "texts", "model", "weights"},
+    "aot": {"crystals", "texts", "model", "weights", "training", "sampling"},
     "relaxation": {"crystals", "reader"},
     "hull": {"crystals", "reader", "relaxation"},
     "evaluation/likeness": {"crystals"},
@@ -77,6 +78,16 @@ def test_imports_go_one_way(path):
         for name in imports(path, top_level_only=False):
             if name.split(".")[0] == "jaxcrystal":
                 assert room_of(name) in allowed | {"__version__"}, f"{room} must not import {name}"
+
+
+def test_one_file_knows_which_text_formats_there_are():
+    """Whoever writes or reads texts asks `form_of`; the compact tokenizer has pieces for the words of the paper's."""
+    chooses, forms = "jaxcrystal.texts.forms", {"texts/p1"}
+    for path in FILES:
+        if not any(path.is_relative_to(PACKAGE / form) for form in forms):
+            known = {name for name in imports(path, False) for form in forms if f"{form.replace('/', '.')}." in name}
+            words = {"jaxcrystal.texts.p1.text.REQUEST"} if path.name == "sentence_pieces.py" else set()
+            assert module_of(path) == chooses or known == words, f"{path} must not import {known}"
 
 
 def test_the_package_itself_imports_the_interface_alone():

@@ -12,8 +12,8 @@ from tiny_llama import checkpoint, pieces  # noqa: F401  (fixtures)
 from jaxcrystal import locks, paths
 from jaxcrystal.cli import main
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export
 from jaxcrystal.weights.saved import describe, load_model, read_description

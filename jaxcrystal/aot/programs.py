@@ -15,15 +15,14 @@ from jax.stages import Compiled
 from jaxcrystal.config import ATTRIBUTES, LlamaConfig, Recipe
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.grammar import Grammar
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.mesh import batch_sharding
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.paths import as_path
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.sampler import SamplerSettings
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.texts.writer import Writer
 from jaxcrystal.training.loop import computed_as
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.training.step import Trainer, make_optimizer
@@ -51,7 +50,7 @@ def shape(recipe: Recipe) -> tuple[LlamaConfig, Tokenizer, str]:
 
 def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh) -> Compiled:
     """The step that `jaxcrystal train` runs, for one batch of the recipe."""
-    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     data = recipe.data
     crystals = dataset.load(data.train) if Path(data.train).exists() else stand_in()
     feed = Feed.of(crystals, tokenizer, writer, data.tokens_per_row, data.rows_per_batch, recipe.seed)
@@ -81,6 +80,7 @@ def engine(
     """As `jaxcrystal sample` makes it by default, of arrays that are not there: `compile_decode` is its loop."""
     model = Llama(config, recipe.lora)
     whole = variables(model, mesh)
+    form = form_of(recipe.text)
     description = saved.SavedModel(
         config, recipe.lora, recipe.text, whole["params"], whole.get("lora"), tokenizer, step=0
     )
@@ -88,7 +88,7 @@ def engine(
         description,
         end_id=tokenizer.eos_id,
         methods=SamplerSettings().methods,
-        grammar=Grammar.build(TokenTables.build(tokenizer), recipe.text, max_new_tokens),
+        grammar=form.grammar(form.tables(tokenizer), max_new_tokens),
         slots=slots,
         max_new_tokens=max_new_tokens,
         mesh=mesh,

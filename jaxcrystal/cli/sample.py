@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxcrystal.cli import options
-from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, CONDITIONS
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, CONDITIONS
 
 
 def add(verb: Callable) -> None:
@@ -105,10 +105,10 @@ def add(verb: Callable) -> None:
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how the attempts ended."""
     from jaxcrystal import hosts
-    from jaxcrystal.crystals.grammar import Constraints
     from jaxcrystal.mesh import copies_mesh
     from jaxcrystal.sampling.conditions import read
     from jaxcrystal.sampling.sampling import sample
+    from jaxcrystal.texts.constraints import Constraints
 
     flags = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
     flags = {name: value for name, value in flags.items() if value is not None}

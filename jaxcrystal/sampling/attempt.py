@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jaxcrystal.crystals import text as crystal_text
+from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.text import ParseError, ParseErrorKind
+from jaxcrystal.texts.forms import Form, form_of
+from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -18,6 +19,7 @@ TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
+PAPERS = form_of(TextFormat())  #: of texts of which nothing else is said
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Attempt:
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
+    form: InitVar[Form] = PAPERS  #: that reads the text; no column
+
+    def __post_init__(self, form: Form) -> None:
+        object.__setattr__(self, "form", form)
 
     @property
     def id(self) -> str:
@@ -54,7 +60,7 @@ class Attempt:
     @cached_property
     def crystal(self) -> Crystal | None:
         """None unless ok."""
-        return crystal_text.parse(self.text) if self.status == OK else None
+        return self.form.parse(self.text) if self.status == OK else None
 
     @property
     def structure(self) -> Structure | None:
@@ -62,9 +68,9 @@ class Attempt:
         return None if self.crystal is None else self.crystal.to_structure()
 
 
-def judge(text: str) -> tuple[str, Crystal | None]:
+def judge(text: str, form: Form) -> tuple[str, Crystal | None]:
     """The status of a text that ended, and its crystal if there is one."""
     try:
-        return OK, crystal_text.parse(text)
+        return OK, form.parse(text)
     except ParseError as error:
         return CELL_ERROR if error.kind is ParseErrorKind.CELL else f"{PARSE_ERROR}:{error.kind}", None

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, load
+from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, TextFormat, load
 from jaxcrystal.crystals import num_atoms as sizes
-from jaxcrystal.crystals.conditions import BY_ATTRIBUTE, checked
-from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, checked
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.weights import saved
 
 T = TypeVar("T")
 
@@ -75,6 +77,7 @@ class Trained:
 
     attributes: Collection[str] | None = None  #: that they stated; None: not known, as of a converted model
     num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
+    text: TextFormat = field(default_factory=TextFormat)  #: how they are written
 
     @classmethod
     def read(cls, model_dir: AnyPath) -> Trained:
@@ -82,7 +85,9 @@ class Trained:
         path = model_dir / "recipe.yaml"
         recipe = load(Recipe, path) if path.exists() else None
         attributes = None if recipe is None else _stated(recipe.augment, recipe.text.paper_compat)
-        return cls(attributes, sizes.load(model_dir))
+        described = (model_dir / saved.MODEL_FILE).exists()
+        text = saved.read_description(model_dir).text if described else TextFormat()
+        return cls(attributes, sizes.load(model_dir), text)
 
 
 def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
@@ -120,6 +125,7 @@ def targets(
     rows = [conditions] if isinstance(conditions, Mapping) else list(conditions)
     if not rows:
         raise UserError("there is no row of conditions, not even an empty one")
+    form = form_of(trained.text)
     as_trained = num_atoms is None and constraints.num_atoms == ANY
     unstated: dict[str, None] = {}
     limited: list[str] = []
@@ -128,14 +134,13 @@ def targets(
         wanted = checked(row)
         kept = constraints
         for attribute, value in wanted.items():
-            implied = BY_ATTRIBUTE[attribute].implied if grammar else None
+            implied = form.implied(attribute, value) if grammar else {}
             if trained.attributes is not None and attribute not in trained.attributes:
-                if implied is None:
+                if not implied:
                     names = ", ".join(name for name in ATTRIBUTES if name in trained.attributes) or "none"
                     raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
                 unstated[attribute] = None
-            if implied is not None:
-                kept = _narrowed(kept, **implied(value))
+            kept = _narrowed(kept, **implied)
         size = sum(kept.unit.values())
         if as_trained and grammar and size in trained.num_atoms:
             low, high = trained.num_atoms[size]
@@ -171,14 +176,24 @@ def _notes(unstated: Sequence[str], limited: Sequence[str]) -> dict[str, str]:
 
 
 def _narrowed(
-    constraints: Constraints, formula: str | None = None, required: tuple[str, ...] = (), allowed: tuple[str, ...] = ()
+    constraints: Constraints,
+    formula: str | None = None,
+    required: tuple[str, ...] = (),
+    allowed: tuple[str, ...] = (),
+    space_groups: tuple[int, ...] | None = None,
 ) -> Constraints:
     """What both the constraints and a condition permit."""
+    groups = constraints.space_groups
+    if groups is None or space_groups is None:
+        groups = space_groups if groups is None else groups
+    else:
+        groups = tuple(number for number in groups if number in space_groups)
     return replace(
         constraints,
         formula=constraints.formula if formula is None else formula,
         required=tuple(dict.fromkeys((*constraints.required, *required))),
         allowed=allowed if allowed and constraints.allowed is None else constraints.allowed,
+        space_groups=groups,
     )
 
 

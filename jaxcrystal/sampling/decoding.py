@@ -21,11 +21,11 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
-from jaxcrystal.crystals.grammar import Grammar, State
 from jaxcrystal.mesh import check_divides, replicated, spec
 from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
 from jaxcrystal.sampling.methods import Guidance, Method, pick
 from jaxcrystal.sampling.slots import Ending, Orders, Pages, Scores, Slots
+from jaxcrystal.texts.forms import Grammar, State
 from jaxcrystal.weights.saved import SavedModel
 
 STEPS_PER_CALL = 64  #: steps between two looks of the host

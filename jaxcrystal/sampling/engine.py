@@ -32,7 +32,6 @@ from jax.stages import Compiled
 from jaxtyping import Array, Int, Key
 
 from jaxcrystal.config import LlamaConfig, MeshConfig
-from jaxcrystal.crystals.grammar import Grammar, Limits
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, parts, replicated
 from jaxcrystal.model.cache import BEGUN_LOOP, BLOCK, PROMPT_LOOP, TAIL_LOOP, whole_blocks
@@ -40,6 +39,7 @@ from jaxcrystal.sampling.decoding import STEPS_LOOP, STEPS_PER_CALL, Decoder
 from jaxcrystal.sampling.methods import Guidance, Method
 from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
 from jaxcrystal.sampling.slots import Ending
+from jaxcrystal.texts.forms import Grammar, Limits
 from jaxcrystal.weights.saved import SavedModel
 
 JUMP = 4  #: tokens that a slot appends in a step at most: one drawn, and those that must follow

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.texts.forms import Form
 from jaxcrystal.worker_process import Lost
 from jaxcrystal.workers import Workers, local, run
 
@@ -38,9 +39,9 @@ class Judgement:
     symmetry_failure: str | None = None
 
 
-def judgement(text: str, symprec: float | None) -> Judgement:
+def judgement(text: str, form: Form, symprec: float | None) -> Judgement:
     """Of a text that ended; `symprec` in Å, None: its symmetry is not looked for."""
-    status, crystal = judge(text)
+    status, crystal = judge(text, form)
     if crystal is None:
         return Judgement(status)
     found = None if symprec is None else symmetrize(crystal, symprec)
@@ -51,8 +52,8 @@ def judgement(text: str, symprec: float | None) -> Judgement:
 class Judges:
     """Processes that judge texts. They start with the first text and live until `close`, or as long as this object."""
 
-    def __init__(self, processes: int = PROCESSES, timeout: float = TIMEOUT) -> None:
-        self._processes, self._timeout = processes, timeout
+    def __init__(self, form: Form, processes: int = PROCESSES, timeout: float = TIMEOUT) -> None:
+        self._form, self._processes, self._timeout = form, processes, timeout
         self._open = ExitStack()
         weakref.finalize(self, self._open.close)
         self._workers: Workers | None = None
@@ -65,7 +66,7 @@ class Judges:
         """
         if self._workers is None:
             self._workers = self._open.enter_context(local(self._processes))
-        one = partial(_judged, workers=self._workers, symprec=symprec, timeout=self._timeout)
+        one = partial(_judged, form=self._form, workers=self._workers, symprec=symprec, timeout=self._timeout)
         waiting: deque[tuple[T, Future[Judgement | None]]] = deque()
         threads = ThreadPoolExecutor(self._processes)  # each waits for a process
         threads.submit(one, "")  # a process that starts now is ready when the device has drawn
@@ -86,21 +87,21 @@ class Judges:
         self._workers = None
 
 
-def _judged(text: str | None, workers: Workers, symprec: float, timeout: float) -> Judgement | None:
+def _judged(text: str | None, form: Form, workers: Workers, symprec: float, timeout: float) -> Judgement | None:
     if text is None:
         return None
-    with closing(run(partial(_job, symprec), [text], workers, timeout=timeout)) as results:
+    with closing(run(partial(_job, form, symprec), [text], workers, timeout=timeout)) as results:
         ((_, found),) = results
     if isinstance(found, Lost):  # what is left is our own, and safe
-        return judgement_without_symmetry(text, found)
+        return judgement_without_symmetry(text, form, found)
     return found
 
 
-def judgement_without_symmetry(text: str, why: Lost) -> Judgement:
+def judgement_without_symmetry(text: str, form: Form, why: Lost) -> Judgement:
     """Of a text whose symmetry nobody could find."""
-    found = judgement(text, None)
+    found = judgement(text, form, None)
     return Judgement(found.status, found.formula, found.cif, symmetry_failure=why.value)
 
 
-def _job(symprec: float, texts: Iterable[str]) -> Iterator[tuple[int, Judgement]]:
-    return ((i, judgement(text, symprec)) for i, text in enumerate(texts))
+def _job(form: Form, symprec: float, texts: Iterable[str]) -> Iterator[tuple[int, Judgement]]:
+    return ((i, judgement(text, form, symprec)) for i, text in enumerate(texts))

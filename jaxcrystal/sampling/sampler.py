@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,9 +17,6 @@ from jax.sharding import Mesh
 
 from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
-from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
-from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.token_tables import TokenTables
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.paths import AnyPath, as_path
@@ -29,6 +26,10 @@ from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
 from jaxcrystal.sampling.judging import Judgement, Judges
 from jaxcrystal.sampling.memory import fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Method, MinP, Temperature, TopK, TopP
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import Grammar, Limits, form_of
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.token_tables import TokenTables
 from jaxcrystal.weights.saved import load_model
 
 LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
@@ -108,11 +109,11 @@ class Sampler:
         self.trained = Trained.read(as_path(model_dir))
         self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = self.model.tokenizer
+        self.form = form_of(self.model.text)
         self.closed = False
         self.name = str(model_dir)
-        self._prompt = partial(generation_prompt, paper_compat=self.model.text.paper_compat)
         self._engines: dict[Any, Engine] = {}
-        self._judges = Judges()
+        self._judges = Judges(self.form)
         self._drawing: weakref.WeakSet[Generator[Draw, None, None]] = weakref.WeakSet()
         self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
 
@@ -161,9 +162,9 @@ class Sampler:
         for constraints that no text of so many tokens meets.
         """
         self._check_open()
-        prompts = of_each(wanted, lambda target: self._prompt(target.conditions))
+        prompts = of_each(wanted, lambda target: generation_prompt(self.form, target.conditions))
         for number, prompt in enumerate(prompts, start=1):
-            if self.settings.guidance is not None and prompt == self._prompt({}):
+            if self.settings.guidance is not None and prompt == generation_prompt(self.form, {}):
                 raise UserError(
                     f"guidance weighs what the prompt states, and prompt {number} states nothing that this model was "
                     "trained on"
@@ -215,6 +216,7 @@ class Sampler:
                 grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
                 tokens=len(draw.tokens),
                 **vars(found),
+                form=self.form,
             )
 
     def close(self) -> None:
@@ -257,11 +259,11 @@ class Sampler:
     def _grammar(self, max_new_tokens: int) -> Grammar | None:
         if not self.settings.grammar:
             return None
-        return Grammar.build(self._tables, self.model.text, max_new_tokens)
+        return self.form.grammar(self._tables, max_new_tokens)
 
     @cached_property
     def _tables(self) -> TokenTables:
-        return TokenTables.build(self.tokenizer)
+        return self.form.tables(self.tokenizer)
 
     @property
     def _copies(self) -> int:
@@ -287,7 +289,7 @@ class Sampler:
                 methods=self.settings.methods,
                 grammar=self._grammar(plan.max_new_tokens),
                 guidance=self.settings.guide,
-                unconditional=self._encoded(self._prompt({})),
+                unconditional=self._encoded(generation_prompt(self.form, {})),
                 slots=slots * copies,
                 max_new_tokens=plan.max_new_tokens,
                 cache_dtype=self.settings.cache_dtype,

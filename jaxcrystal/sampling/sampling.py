@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
-from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import Tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
@@ -29,6 +27,8 @@ from jaxcrystal.sampling.engine import Draw, Task
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
 from jaxcrystal.sampling.resampling import check_exact
 from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.weights.saved import SavedModel
 
 
@@ -107,7 +107,7 @@ def sample(
             model=fingerprint(sampler.model, sampler.tokenizer),
             prompts=plan.prompts,
             conditions=[json.dumps(target.conditions) for target in wanted],
-            grammar=[json.dumps(asdict(target.constraints)) for target in wanted] if shaped.grammar else None,
+            grammar=[_as_json(target.constraints) for target in wanted] if shaped.grammar else None,
             guidance=shaped.guide and repr(shaped.guide),
             methods=[repr(method) for method in shaped.methods],
             cache=shaped.cache_dtype or sampler.model.config.dtype,
@@ -156,6 +156,13 @@ def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
+
+
+def _as_json(constraints: Constraints) -> str:
+    fields = asdict(constraints)
+    if constraints.space_groups is None:  # it came later, and counts where it is set: older ledgers go on
+        del fields["space_groups"]
+    return json.dumps(fields)
 
 
 def _rest(sampler: Sampler, plan: Plan, ledger: Ledger) -> Iterator[Draw]:

@@ -12,8 +12,8 @@ from enum import IntEnum
 from flax import struct
 from jaxtyping import Array, Float32, Int32, UInt32
 
-from jaxcrystal.crystals.grammar import Limits, State
 from jaxcrystal.model.cache import Cache
+from jaxcrystal.texts.forms import Limits, State
 
 
 class Ending(IntEnum):

@@ -31,14 +31,13 @@ from tqdm import tqdm
 from jaxcrystal import hosts, locks, paths
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
 from jaxcrystal.crystals import dataset, num_atoms
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, check_activations, make_mesh
 from jaxcrystal.model.kernels import count_weights
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.paths import AnyPath
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.texts.writer import Writer
 from jaxcrystal.training import speed
 from jaxcrystal.training.checkpoint import Checkpoints, Place
 from jaxcrystal.training.identity import Identity, differing
@@ -72,7 +71,7 @@ def train(recipe: Recipe) -> TrainReport:
     shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
     check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
     tokenizer, config, variables, checksum = _start(recipe, mesh)
-    writer = Writer(TokenTables.build(tokenizer), recipe.text, recipe.augment)
+    writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     with hosts.together():
         feed, validation = (
             Feed.of(dataset.load(path), tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)

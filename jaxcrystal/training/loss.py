@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
-from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import constrain
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import HEAD_AXES, project
+from jaxcrystal.texts.writer import Rows
 
 T = TypeVar("T")
 

@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.tokenizer import Tokenizer
-from jaxcrystal.crystals.writer import Examples, Writer, sentence_tokens
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.tokenizer import Tokenizer
+from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
 
 SPARE_SLOTS = 1.25  #: room for crystals in a row, over the number that fills it on average; each costs time to write
 OPEN_ROWS = 64  #: rows that a crystal may still join; more of them pack no tighter and shuffle less
@@ -83,8 +83,8 @@ class Feed:
             raise UserError("the data set is empty; nothing can be trained on it")
         labels = [crystals.attributes(i) for i in range(len(crystals))]
         examples = Examples(
-            crystals=crystals.batch,
-            sentences=sentence_tokens(tokenizer, labels, writer.text.paper_compat),
+            crystals=writer.form.arrays(crystals),
+            sentences=sentence_tokens(tokenizer, labels, writer.form.text.paper_compat),
             index=np.arange(len(crystals), dtype=np.int32),
         )
         shortest, longest = writer.bounds(examples)

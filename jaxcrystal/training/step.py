@@ -19,11 +19,11 @@ from jax.sharding import Mesh, PartitionSpec, Sharding
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import LlamaConfig, OptimizerConfig
-from jaxcrystal.crystals.writer import Examples, Rows, Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import constrain, replicated, spec
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.llama import Llama
+from jaxcrystal.texts.writer import Examples, Rows, Writer
 from jaxcrystal.training.loss import next_token_loss
 
 T = TypeVar("T")

@@ -20,14 +20,14 @@ from jaxtyping import Array
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat, Weights
-from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer, with_pad, without_pad
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import BYTE_PAIRS, SENTENCE_PIECES, Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.paths import AnyPath, as_path
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.sentence_pieces import SentencePieceTokenizer, with_pad, without_pad
+from jaxcrystal.texts.tokenizer import BYTE_PAIRS, SENTENCE_PIECES, Tokenizer, load_tokenizer
 from jaxcrystal.weights.checkpoint_map import Checkpoint, open_adapters, open_checkpoint
 from jaxcrystal.weights.fingerprint import Passing
 from jaxcrystal.weights.gguf_files import open_gguf
@@ -143,7 +143,7 @@ def _with_rows(
     checkpoint: Checkpoint, tokenizer: Tokenizer, partial: AnyPath, pad_token: bool, multiple: int
 ) -> tuple[Checkpoint, Tokenizer]:
     """The checkpoint with the rows that its vocabulary shall have, and the tokenizer that goes with them."""
-    TokenTables.build(tokenizer)  # refuses one that cannot write crystals, before all the weights are read
+    form_of(TextFormat()).tables(tokenizer)  # refuses one that cannot write crystals, before all the weights are read
     pieces, rows = tokenizer.vocab_size, checkpoint.config.vocab_size
     if not isinstance(tokenizer, SentencePieceTokenizer):
         if not pieces <= rows <= pieces + ROUNDED:

@@ -26,11 +26,11 @@ from safetensors.numpy import save_file
 
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LoraConfig
-from jaxcrystal.crystals.sentence_pieces import SentencePieceTokenizer, without_pad
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.lora import merge
 from jaxcrystal.paths import AnyPath, as_path
+from jaxcrystal.texts.sentence_pieces import SentencePieceTokenizer, without_pad
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
 from jaxcrystal.weights.saved import (

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxcrystal.config import LlamaConfig, from_dict
-from jaxcrystal.crystals.byte_pairs import TIKTOKEN, tokenizer_json
-from jaxcrystal.crystals.tokenizer import BYTE_PAIRS, Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
+from jaxcrystal.texts.byte_pairs import TIKTOKEN, tokenizer_json
+from jaxcrystal.texts.tokenizer import BYTE_PAIRS, Tokenizer, load_tokenizer
 from jaxcrystal.weights.checkpoint_map import Checkpoint, checked, source
 from jaxcrystal.weights.meta_shards import paired_rows
 from jaxcrystal.weights.tensor_files import Index

@@ -41,11 +41,11 @@ from jaxcrystal.config import (
     from_dict,
     to_dict,
 )
-from jaxcrystal.crystals.tokenizer import FILES, Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.paths import AnyPath, as_path
+from jaxcrystal.texts.tokenizer import FILES, Tokenizer, load_tokenizer
 from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, CHECKPOINTS = "model.json", "checkpoints"

@@ -4,26 +4,12 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.periodic_table import Element
+from some_crystals import SALT, crystals
 
-from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, CrystalBatch, cell_volume
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, CrystalBatch
 from jaxcrystal.errors import UserError
-
-SALT = Crystal([5.64] * 3, [90] * 3, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
-
-
-@st.composite
-def crystals(draw, max_atoms: int = 20) -> Crystal:
-    """Any crystal that the text format can hold."""
-    n = draw(st.integers(1, max_atoms))
-    number = st.floats(0, 1, exclude_max=True)
-    cell = st.floats(1, 99.9)
-    angles = draw(st.tuples(*[st.floats(40, 110)] * 3).filter(lambda a: cell_volume(np.ones(3), np.array(a)) > 1e-2))
-    species = draw(st.lists(st.integers(1, 118), min_size=n, max_size=n))
-    coords = draw(st.lists(st.tuples(number, number, number), min_size=n, max_size=n))
-    return Crystal([draw(cell) for _ in range(3)], angles, species, coords)
 
 
 def test_elements_are_the_periodic_table():

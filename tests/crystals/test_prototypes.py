@@ -104,7 +104,7 @@ def test_every_element_of_a_compound_is_there_alone():
 def test_many_of_them_exist(shared):
     """Formula and space group of over a thousand are in MP-20 train, with the volume that they have there."""
     import pandas as pd
-    from test_writer import p1_crystal
+    from some_crystals import p1_crystal
 
     table = pd.read_parquet(shared / "data/mp20/train.parquet")
     wanted = {(each.formula, each.spacegroup): each for each in embedded()}

@@ -16,7 +16,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 from pymatgen.io.cif import CifParser
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-from test_writer import p1_crystal
+from some_crystals import p1_crystal
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.descriptions import _maps

@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from jaxcrystal.cli import main
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
-from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.sentence_pieces import COMPACT
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.sentence_pieces import COMPACT
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.checkpoint_map import SHOWN
 from jaxcrystal.weights.saved import describe
 
@@ -218,7 +219,7 @@ def test_a_prompt_longer_than_the_context(refused, model, tmp_path):
     told = refused(
         "sample", "--model", model, "--num", 2, "--out", tmp_path / "s.csv", "--elements", ",".join(elements)
     )
-    prompt = generation_prompt({"elements": elements})
+    prompt = generation_prompt(form_of(TextFormat()), {"elements": elements})
     length = 1 + len(load_tokenizer("compact").encode(prompt))  # one more begins the sequence
     assert told.startswith(f"the prompt has {length} tokens") and length > 64
     assert "the model's context holds 64: shorten the prompt" in told

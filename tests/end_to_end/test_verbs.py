@@ -16,8 +16,9 @@ import transformers
 import yaml
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals import prototypes, text
+from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.dataset import is_validation, load
+from jaxcrystal.texts.p1 import text
 from jaxcrystal.weights.checkpoint_map import to_hf
 from jaxcrystal.weights.saved import load_model
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from jaxcrystal.config import Augment, Recipe, TextFormat, to_dict
-from jaxcrystal.crystals.grammar import Constraints
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.conditions import Target, Trained, read, targets
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import form_of
 
 
 def test_a_row_is_a_prompt_and_an_empty_cell_is_not_stated(tmp_path):
@@ -105,6 +106,20 @@ def test_what_is_stated_of_the_composition_is_kept_to():
     assert target_of({"elements": "Li O"}).constraints == Constraints(required=("Li", "O"), allowed=("Li", "O"))
     assert target_of({"spacegroup": 225, "band_gap": 1}).constraints == Constraints()
     assert target_of({"formula": "NaCl"}, grammar=False).constraints is None
+
+
+def test_a_form_that_states_the_space_group_is_kept_to_it(monkeypatch):
+    def implied(self, attribute, value):
+        return {"space_groups": (value,)} if attribute == "spacegroup.number" else {}
+
+    monkeypatch.setattr(type(form_of(TextFormat())), "implied", implied)
+    assert target_of({"spacegroup": 225}).constraints == Constraints(space_groups=(225,))
+    narrow = Constraints(space_groups=(62, 225))
+    assert target_of({"spacegroup": 225}, narrow).constraints == Constraints(space_groups=(225,))
+    assert target_of({}, narrow).constraints == narrow
+    with pytest.raises(UserError, match="no space group is left"):
+        target_of({"spacegroup": 1}, narrow)
+    assert target_of({"spacegroup": 225}, trained=Trained(())) == Target({}, Constraints(space_groups=(225,)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "wide", None])

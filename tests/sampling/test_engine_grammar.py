@@ -15,11 +15,6 @@ from pymatgen.core import Composition
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.grammar import Constraints, Grammar, Limits
-from jaxcrystal.crystals.sentence_pieces import COMPACT
-from jaxcrystal.crystals.text import parse
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -27,6 +22,12 @@ from jaxcrystal.sampling.decoding import TOKENS_PER_SLOT
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
 from jaxcrystal.sampling.sampling import sample
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import Grammar, Limits, form_of
+from jaxcrystal.texts.p1.tables import build
+from jaxcrystal.texts.p1.text import parse
+from jaxcrystal.texts.sentence_pieces import COMPACT
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.saved import SavedModel, describe
 
 TOKENIZER = load_tokenizer("compact")
@@ -55,7 +56,8 @@ def model() -> SavedModel:
 
 
 def grammar_of(model: SavedModel, limit: int = LIMIT) -> Grammar:
-    return Grammar.build(TokenTables.build(model.tokenizer), model.text, limit)
+    form = form_of(model.text)
+    return form.grammar(form.tables(model.tokenizer), limit)
 
 
 def engine_of(model: SavedModel, limit: int = LIMIT, **options) -> Engine:
@@ -119,7 +121,7 @@ def test_llama2s_vocabulary_with_columns_that_hold_no_piece(shared):
     draws = engine.draw(PROMPT, 0, range(48), limits_of(model, num_atoms=(2, 3)))
     found = [crystal_of(draw, tokenizer) for draw in draws]
     assert {len(crystal) for crystal in found} == {2, 3}
-    tables = TokenTables.build(tokenizer)
+    tables = build(tokenizer)
     assert any((tables.elements[z] >= 0).sum() > 1 for crystal in found for z in crystal.species)
 
 
@@ -214,7 +216,7 @@ def test_the_vocabulary_stays_divided():
 
 def test_logits_that_are_no_numbers_end_a_text_as_before(model):
     params = jax.tree.map(lambda x: x, model.params)
-    point = int(TokenTables.build(TOKENIZER).point)
+    point = int(build(TOKENIZER).point)
     params["embed_tokens"]["embedding"] = params["embed_tokens"]["embedding"].at[point].set(jnp.nan)
     broken = SavedModel(**{**vars(model), "params": params})
     for draw in engine_of(broken, slots=2).draw(PROMPT, 0, range(4)):

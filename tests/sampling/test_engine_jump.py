@@ -16,11 +16,12 @@ from flax import struct
 from scipy.stats import chi2
 from test_engine_grammar import LIMIT, PROMPT, engine_of, grammar_of, random_model
 
-from jaxcrystal.crystals.grammar import Constraints, State
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling import decoding
 from jaxcrystal.sampling.engine import Draw, Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Guidance, Method, Temperature, TopP, pick
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.p1.grammar import State
 from jaxcrystal.weights.saved import SavedModel
 
 SEED, DRAWS = 11, 24

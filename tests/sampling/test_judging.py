@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxcrystal.config import TextFormat
 from jaxcrystal.sampling.attempt import judge
 from jaxcrystal.sampling.judging import Judgement, Judges, judgement
+from jaxcrystal.texts.forms import form_of
+
+P1 = form_of(TextFormat())
 
 SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
 TEXTS = [SALT, None, SALT.replace("Na", "K"), "no crystal", SALT.replace("Na", "Li"), SALT.replace("0.50", "0.25")]
@@ -28,14 +32,14 @@ def MoyoDataset(numbers, symprec, setting):
 
 @pytest.fixture
 def judges():
-    found = Judges(timeout=60)
+    found = Judges(P1, timeout=60)
     yield found
     found.close()
 
 
 def test_judgements_are_those_of_one_process_in_order(judges):
     found = list(judges.judged(enumerate(TEXTS), 0.1))
-    assert found == [(i, None if text is None else judgement(text, 0.1)) for i, text in enumerate(TEXTS)]
+    assert found == [(i, None if text is None else judgement(text, P1, 0.1)) for i, text in enumerate(TEXTS)]
     assert [each and each.space_group for _, each in found] == [221, None, 221, None, 221, 160]
     assert found[0][1].symmetrized_cif.startswith("# refined by moyo") and found[3][1].status == "parse_error:lengths"
     assert [each.space_group for _, each in judges.judged([(0, SALT)], 0.1)] == [221]  # the same processes again
@@ -45,15 +49,15 @@ def test_a_hang_and_a_crash_cost_a_space_group_and_no_row(monkeypatch, tmp_path)
     (tmp_path / "moyopy.py").write_text(MOYO.format(seconds=600))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert sys.modules["moyopy"].__version__  # ours is another
-    judges = Judges(timeout=0.5)
+    judges = Judges(P1, timeout=0.5)
     try:
         found = [each for _, each in judges.judged(enumerate(TEXTS), 0.1)]
     finally:
         judges.close()
     assert [each and each.symmetry_failure for each in found] == [None, None, "crashed", None, "timeout", None]
     for text, each in zip(TEXTS, found, strict=True):
-        if text is not None and judge(text)[1] is not None:
-            assert each.status == "ok" and each.cif == judge(text)[1].to_cif() and each.space_group is None
+        if text is not None and judge(text, P1)[1] is not None:
+            assert each.status == "ok" and each.cif == judge(text, P1)[1].to_cif() and each.space_group is None
 
 
 def test_the_next_draws_come_while_texts_are_judged(monkeypatch, tmp_path):
@@ -66,7 +70,7 @@ def test_the_next_draws_come_while_texts_are_judged(monkeypatch, tmp_path):
             taken.append(time.monotonic())
             yield i, SALT.replace("Na", "Li")
 
-    judges = Judges()
+    judges = Judges(P1)
     found = []
     for i, each in judges.judged(draws(), 0.1):
         found.append((i, each.status, len(taken)))
@@ -95,7 +99,7 @@ def children() -> set[str]:
 
 
 def test_the_processes_end_with_their_owner():
-    judges = Judges()
+    judges = Judges(P1)
     before = children()
     assert len(list(judges.judged([(0, SALT), (1, SALT)], 0.1))) == 2
     ours = children() - before

@@ -7,15 +7,14 @@ import jax
 import pytest
 
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.grammar import Grammar
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.memory import DEFAULT, MOST, SHARE, fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Temperature, TopP
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.saved import SavedModel
 
 CONFIG = LlamaConfig(
@@ -29,7 +28,8 @@ CONFIG = LlamaConfig(
     max_position_embeddings=512,
 )
 
-GRAMMAR = Grammar.build(TokenTables.build(load_tokenizer("compact")), TextFormat(), limit=256)
+P1 = form_of(TextFormat())
+GRAMMAR = P1.grammar(P1.tables(load_tokenizer("compact")), limit=256)
 
 
 def engine_of(slots: int, mesh=None, **options) -> Engine:

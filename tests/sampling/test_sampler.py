@@ -10,13 +10,13 @@ import pytest
 
 import jaxcrystal
 from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextFormat, to_dict
-from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.sampler import Sampler, SamplerSettings
 from jaxcrystal.sampling.sampling import sample
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.saved import describe, save_weights
 
 CONFIG = LlamaConfig(

@@ -26,9 +26,6 @@ from pymatgen.core import Structure
 import jaxcrystal
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.grammar import Constraints
-from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
@@ -37,8 +34,13 @@ from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.ledger import Ledger, Part, Request
 from jaxcrystal.sampling.sampling import fingerprint, sample
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.saved import describe, load_model, record_checksum, save_weights
 
+P1 = form_of(TextFormat())
 GOOD = (
     "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50",
     "4.2 4.2 4.2\n60 60 60\nMg\n0.00 0.00 0.00\nO\n0.50 0.50 0.50",
@@ -60,8 +62,8 @@ CONFIG = LlamaConfig(
 def model_dir(tmp_path_factory):
     """After the plain prompt the model writes one of four texts, each about as often as the others."""
     tokenizer = load_tokenizer("compact")
-    prompt = [*tokenizer.begin, *tokenizer.encode(generation_prompt({}))]
-    whole = [generation_prompt({}) + text for text in (*GOOD, *BAD.values())]  # encoded at once, as in training
+    prompt = [*tokenizer.begin, *tokenizer.encode(generation_prompt(P1, {}))]
+    whole = [generation_prompt(P1, {}) + text for text in (*GOOD, *BAD.values())]  # encoded at once, as in training
     texts = [[*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id] for text in whole]
     tokens = np.zeros((4, max(map(len, texts))), np.int32)
     weights = np.zeros(tokens.shape, np.float32)
@@ -114,7 +116,7 @@ def test_every_attempt_has_its_row(model_dir, tmp_path):
     assert set(BAD) <= set(report.counts)
     tokenizer = load_tokenizer("compact")
     for row in rows:
-        assert (row["seed"], row["prompt"], row["conditions"]) == (1, generation_prompt({}), "{}")
+        assert (row["seed"], row["prompt"], row["conditions"]) == (1, generation_prompt(P1, {}), "{}")
         if row["text"] in GOOD:
             assert row["status"] == "ok"
             assert row["formula"] == ("ClNa", "MgO")[GOOD.index(row["text"])]
@@ -442,7 +444,7 @@ def test_conditions_are_stated_in_the_prompt(model_dir, tmp_path):
     conditions = {"pretty_formula": "NaCl", "band_gap": 5.0}
     sample(model_dir, 3, tmp_path / "s.parquet", conditions=conditions, slots=3)
     (row, *_) = pq.read_table(tmp_path / "s.parquet").to_pylist()
-    assert row["prompt"] == generation_prompt(conditions)
+    assert row["prompt"] == generation_prompt(P1, conditions)
     assert json.loads(row["conditions"]) == conditions
     with pytest.raises(UserError, match="unknown condition 'colour'"):
         sample(model_dir, 3, tmp_path / "t.parquet", conditions={"colour": "red"})

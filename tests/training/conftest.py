@@ -7,9 +7,8 @@ from small import crystal_set
 
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.dataset import store
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
-from jaxcrystal.crystals.writer import Writer
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.texts.writer import Writer
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +27,4 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def writer(tokenizer) -> Writer:
-    return Writer(TokenTables.build(tokenizer), TextFormat(), Augment())
+    return Writer.of(tokenizer, TextFormat(), Augment())

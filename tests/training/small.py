@@ -11,7 +11,7 @@ from flax import struct
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.writer import Rows
+from jaxcrystal.texts.writer import Rows
 
 SMALL = LlamaConfig(
     vocab_size=448,

@@ -10,9 +10,9 @@ import pytest
 from small import SMALL
 
 from jaxcrystal.config import LoraConfig, MeshConfig
-from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.writer import Rows
 from jaxcrystal.training.loss import next_token_loss
 
 

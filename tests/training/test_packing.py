@@ -11,10 +11,9 @@ from small import crystal_set
 
 from jaxcrystal.config import Augment, MeshConfig, Recipe, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.writer import Writer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.texts.writer import Writer
 from jaxcrystal.training.identity import Identity
 from jaxcrystal.training.packing import Feed, pack
 
@@ -57,7 +56,7 @@ def test_slots_are_for_crystals_of_common_size(tokenizer, writer):
 @pytest.mark.parametrize("row_length", [256, 512])
 @pytest.mark.parametrize("infill", [0.0, 0.34, 1.0])
 def test_an_epoch_is_written_whole(tokenizer, infill, row_length):
-    writer = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(infill=infill))
+    writer = Writer.of(tokenizer, TextFormat(), Augment(infill=infill))
     feed = Feed.of(crystal_set(60), tokenizer, writer, row_length, rows_per_batch=4, seed=3)
     table = feed.epoch(2)
     assert table.shape[1:] == (4, feed.slots)
@@ -80,11 +79,12 @@ def test_where_atoms_are_put_and_in_which_order_changes_no_length(tokenizer, tex
     crystals = crystal_set(40)
     lengths = []
     for augment in (Augment(translate=False), Augment(translate=True), Augment(translate=True, permute=True)):
-        writer = Writer(TokenTables.build(tokenizer), text, augment)
+        writer = Writer.of(tokenizer, text, augment)
         feed = Feed.of(crystals, tokenizer, writer, 1024, 4, seed=0)
         draws = writer.draw(feed.key(0), feed.examples)
         lengths.append(np.asarray(writer.lengths(feed.examples, draws)))
-        edge = draws.replace(translation=np.full_like(draws.translation, 2**32 - 1))  # all but one whole cell
+        shift = np.full_like(draws.body.translation, 2**32 - 1)  # all but one whole cell
+        edge = draws.replace(body=draws.body.replace(translation=shift))
         lengths.append(np.asarray(writer.lengths(feed.examples, edge)))
     assert all((row == lengths[0]).all() for row in lengths) and len(set(lengths[0])) > 5
 
@@ -116,7 +116,7 @@ def test_epochs_differ_and_come_again(tokenizer, writer):
 @pytest.mark.parametrize("augment", [Augment(infill=0), Augment(infill=1), Augment(), Augment(attribute_probability=0)])
 def test_bounds_hold_and_are_reached(tokenizer, augment):
     crystals = crystal_set(40)
-    writer = Writer(TokenTables.build(tokenizer), TextFormat(), augment)
+    writer = Writer.of(tokenizer, TextFormat(), augment)
     feed = Feed.of(crystals, tokenizer, writer, 512, 4, 0)
     shortest, longest = writer.bounds(feed.examples)
     drawn = np.array([writer.lengths(feed.examples, writer.draw(feed.key(n), feed.examples)) for n in range(60)])

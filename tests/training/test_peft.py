@@ -11,10 +11,9 @@ import transformers
 from small import SMALL, crystal_set
 
 from jaxcrystal.config import Augment, LoraConfig, MeshConfig, OptimizerConfig, TextFormat
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.writer import Rows, Writer
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.writer import Rows, Writer
 from jaxcrystal.training.packing import Feed
 from jaxcrystal.training.step import Trainer, make_optimizer
 from jaxcrystal.weights.checkpoint_map import load_hf
@@ -115,7 +114,7 @@ def test_thirty_steps_are_those_of_peft(loss_on, tokenizer, tmp_path):
     )
     same_adapters(theirs, start)
 
-    writer = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(loss_on=loss_on))
+    writer = Writer.of(tokenizer, TextFormat(), Augment(loss_on=loss_on))
     feed = Feed.of(crystal_set(60), tokenizer, writer, LENGTH, rows_per_batch=2, seed=0)
     trainer = Trainer(model, writer, make_optimizer(OPTIMIZER, STEPS), mesh, LENGTH)
     state = trainer.start({"params": params, "lora": adapters})

@@ -12,11 +12,11 @@ from flax import struct
 from small import SMALL
 
 from jaxcrystal.config import DataConfig, LoraConfig, MeshConfig, OptimizerConfig, Recipe, TextFormat
-from jaxcrystal.crystals.writer import Rows
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables, initialize
 from jaxcrystal.model.quantize import dequantize
+from jaxcrystal.texts.writer import Rows
 from jaxcrystal.training.loop import train
 from jaxcrystal.training.speed import Multiplied
 from jaxcrystal.training.step import Trainer, make_optimizer

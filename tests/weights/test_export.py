@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from jaxcrystal.config import LoraConfig, MeshConfig
-from jaxcrystal.crystals.sentence_pieces import with_pad
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
+from jaxcrystal.texts.sentence_pieces import with_pad
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.config_map import read_hf, read_peft
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export, parse_size

@@ -12,10 +12,12 @@ import pytest
 import torch
 import transformers
 
-from jaxcrystal.crystals.prompts import generation_prompt
+from jaxcrystal.config import TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.weights import named
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export
@@ -214,7 +216,7 @@ def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     model = load_model(tmp_path / "run")
     tokenizer, new = model.tokenizer, 12
     stated = [{"pretty_formula": f, "spacegroup.number": n} for f in ("NaCl", "SrTiO3") for n in range(1, 11)]
-    prompts = [tokenizer.encode(generation_prompt(s)) for s in stated]
+    prompts = [tokenizer.encode(generation_prompt(form_of(TextFormat()), s)) for s in stated]
     engine = Engine(model, end_id=tokenizer.eos_id, methods=(Greedy(),), slots=20, max_new_tokens=new)
     found = {d.prompt: d.tokens.tolist() for d in engine.draw_all(prompts, 0, [Task(i, 0) for i in range(20)])}
     for i, prompt in enumerate(prompts):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxcrystal.config import LoraConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.fingerprint import fingerprint
 from jaxcrystal.weights.saved import (

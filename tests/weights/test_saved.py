@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, MeshConfig, TextFormat
-from jaxcrystal.crystals.sentence_pieces import with_pad
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
+from jaxcrystal.texts.sentence_pieces import with_pad
+from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.checkpoint_map import load_hf, open_checkpoint
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.saved import describe, load_model, written_whole

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from jaxcrystal.crystals.sentence_pieces import COMPACT
 from monty.serialization import dumpfn
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
-
-from jaxcrystal.crystals.sentence_pieces import COMPACT
 
 SAMPLE = "sample --model run --num 3 --max-new-tokens 120 --num-atoms 1-3 --out"
 RECIPE = """\

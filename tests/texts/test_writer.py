@@ -1,11 +1,14 @@
 """Proof that the device writes the tokens of the text: token for token, for every crystal, draw and tokenizer."""
 
+import dataclasses
 import json
 import re
 from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 
 import byte_pair_tokenizers
+import digit_pairs
 import jax
 import numpy as np
 import pandas as pd
@@ -13,22 +16,28 @@ import pytest
 from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some_crystals import p1_crystal
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
-from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
-from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
-from jaxcrystal.crystals.writer import Draws, Examples, Writer, decimal, sentence_tokens
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.numbers import decimal, whole_number
+from jaxcrystal.texts.p1.tables import build
+from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
 
 MAX_ATOMS = 20
 
 
-@pytest.fixture(scope="module", params=["compact", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
+@pytest.fixture(scope="module", params=["compact", "pairs", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
     if request.param == "compact":
         return load_tokenizer("compact")
+    if request.param == "pairs":
+        return digit_pairs.load(tmp_path_factory.mktemp("tokenizer"))
     if request.param == "llama2":
         return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
     return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
@@ -74,14 +83,6 @@ def random_labels(crystals: list[Crystal], seed: int) -> list[dict]:
     return labels
 
 
-def p1_crystal(cif: str) -> Crystal:
-    """A P1 CIF of MP-20, which has its numbers in fixed places; a hundred times faster than a parser of all CIFs."""
-    lengths = [float(re.search(rf"_cell_length_{x}\s+(\S+)", cif)[1]) for x in "abc"]
-    angles = [float(re.search(rf"_cell_angle_{x}\s+(\S+)", cif)[1]) for x in ("alpha", "beta", "gamma")]
-    atoms = re.findall(r"^\s+([A-Z][a-z]?)\s+\S+\s+1\s+(\S+)\s+(\S+)\s+(\S+)\s+1\s*$", cif, re.M)
-    return Crystal(lengths, angles, [ELEMENTS.index(a[0]) for a in atoms], [a[1:] for a in atoms])
-
-
 @cache
 def mp20_train(shared: Path) -> tuple[list[Crystal], list[dict]]:
     """Every crystal of MP-20 train as its file states it, with the labels that are known."""
@@ -103,17 +104,18 @@ def examples(crystals: list[Crystal], labels: list[dict], tokenizer, paper_compa
 
 
 def drawn_text(crystal: Crystal, label: dict, draws: Draws, fmt: TextFormat) -> str:
-    """The same text on the host, by `text.py` and `prompts.py`, in float64 and Python's own formatting."""
-    order = draws.order[: len(crystal)]
-    shift = draws.translation.astype(np.float64) / 2**32
+    """The same text on the host, by `write` and `prompts`, in float64 and Python's own formatting."""
+    order = draws.body.order[: len(crystal)]
+    shift = draws.body.translation.astype(np.float64) / 2**32
     moved = Crystal(crystal.lengths, crystal.angles, crystal.species[order], crystal.frac_coords[order] + shift)
     if draws.infill:
-        return prompts.infilling(moved, int(draws.masked), fmt)
-    return prompts.generation(moved, {ATTRIBUTES[i]: label[ATTRIBUTES[i]] for i in draws.stated if i != EMPTY}, fmt)
+        return prompts.infilling(form_of(fmt), moved, int(draws.body.masked))
+    stated = {ATTRIBUTES[i]: label[ATTRIBUTES[i]] for i in draws.stated if i != EMPTY}
+    return prompts.generation(form_of(fmt), moved, stated)
 
 
 def assert_written_as_encoded(tokenizer, crystals, labels, fmt, augment, seed, chunk=4096, data=None) -> int:
-    writer = Writer(TokenTables.build(tokenizer), fmt, augment)
+    writer = Writer.of(tokenizer, fmt, augment)
     data = data or examples(crystals, labels, tokenizer, fmt.paper_compat)
     key, longest = jax.random.key(seed), int(writer.bounds(data)[1].max())
     write = jax.jit(lambda e: (d := writer.draw(key, e), writer.lengths(e, d), writer.write(e, d, longest)))
@@ -174,6 +176,18 @@ def test_decimal_is_pythons_format(x, decimals, bits):
     assert text == f"{x / 2**bits:.{decimals}f}"
 
 
+@pytest.mark.parametrize(("group", "expected"), [(1, "1 2 0"), (2, "12 0"), (3, "120")])
+def test_whole_numbers_in_groups_from_the_left(group, expected):
+    """All below 1000, against the host's own spelling."""
+    digits = np.arange(sum(10**width for width in range(1, group + 1)))
+    shown = [f"{value:0{width}}" for width in range(1, group + 1) for value in range(10**width)]
+    tables = dataclasses.replace(build(load_tokenizer("compact")), digits=digits)
+    assert tables.group == group and " ".join(shown[t] for t in tables.digit_tokens("120")) == expected
+    tokens, unused = jax.jit(lambda x: whole_number(tables, x, 3))(np.arange(1000))
+    for x, (row, start) in enumerate(zip(np.stack(tokens, axis=1), unused, strict=True)):
+        assert row[start:].tolist() == tables.digit_tokens(str(x))
+
+
 @pytest.mark.parametrize("bits", [CELL_BITS, COORD_BITS])
 def test_decimal_at_every_tie(bits):
     """All numbers that two binary decimals can hold exactly halfway, and their neighbours on the grid."""
@@ -189,7 +203,7 @@ def test_decimal_at_every_tie(bits):
 def test_a_row_holds_several_crystals(tokenizer):
     crystals = random_crystals(12, seed=5)
     data = examples(crystals, random_labels(crystals, 5), tokenizer)
-    writer, key = Writer(TokenTables.build(tokenizer), TextFormat(), Augment()), jax.random.key(0)
+    writer, key = Writer.of(tokenizer, TextFormat(), Augment()), jax.random.key(0)
     draw, write = jax.jit(writer.draw), jax.jit(lambda e, d: writer.write(e, d, 2048))
     draws = draw(key, data)
     lengths = jax.jit(writer.lengths)(data, draws)
@@ -212,22 +226,24 @@ def test_a_row_holds_several_crystals(tokenizer):
 def test_every_setting_of_augment_shows(tokenizer):
     crystals = random_crystals(400, seed=3)
     labels = random_labels(crystals, 3)
-    data, tables, key = examples(crystals, labels, tokenizer), TokenTables.build(tokenizer), jax.random.key(1)
+    data, form, key = examples(crystals, labels, tokenizer), form_of(TextFormat()), jax.random.key(1)
+    tables = form.tables(tokenizer)
 
     def draw(**changes) -> Draws:
-        return jax.jit(Writer(tables, TextFormat(), Augment(**changes)).draw)(key, data)
+        return jax.jit(Writer(form, tables, Augment(**changes)).draw)(key, data)
 
     draws = draw()
     assert not draw(infill=0.0).infill.any() and draw(infill=1.0).infill.all()
     assert 0.26 < draws.infill.mean() < 0.42
-    assert not draw(translate=False).translation.any() and draws.translation.any()
-    assert (draws.order == np.arange(MAX_ATOMS)).all() and not (draw(permute=True).order == np.arange(MAX_ATOMS)).all()
+    assert not draw(translate=False).body.translation.any() and draws.body.translation.any()
+    in_order = np.arange(MAX_ATOMS)
+    assert (draws.body.order == in_order).all() and not (draw(permute=True).body.order == in_order).all()
     stated = draw(attributes=("band_gap",), attribute_probability=1.0).stated
     known = np.array(["band_gap" in label for label in labels])
     np.testing.assert_array_equal((stated == ATTRIBUTES.index("band_gap")).sum(-1), known)
     assert not (draw(attribute_probability=0.0).stated != EMPTY).any()
     rows = {
-        loss_on: jax.jit(partial(Writer(tables, TextFormat(), Augment(loss_on=loss_on)).write, length=1024))(
+        loss_on: jax.jit(partial(Writer(form, tables, Augment(loss_on=loss_on)).write, length=1024))(
             jax.tree.map(lambda x: x[:, None], data), draws[:, None]
         )
         for loss_on in ("all", "response")
@@ -244,7 +260,7 @@ def test_compat_states_the_formula_with_any_other(tokenizer):
     crystals = random_crystals(500, seed=9)
     labels = [dict(zip(ATTRIBUTES, ("X", ["H"], 1, -1.0, 1.0, 0.0), strict=True)) for _ in crystals]
     data = examples(crystals, labels, tokenizer, paper_compat=True)
-    writer = Writer(TokenTables.build(tokenizer), TextFormat(paper_compat=True), Augment())
+    writer = Writer.of(tokenizer, TextFormat(paper_compat=True), Augment())
     stated = np.asarray(jax.jit(writer.draw)(jax.random.key(0), data).stated)
     count = (stated != EMPTY).sum(-1)
     assert set(count.tolist()) == {0, 2, 3, 4, 5}  # formula and 1 to 4 others, or nothing
@@ -255,21 +271,21 @@ def test_compat_states_the_formula_with_any_other(tokenizer):
 def test_draws_depend_on_key_and_index_alone(tokenizer):
     crystals = random_crystals(10, seed=2)
     data = examples(crystals, random_labels(crystals, 2), tokenizer)
-    writer, key = Writer(TokenTables.build(tokenizer), TextFormat(), Augment(permute=True)), jax.random.key(4)
+    writer, key = Writer.of(tokenizer, TextFormat(), Augment(permute=True)), jax.random.key(4)
     draw = jax.jit(writer.draw)
     whole = draw(key, data)
     some = draw(key, jax.tree.map(lambda x: x[[7, 2]], data))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[np.array([7, 2])], whole), some)
     roomy = draw(key, data.replace(crystals=CrystalBatch.from_crystals(crystals, MAX_ATOMS + 13)))
-    for name in ("infill", "stated", "translation", "masked"):
-        np.testing.assert_array_equal(getattr(roomy, name), getattr(whole, name))
+    for name in ("infill", "stated", "body.translation", "body.masked"):
+        np.testing.assert_array_equal(attrgetter(name)(roomy), attrgetter(name)(whole))
     other = draw(jax.random.key(5), data)
-    assert not (other.translation == whole.translation).any()
+    assert not (other.body.translation == whole.body.translation).any()
 
 
 def test_a_tokenizer_that_joins_a_space_to_a_digit_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"the tokens of .* change beside ' '"):
-        TokenTables.build(byte_pair_tokenizers.load("gpt2", tmp_path))
+        build(byte_pair_tokenizers.load("gpt2", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +307,7 @@ def test_what_joins_pieces_is_refused(tmp_path, pairs, shown):
     data["pre_tokenizer"]["pretokenizers"] = data["pre_tokenizer"]["pretokenizers"][-1:]
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=shown):
-        TokenTables.build(load_tokenizer(path))
+        build(load_tokenizer(path))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +327,7 @@ def test_a_tokenizer_that_lacks_a_piece_is_refused(tmp_path, lost, shown):
     data["model"]["merges"] = [m for m in data["model"]["merges"] if {*m, "".join(m)} <= vocabulary.keys()]
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=shown):
-        TokenTables.build(load_tokenizer(path))
+        build(load_tokenizer(path))
 
 
 def test_pieces_that_share_the_unknown_token_are_refused(tmp_path):
@@ -324,7 +340,7 @@ def test_pieces_that_share_the_unknown_token_are_refused(tmp_path):
     data["model"]["unk_token"] = "<|begin|>"
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="cannot write '7'"):
-        TokenTables.build(load_tokenizer(path))
+        build(load_tokenizer(path))
 
 
 def test_a_grouping_tokenizer_that_lacks_a_number_is_refused(tmp_path):
@@ -334,7 +350,7 @@ def test_a_grouping_tokenizer_that_lacks_a_number_is_refused(tmp_path):
     data["model"]["vocab"]["unused"] = data["model"]["vocab"].pop("457")
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="'457' as 2 tokens; the device needs one"):
-        TokenTables.build(load_tokenizer(path))
+        build(load_tokenizer(path))
 
 
 def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
@@ -349,4 +365,4 @@ def test_a_tokenizer_that_joins_digits_is_refused(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(UserError, match="writes '1' as 2 tokens; the device needs one"):
-        TokenTables.build(load_tokenizer(tmp_path / "joins.model"))
+        build(load_tokenizer(tmp_path / "joins.model"))

@@ -17,13 +17,12 @@ rules decide which letters may come, and each looks ahead, so that no text runs 
 All numbers are whole ones in units of the last decimal, all state is a few integers a slot. Constraints are arrays, not
 constants: one compiled program serves all of them, each slot its own.
 
-The grammar refuses what `crystals.text.parse` refuses, and two things more: lengths and angles outside `Constraints`
+The grammar refuses what `p1.text.parse` refuses, and two things more: lengths and angles outside `Constraints`
 (by default an edge shorter than any bond, or an angle within 1° of 0° or 180°), and texts that do not fit.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -35,86 +34,16 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
-from jaxcrystal.crystals.formulas import read_formula
-from jaxcrystal.crystals.token_tables import EMPTY, TokenTables
 from jaxcrystal.errors import UserError
-
-SHORTEST, LONGEST = 0.7, 256.0  #: Å: no bond is shorter; the crystal's grid ends
-FLATTEST = 1.0  #: degrees from 0 and from 180; what closes beyond, float64 could not tell from what does not
+from jaxcrystal.texts.constraints import LONGEST, Constraints
+from jaxcrystal.texts.numbers import power_of_ten
+from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.token_tables import TokenTables
 
 POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on symbols'
 ALPHA, BETA, GAMMA, SYMBOL, X, Z = 3, 4, 5, 6, 7, 9  #: fields of a text, in its order, from a = 0
 WHOLE = 3  #: digits that a number may have before the point
 POINTED = WHOLE + 1  #: the column behind the point
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What a crystal must be, beyond well written.
-
-    Raises UserError where constraints contradict each other, whatever the model.
-    """
-
-    formula: str | None = None  #: the atoms are a whole number of times these
-    required: tuple[str, ...] = ()  #: elements, each at least once
-    allowed: tuple[str, ...] | None = None  #: elements; None allows all
-    forbidden: tuple[str, ...] = ()  #: elements
-    num_atoms: tuple[int, int | None] = (1, None)  #: least and most; None: as many as fit
-    lengths: tuple[float, float] = (SHORTEST, LONGEST)  #: least and most of a, b, c in Å
-    angles: tuple[float, float] = (FLATTEST, 180 - FLATTEST)  #: least and most of α, β, γ in degrees
-
-    def __post_init__(self) -> None:
-        for symbol in (*self.required, *(self.allowed or ()), *self.forbidden):
-            if symbol not in ATOMIC_NUMBER:
-                raise UserError(f"{symbol!r} is no chemical element")
-        if self.allowed is not None and not set(self.allowed) - set(self.forbidden):
-            raise UserError("no element is left: every one that is allowed is forbidden as well")
-        for what, symbols in (("required", self.required), (f"in {self.formula}", self.unit)):
-            for symbol in symbols:
-                if symbol in self.forbidden or symbol not in (self.allowed or (symbol,)):
-                    raise UserError(f"{symbol} is {what}, but it is {self._fate(symbol)}")
-        for symbol in self.required:
-            if symbol not in (self.unit or self.required):
-                raise UserError(f"{symbol} is required, but {self.formula} has none")
-        for name, low, high, least, most in (
-            ("lengths", *self.lengths, 0, LONGEST),
-            ("angles", *self.angles, FLATTEST, 180 - FLATTEST),
-        ):
-            if not low <= high:
-                raise UserError(f"{name} from {low} to {high} is an empty range")
-            if not least <= low <= high <= most:
-                raise UserError(f"{name} from {low} to {high} are not within {least} and {most}")
-        if self.angles[0] >= 120:
-            raise UserError(f"no cell has three angles of {self.angles[0]} or more: they add up to less than 360")
-        self._check_num_atoms()
-
-    def _fate(self, symbol: str) -> str:
-        return "forbidden" if symbol in self.forbidden else f"not among those allowed: {', '.join(self.allowed)}"
-
-    def _check_num_atoms(self) -> None:
-        low, high = self.num_atoms
-        if low < 1:
-            raise UserError(f"num_atoms is {low}; a crystal has at least 1")
-        if high is None:
-            return
-        stated = f"{low}" if low == high else f"{low} to {high}"
-        if low > high:
-            raise UserError(f"num_atoms from {low} to {high} is an empty range")
-        if high < len(set(self.required)):
-            raise UserError(f"{len(set(self.required))} elements are required, but num_atoms is {stated}")
-        size = sum(self.unit.values())
-        if size and high // size < -(-low // size):
-            raise UserError(f"num_atoms is {stated}, but {self.formula} has {size} atoms: no multiple of them fits")
-
-    @property
-    def unit(self) -> Counter[str]:
-        """Atoms of the formula by element; empty without a formula."""
-        return Counter() if self.formula is None else read_formula(self.formula)
-
-    @property
-    def permitted(self) -> set[str]:
-        """Elements that may be written."""
-        return set(self.unit or self.allowed or ELEMENTS[1:]) - set(self.forbidden)
 
 
 @struct.dataclass
@@ -148,7 +77,7 @@ class Grammar:
     """The automaton for one tokenizer, text format and limit of tokens. Its methods are pure.
 
     `allowed` says which letters may come after `start` and any number of `advance`. Whatever is chosen of them, the end
-    of sequence comes at the latest as the last token of the limit, and then `crystals.text.parse` reads a crystal that
+    of sequence comes at the latest as the last token of the limit, and then `p1.text.parse` reads a crystal that
     meets the slot's `Limits`. An idle slot may advance by any letter; its state means nothing until it starts again.
     """
 
@@ -167,7 +96,7 @@ class Grammar:
         """For texts of at most `limit` tokens.
 
         The tokens of `tables.digits` are those of all numbers of one digit, then, if the vocabulary groups digits, of
-        two and of three, in order: a run of digits is spelled in the largest groups, from its left.
+        two and of three, as far as it has them: a run of digits is spelled in the largest groups, from its left.
         """
         symbols, child, element = _tree(tables.elements)
         behind = element[:, None] == np.arange(len(ELEMENTS))
@@ -194,8 +123,12 @@ class Grammar:
         """Digits of the widest letter: a run of digits is cut into such groups, from its left."""
         return int(self.digits[:, 1].max())
 
-    def limits(self, constraints: Constraints = Constraints()) -> Limits:
+    def limits(self, constraints: Constraints = Constraints()) -> Limits:  # noqa: B008
         """The constraints as arrays. Raises UserError if no cell or no crystal that meets them is sure to fit."""
+        if constraints.space_groups is not None:
+            raise UserError(
+                "the P1 text does not state its space group; leave space_groups out, or take a model that states it"
+            )
         length, angle, coord = (int(self.decimals[field]) for field in (0, ALPHA, X))
         a = _interval("lengths", constraints.lengths, length, below=LONGEST)
         b = _interval("angles", constraints.angles, angle, below=180)
@@ -264,7 +197,7 @@ class Grammar:
         angle = jnp.stack([ends & (state.field == ALPHA), ends & (state.field == BETA)], axis=1)
         return state.replace(
             field=jnp.where(ends, jnp.where(state.field == Z, SYMBOL, state.field + 1), state.field),
-            value=jnp.where(ends, 0, jnp.where(digit, _power(width) * state.value + read, state.value)),
+            value=jnp.where(ends, 0, jnp.where(digit, power_of_ten(width) * state.value + read, state.value)),
             column=jnp.where(ends, 0, jnp.where(point, POINTED, state.column + jnp.where(digit, width, 0))),
             node=jnp.where(ends, 0, jnp.where(symbol, child, state.node)),
             angles=jnp.where(angle, state.value[:, None], state.angles),
@@ -304,17 +237,17 @@ class Grammar:
 
         def meets(p: Int[Array, "slots *n"], to_come: Int[Array, "slots *n"]) -> Bool[Array, "slots *n"]:
             """Whether digits p, with so many to come, can lead into the field's interval."""
-            power = _power(jnp.clip(to_come, 0, 9))
+            power = power_of_ten(jnp.clip(to_come, 0, 9))
             ahead = (slice(None), *[None] * (p.ndim - 1))
             return (p * power <= high[ahead]) & ((p + 1) * power > low[ahead])
 
         read, width = (jnp.asarray(x)[:, None] for x in self.digits.T)
         full = width == self.group  # only behind a whole group may a run of digits go on
         at, first = column[:, None, None], (column == 0)[:, None, None]
-        p = value[:, None, None] * _power(width) + read
+        p = value[:, None, None] * power_of_ten(width) + read
         more = jnp.arange(WHOLE)  # whole digits after these; none after a leading zero
         fits = (at + width + more <= WHOLE) & ((more == 0) | (full & (p > 0)))
-        fits &= jnp.where(first, (width == 1) | (read >= _power(width - 1)), p >= _power(width))
+        fits &= jnp.where(first, (width == 1) | (read >= power_of_ten(width - 1)), p >= power_of_ten(width))
         left = (decimals + POINTED)[:, None, None] - at - width  # decimals that then are to come
         fits = jnp.where(whole[:, None, None], fits, (more == 0) & (left >= 0) & (full | (left == 0)))
         to_come = jnp.where(whole, decimals, 0)[:, None, None] + jnp.where(whole[:, None, None], more, left)
@@ -365,11 +298,6 @@ class Grammar:
         whole = (state.counts * size == atoms * unit).all(-1) & (atoms[:, 0] % jnp.maximum(size[:, 0], 1) == 0)
         complete = jnp.where(size[:, 0] > 0, whole, ~(required & (state.counts == 0)).any(-1))
         return complete & (atoms >= low)[:, 0]
-
-
-def _power(exponent: Int[Array, "*n"]) -> Int[Array, "*n"]:
-    """10 to it, for 0 to 9."""
-    return jnp.asarray(10 ** np.arange(10, dtype=np.int32))[exponent]
 
 
 def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:

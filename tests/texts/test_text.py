@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Structure
-from test_crystal import SALT, crystals
-from test_writer import p1_crystal
+from some_crystals import SALT, crystals, p1_crystal
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.text import ParseError, ParseErrorKind, parse, write
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.p1.text import parse, write
+from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 
 TEXT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
 FORMATS = st.builds(TextFormat, st.integers(1, 6), st.integers(1, 4), st.integers(0, 2), st.booleans())

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from jaxcrystal.crystals.byte_pairs import tokenizer_json
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.byte_pairs import tokenizer_json
+from jaxcrystal.texts.tokenizer import load_tokenizer
 
 
 def split(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -84,7 +84,7 @@ class Condition:
     checked: Callable[[Any], Any]  #: of its type; raises ValueError, TypeError or UserError for what is none
     spelled: Callable[[Any], Any] = lambda value: value  #: as training texts have it; raises UserError
     written: Callable[[Any, bool], str] = lambda value, paper_compat: str(value)  #: `paper_compat`: as the original did
-    implied: Callable[[Any], dict[str, Any]] | None = None  #: fields of `grammar.Constraints`
+    implied: Callable[[Any], dict[str, Any]] | None = None  #: fields of `Constraints`, in every form
     metavar: str = "X"
 
     @property

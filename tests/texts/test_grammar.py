@@ -5,6 +5,7 @@ from collections import Counter
 from functools import cache
 
 import byte_pair_tokenizers
+import digit_pairs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +14,21 @@ import pytest
 from byte_pair_tokenizers import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_crystal import crystals
-from test_writer import p1_crystal
+from some_crystals import crystals, p1_crystal
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals import prototypes
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, cell_volume
 from jaxcrystal.crystals.formulas import read_formula
-from jaxcrystal.crystals.grammar import END, GAMMA, Constraints, Grammar, Limits, State
-from jaxcrystal.crystals.prompts import generation_prompt
-from jaxcrystal.crystals.text import ParseError, parse, write
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.p1 import tables as p1_tables
+from jaxcrystal.texts.p1.grammar import END, GAMMA, Grammar, Limits, State
+from jaxcrystal.texts.p1.text import parse, write
+from jaxcrystal.texts.parsing import ParseError
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 
 LIMIT = 300
 COMPACT = load_tokenizer("compact")
@@ -39,7 +42,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def build(tokenizer=COMPACT, fmt=TextFormat(), limit=LIMIT) -> Grammar:  # noqa: B008
-    return Grammar.build(TokenTables.build(tokenizer), fmt, limit)
+    return Grammar.build(p1_tables.build(tokenizer), fmt, limit)
 
 
 def start(grammar: Grammar, slots: int, limits: Limits | None = None) -> State:
@@ -95,18 +98,20 @@ def test_every_walk_ends_in_a_crystal(tokenizer, fmt):
     assert len({z for crystal in found for z in crystal.species}) > 90
 
 
-@pytest.mark.parametrize("name", ["smollm2", "llama3", "qwen", "tekken", *REAL])
-def test_walks_of_byte_pairs_are_what_their_tokenizer_writes(name, tmp_path):
+@pytest.mark.parametrize("name", ["pairs", "smollm2", "llama3", "qwen", "tekken", *REAL])
+def test_walks_are_what_their_tokenizer_writes(name, tmp_path):
     """encode(decode(tokens)) = tokens, behind the prompt too; LLaMA-3's numbers in its own groups of digits."""
-    tokenizer = byte_pair_tokenizers.load(name, tmp_path)
-    tables, prompt = TokenTables.build(tokenizer), generation_prompt({})
+    tokenizer = digit_pairs.load(tmp_path) if name == "pairs" else byte_pair_tokenizers.load(name, tmp_path)
+    tables, prompt = p1_tables.build(tokenizer), generation_prompt(form_of(TextFormat()), {})
     for fmt in (TextFormat(), TextFormat(6, 4, 2)):
         grammar = Grammar.build(tables, fmt, LIMIT)
-        assert grammar.group == (3 if name == "llama3" else 1) or name in REAL
+        assert grammar.group == {"llama3": 3, "pairs": 2}.get(name, 1) or name in REAL
         for crystal in walked(tokenizer, grammar, 200):
             text = write(crystal, fmt)
             tokens = [*tokenizer.encode(prompt), *tokens_of(tokenizer, text)]
-            assert tokenizer.encode(prompt + text) == tokens and tokens_of(tokenizer, text) == tables.spell(text)
+            assert tokenizer.encode(prompt + text) == tokens and tokens_of(tokenizer, text) == p1_tables.spell(
+                tables, text
+            )
 
 
 def test_texts_fill_what_room_there_is(tokenizer):
@@ -368,7 +373,7 @@ def test_bounds_of_the_cell_are_kept():
 
 def test_digits_in_groups_of_three():
     """As LLaMA-3 spells numbers: every run of digits in groups of three from its left, whatever the format."""
-    tables = TokenTables.build(COMPACT)
+    tables = p1_tables.build(COMPACT)
     grouped = dataclasses.replace(tables, digits=np.arange(1000, 1000 + 10 + 100 + 1000))
     spelled = {int(t): str(i) for i, t in enumerate(grouped.digits[:10])}
     spelled |= {int(t): f"{i:02d}" for i, t in enumerate(grouped.digits[10:110])}
@@ -455,6 +460,8 @@ def test_what_is_no_formula(formula, match):
         ({"lengths": (float("nan"), 5.0)}, "is an empty range"),
         ({"angles": (0.0, 90.0)}, "angles from 0.0 to 90.0 are not within 1.0 and 179.0"),
         ({"angles": (120.0, 130.0)}, "no cell has three angles of 120.0 or more"),
+        ({"space_groups": ()}, "no space group is left"),
+        ({"space_groups": (225, 231)}, "space group 231 does not exist; numbers run from 1 to 230"),
     ],
 )
 def test_contradictions_are_refused(constraints, match):
@@ -474,6 +481,7 @@ def test_contradictions_are_refused(constraints, match):
         (300, {"num_atoms": (30, 40)}, "a crystal of 30 atoms can take 540 tokens, but max_new_tokens is 300"),
         (60, {"required": ("Li", "O")}, "a crystal of 2 atoms can take 64 tokens"),
         (300, {"lengths": (3.01, 3.09)}, "lengths from 3.01 to 3.09: no number with 1 decimals lies between"),
+        (300, {"space_groups": (225,)}, "the P1 text does not state its space group"),
         (300, {"angles": (119.5, 130.0)}, "no cell has three angles of 119.5 or more, as the model writes them"),
     ],
 )

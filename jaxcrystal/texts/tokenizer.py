@@ -49,8 +49,8 @@ def load_tokenizer(path: str | AnyPath, begin: Sequence[int] | None = None, end:
 
     Raises UserError if there is none, or if its file is no tokenizer's.
     """
-    from jaxcrystal.crystals.byte_pairs import BytePairTokenizer
-    from jaxcrystal.crystals.sentence_pieces import COMPACT, SentencePieceTokenizer
+    from jaxcrystal.texts.byte_pairs import BytePairTokenizer
+    from jaxcrystal.texts.sentence_pieces import COMPACT, SentencePieceTokenizer
 
     path = COMPACT if str(path) == "compact" else as_path(path)
     path = next((path / name for name in FILES if (path / name).exists()), path)

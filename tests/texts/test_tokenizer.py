@@ -8,12 +8,13 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.sentence_pieces import COMPACT, train_compact, with_pad, without_pad
-from jaxcrystal.crystals.token_tables import TokenTables
-from jaxcrystal.crystals.tokenizer import load_tokenizer
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.p1.tables import build
+from jaxcrystal.texts.p1.text import REQUEST
+from jaxcrystal.texts.sentence_pieces import COMPACT, train_compact, with_pad, without_pad
+from jaxcrystal.texts.tokenizer import load_tokenizer
 
 #: SentencePiece writes a space as ▁, so it cannot tell the two apart; NUL ends its strings.
 ANY_TEXT = st.text(st.characters(exclude_characters="▁\x00", exclude_categories=["Cs"]), max_size=60)
@@ -32,7 +33,7 @@ def test_compact_has_a_piece_for_each_digit_element_and_word():
     tokenizer = load_tokenizer("compact")
     assert 200 <= tokenizer.vocab_size <= 512
     assert len({*tokenizer.begin, tokenizer.eos_id, tokenizer.pad_id}) == 3
-    for piece in [*"0123456789.\n", *ELEMENTS[1:], "[MASK]", *prompts.words()]:
+    for piece in [*"0123456789.\n", *ELEMENTS[1:], "[MASK]", *prompts.words(REQUEST)]:
         assert piece.replace(" ", "▁") in pieces_of(tokenizer)
     # An element, a line feed, nine digits and points, two spaces.
     assert len(tokenizer.encode("\nMn\n0.00 0.50 0.25")) == len(tokenizer.encode("")) + len("\n") + 1 + 1 + 12 + 2 + 1
@@ -67,7 +68,7 @@ def test_pad_is_a_piece_behind_all_others(shared, tmp_path):
     assert (after.vocab_size, after.pad_id, after.special["pad"]) == (32001, 32000, ("[PAD]", 32000))
     assert before.special == {"unk": ("<unk>", 0), "bos": ("<s>", 1), "eos": ("</s>", 2)}
     assert pieces_of(after) == [*pieces_of(before), "[PAD]"]
-    old, new = (dataclasses.asdict(TokenTables.build(tokenizer)) for tokenizer in (before, after))
+    old, new = (dataclasses.asdict(build(tokenizer)) for tokenizer in (before, after))
     assert (old.pop("pad"), new.pop("pad")) == (0, 32000)
     for name, table in old.items():
         np.testing.assert_array_equal(new[name], table)

@@ -18,11 +18,12 @@ from typing import Any
 
 import sentencepiece
 
-from jaxcrystal.crystals import prompts
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.text import MASK
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.p1.text import REQUEST
+from jaxcrystal.texts.prompts import MASK
 
 COMPACT = Path(__file__).with_name("compact.model")
 PAD = "[PAD]"  #: the piece that crystal-text-llm adds to LLaMA-2's vocabulary
@@ -113,17 +114,17 @@ def _pad_piece(i: int) -> bytes:
     return text(1, piece) + text(2, integer(43, i) + text(48, PAD.encode()))  # pad_id, pad_piece
 
 
-def train_compact() -> bytes:
-    """The compact tokenizer's model file, built anew: `compact.model` is exactly this."""
-    words = [word.replace(" ", "▁") for word in prompts.words()]
+def train_compact(*pieces: str) -> bytes:
+    """The compact tokenizer's model file, built anew: `compact.model` is exactly this. Its kin have further pieces."""
+    words = [word.replace(" ", "▁") for word in prompts.words(REQUEST)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["0123456789", ' .,:()-"']),
         model_writer=model,
         model_type="char",
-        vocab_size=512,
+        vocab_size=512 + len(pieces),
         hard_vocab_limit=False,
-        user_defined_symbols=["\n", MASK, *ELEMENTS[1:], *words],
+        user_defined_symbols=["\n", MASK, *ELEMENTS[1:], *words, *pieces],
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

@@ -13,15 +13,18 @@ written 0. `TextFormat.paper_compat` writes what the original wrote: angles trun
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 
 import numpy as np
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
-from jaxcrystal.errors import UserError
+from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
+from jaxcrystal.texts.prompts import MASK
 
-MASK = "[MASK]"
+REQUEST = (
+    " Generate a description of the lengths and angles of the lattice vectors and then the element type and"
+    " coordinates for each atom within the lattice:\n"
+)
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
@@ -46,26 +49,6 @@ def _angle(x: float, fmt: TextFormat) -> str:
 def _coordinate(x: float, fmt: TextFormat) -> str:
     text = f"{x:.{fmt.coord_decimals}f}"
     return "0" + text[1:] if text[0] == "1" and not fmt.paper_compat else text
-
-
-class ParseErrorKind(StrEnum):
-    """What about a text is not a crystal."""
-
-    EMPTY = "empty"  # no text at all
-    LENGTHS = "lengths"  # the first line is not three numbers
-    ANGLES = "angles"  # the second line is not three numbers
-    ELEMENT = "element"  # a line that should name an element does not
-    COORDINATES = "coordinates"  # a line that should hold three numbers of [0, 1] does not
-    MISSING = "missing"  # the text ends where a line was due
-    CELL = "cell"  # the numbers are well written, but no such cell exists
-
-
-class ParseError(UserError):
-    """A text that is not a crystal: which line (from 1), what was expected there, what was found."""
-
-    def __init__(self, kind: ParseErrorKind, line: int, expected: str, found: str) -> None:
-        self.kind, self.line, self.expected, self.found = kind, line, expected, found
-        super().__init__(f"line {line}: expected {expected}, found {found!r}")
 
 
 def parse(text: str) -> Crystal:

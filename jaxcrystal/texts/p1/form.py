@@ -1,0 +1,69 @@
+"""The paper's form: cell and atoms as numbers, with no symmetry but translations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
+
+from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE
+from jaxcrystal.texts.p1.body import Drawn, bounds, draw, pieces
+from jaxcrystal.texts.p1.grammar import Grammar
+from jaxcrystal.texts.p1.tables import build
+from jaxcrystal.texts.p1.text import REQUEST, parse, write
+from jaxcrystal.texts.pieces import Pieces, TokenList
+from jaxcrystal.texts.token_tables import TokenTables
+from jaxcrystal.texts.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class P1:
+    """`forms.Form`, which says what each of these is for."""
+
+    text: TextFormat
+    request: ClassVar[str] = REQUEST
+
+    def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
+        return write(crystal, self.text, mask_element)
+
+    def parse(self, text: str) -> Crystal:
+        return parse(text)
+
+    def implied(self, attribute: str, value: Any) -> dict[str, Any]:
+        known = BY_ATTRIBUTE[attribute].implied
+        return {} if known is None else known(value)
+
+    def arrays(self, crystals: CrystalSet) -> CrystalBatch:
+        return crystals.batch
+
+    def tables(self, tokenizer: Tokenizer) -> TokenTables:
+        return build(tokenizer)
+
+    def words(self, crystal: CrystalBatch, augment: Augment) -> int:
+        return 4 + crystal.species.shape[0] * augment.permute
+
+    def draw(self, words: UInt32[Array, "words"], crystal: CrystalBatch, augment: Augment) -> Drawn:
+        return draw(words, crystal, augment)
+
+    def body(
+        self,
+        tables: TokenTables,
+        tokens: TokenList,
+        crystals: CrystalBatch,
+        drawn: Drawn,
+        infill: Bool[Array, "*n"],
+    ) -> Pieces:
+        return pieces(tables, self.text, tokens, crystals, drawn, infill)
+
+    def bounds(
+        self, tables: TokenTables, crystals: CrystalBatch
+    ) -> tuple[Int[np.ndarray, "2 crystals"], Int[np.ndarray, "2 crystals"]]:
+        return bounds(tables, self.text, crystals)
+
+    def grammar(self, tables: TokenTables, limit: int) -> Grammar:
+        return Grammar.build(tables, self.text, limit)

@@ -1,0 +1,27 @@
+"""What is wrong with a text that is no crystal, whatever its form."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from jaxcrystal.errors import UserError
+
+
+class ParseErrorKind(StrEnum):
+    """What about a text is not a crystal."""
+
+    EMPTY = "empty"  # no text at all
+    LENGTHS = "lengths"  # the first line is not three numbers
+    ANGLES = "angles"  # the second line is not three numbers
+    ELEMENT = "element"  # a line that should name an element does not
+    COORDINATES = "coordinates"  # a line that should hold three numbers of [0, 1] does not
+    MISSING = "missing"  # the text ends where a line was due
+    CELL = "cell"  # the numbers are well written, but no such cell exists
+
+
+class ParseError(UserError):
+    """A text that is not a crystal: which line (from 1), what was expected there, what was found."""
+
+    def __init__(self, kind: ParseErrorKind, line: int, expected: str, found: str) -> None:
+        self.kind, self.line, self.expected, self.found = kind, line, expected, found
+        super().__init__(f"line {line}: expected {expected}, found {found!r}")
