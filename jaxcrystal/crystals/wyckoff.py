@@ -91,6 +91,11 @@ class Group:
         return int((self.operations.rotations == np.eye(3, dtype=int)).all((1, 2)).sum())
 
     @property
+    def order(self) -> int:
+        """Operations, apart from lattice translations."""
+        return len(self.operations) // self.centring
+
+    @property
     def chiral(self) -> bool:
         """Whether no operation is a mirror image: then a crystal is another one than its mirror image."""
         return bool((np.linalg.det(self.operations.rotations) > 0).all())

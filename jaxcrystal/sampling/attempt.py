@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 OK = "ok"
 TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
+HIGHER_SYMMETRY = "higher_symmetry"  #: more symmetric than the text says, where exact symmetry was asked for
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
 PAPERS = form_of(TextFormat())  #: of texts of which nothing else is said
@@ -32,7 +33,7 @@ class Attempt:
     prompt: str
     conditions: str  #: the attributes that the prompt states, as JSON
     text: str  #: what the model wrote after the prompt
-    status: str  #: `ok`, `truncated`, `cell_error`, `nan_logits` or `parse_error:<kind>`
+    status: str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `higher_symmetry`, `parse_error:<kind>`
     log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None for NaN logits
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without
     tokens: int  #: how many were drawn, the end of sequence counted
@@ -42,6 +43,8 @@ class Attempt:
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
+    written_group: int | None = None  #: space group that the text states; None where it states none
+    higher_symmetry: bool | None = None  #: whether `space_group` has more operations than that; None without either
     form: InitVar[Form] = PAPERS  #: that reads the text; no column
 
     def __post_init__(self, form: Form) -> None:

@@ -27,10 +27,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 from jaxcrystal.texts.prompts import MASK
 
-REQUEST = (
-    " Generate a description of the composition of the primitive cell, the space group, the element, Wyckoff letter and"
-    " free coordinates of each orbit, and the free lattice parameters:\n"
-)
+REQUEST = " Generate its composition, space group, Wyckoff positions and lattice:\n"
 LONGEST = 256  #: Å: the crystal's grid ends
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
