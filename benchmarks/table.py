@@ -108,6 +108,19 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 cells += [f"{1000 * errors['mae']:.1f}", f"{1000 * errors['bias']:+.1f}"] if errors else ["", ""]
             shares = [f"{100 * row[name]:.1f} %" for name in ("metastable", "stable")]
             yield _row(row["hull"], row["energies"], str(row["placed"]), *cells, *shares)
+    elif result["benchmark"] == "decimals":
+        yield f"{result['crystals']} crystals, {result['potential']}; medians, and what 95 % stay below"
+        yield ""
+        yield "| text | decimals | tokens | atoms moved, Å | volume, % | energy, meV/atom |"
+        yield "| --- | --- | --: | --: | --: | --: |"
+        for row in result["rows"]:
+            energy = {name: 1000 * value for name, value in row["energy"].items()}
+            told = [f"{x['median']:{d}} ({x['p95']:{d}})" for x, d in ((energy, ".1f"),)]
+            if "tokens" not in row:
+                yield _row(row["text"], "", "", "", "", *told)
+                continue
+            moved, volume = (f"{x['median']:.3f} ({x['p95']:.3f})" for x in (row["moved"], row["volume"]))
+            yield _row(row["text"], ", ".join(map(str, row["decimals"])), f"{row['tokens']:.1f}", moved, volume, *told)
     elif result["benchmark"] == "train_step":
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

@@ -375,3 +375,19 @@ def test_pretraining(tmp_path, monkeypatch):
     assert f"| from random weights | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
     pretraining_page.draw(result, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_decimals(tmp_path):
+    import decimals
+    import table
+
+    command = ["--data", "prototypes:validation", "--quick", "--potential", "chgnet", "--out", str(tmp_path)]
+    assert decimals.main(command) == 0
+    made, *rows = only_result(tmp_path)["rows"]
+    assert made["text"] == "made symmetric" and [row["decimals"] for row in rows[:-1]] == list(
+        map(list, decimals.DECIMALS)
+    )
+    assert rows[-1]["text"] == "P1" and rows[-1]["tokens"] > rows[0]["tokens"] > 10
+    by_coordinates = {row["decimals"][0]: row["moved"]["most"] for row in rows[:-1]}
+    assert by_coordinates[4] <= by_coordinates[3] <= by_coordinates[2] < 0.5
+    assert "| symmetry | 2, 2, 1 |" in table.rendered(tmp_path)
