@@ -121,6 +121,14 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 continue
             moved, volume = (f"{x['median']:.3f} ({x['p95']:.3f})" for x in (row["moved"], row["volume"]))
             yield _row(row["text"], ", ".join(map(str, row["decimals"])), f"{row['tokens']:.1f}", moved, volume, *told)
+    elif result["benchmark"] == "stated_groups":
+        yield "| crystals | tolerance, Å | | the stated group | more symmetric | the stated group, mean over groups |"
+        yield "| --- | --: | --: | --: | --: | --: |"
+        for row in result["rows"]:
+            low, high = (100 * x for x in row["interval"])
+            shares = [f"{100 * row['equal']:.1f} % ({low:.1f} to {high:.1f})", f"{100 * row['more_symmetric']:.1f} %"]
+            evenly = f"{100 * row['evenly']:.1f} % of {row['groups']}"
+            yield _row(row["crystals_are"], f"{row['symprec']:g}", f"{row['crystals']:,}", *shares, evenly)
     elif result["benchmark"] == "train_step":
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from jaxcrystal.config import LlamaConfig, LoraConfig, OptimizerConfig, TextFormat
+from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.texts.tokenizer import load_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -384,10 +385,32 @@ def test_decimals(tmp_path):
     command = ["--data", "prototypes:validation", "--quick", "--potential", "chgnet", "--out", str(tmp_path)]
     assert decimals.main(command) == 0
     made, *rows = only_result(tmp_path)["rows"]
-    assert made["text"] == "made symmetric" and [row["decimals"] for row in rows[:-1]] == list(
-        map(list, decimals.DECIMALS)
-    )
+    assert made["text"] == "made symmetric"
+    assert [tuple(row["decimals"]) for row in rows[:-1]] == list(decimals.DECIMALS)
     assert rows[-1]["text"] == "P1" and rows[-1]["tokens"] > rows[0]["tokens"] > 10
     by_coordinates = {row["decimals"][0]: row["moved"]["most"] for row in rows[:-1]}
     assert by_coordinates[4] <= by_coordinates[3] <= by_coordinates[2] < 0.5
     assert "| symmetry | 2, 2, 1 |" in table.rendered(tmp_path)
+
+
+def test_stated_groups(tmp_path):
+    """Of three crystals one has the stated group, one more symmetry, one less."""
+    import stated_groups
+    import table
+
+    cell = [4.0, 4.0, 4.0], [90.0, 90.0, 90.0]
+    salt = Crystal(*cell, [3, 8], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    off = Crystal(*cell, [3, 8], [[0, 0, 0], [0.5, 0.5, 0.45]])
+    crystals = [salt, salt, off]
+    rows = {"index": [0, 1, 2, 3], "status": ["ok"] * 3 + ["truncated"], "written_group": [221, 215, 221, None]}
+    pd.DataFrame(rows | {"cif": [*(one.to_cif() for one in crystals), None]}).to_parquet(tmp_path / "x.parquet")
+    (tmp_path / "report").mkdir()
+    relaxed = pd.DataFrame({"id": ["0", "2", "3"], "relaxed_cif": [salt.to_cif(), salt.to_cif(), None]})
+    relaxed.to_parquet(tmp_path / "report/structures.parquet")
+    out = tmp_path / "out"
+    assert stated_groups.main([str(tmp_path / "x.parquet"), str(tmp_path / "report"), "--out", str(out)]) == 0
+    sampled, _, after, _ = only_result(out)["rows"]
+    assert (sampled["crystals"], sampled["more_symmetric"], sampled["groups"]) == (3, pytest.approx(1 / 3), 2)
+    assert sampled["equal"] == pytest.approx(1 / 3) and sampled["evenly"] == pytest.approx(1 / 4)
+    assert (after["crystals"], after["equal"]) == (2, 1.0)
+    assert "| relaxed | 0.01 | 2 | 100.0 % (" in table.rendered(out)

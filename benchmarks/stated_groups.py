@@ -1,0 +1,82 @@
+"""Whether crystals have the space group that their texts state: as sampled, and as relaxed.
+
+    jaxcrystal sample --model runs/tiny_symmetry_cpu --num 300 --out samples.parquet
+    jaxcrystal evaluate samples.parquet --out report --potential chgnet
+    python benchmarks/stated_groups.py samples.parquet report
+
+A row for each tolerance: of the attempts whose text is a crystal, the share whose found group is the stated one, the
+share that is more symmetric, and the rest; with 95 % intervals (Wilson). Groups come as often as the samples have them;
+`evenly` is the mean over groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import pandas as pd
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.symmetry import symmetrize
+from jaxcrystal.crystals.wyckoff import group
+from jaxcrystal.evaluation.intervals import wilson
+from jaxcrystal.reader.reading import crystal_from_cif
+
+TOLERANCES = (0.01, 0.1)  #: Å
+
+
+def compared(crystals: Sequence[Crystal], stated: Sequence[int], symprec: float) -> dict[str, Any]:
+    """Of crystals whose texts state these groups, by the groups that are found within `symprec`."""
+    found = [symmetrize(crystal, symprec) for crystal in crystals]
+    pairs = [(one and one.crystal.group, group(number)) for one, number in zip(found, stated, strict=True)]
+    equal = np.array([theirs is not None and theirs.number == ours.number for theirs, ours in pairs])
+    higher = np.array([theirs is not None and theirs.order > ours.order for theirs, ours in pairs])
+    by_group = pd.Series(equal).groupby(pd.Series(list(stated))).mean()
+    return {
+        "symprec": symprec,
+        "crystals": len(crystals),
+        "equal": float(equal.mean()),
+        "interval": list(wilson(int(equal.sum()), len(equal))),
+        "more_symmetric": float((higher & ~equal).mean()),
+        "evenly": float(by_group.mean()),
+        "groups": len(by_group),
+    }
+
+
+def rows(ledger: pd.DataFrame, report: pd.DataFrame | None) -> Iterator[dict[str, Any]]:
+    ok = ledger[ledger["status"] == "ok"]
+    crystals = [crystal_from_cif(cif) for cif in ok["cif"]]
+    for symprec in TOLERANCES:
+        yield {"crystals_are": "as sampled"} | compared(crystals, ok["written_group"].astype(int).tolist(), symprec)
+    if report is not None:
+        both = ok.assign(id=ok["index"].astype(str)).merge(report[["id", "relaxed_cif"]].dropna(), on="id")
+        crystals = [crystal_from_cif(cif) for cif in both["relaxed_cif"]]
+        for symprec in TOLERANCES:
+            yield {"crystals_are": "relaxed"} | compared(crystals, both["written_group"].astype(int).tolist(), symprec)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ledger", type=Path, help="a ledger of a model that writes symmetry texts")
+    parser.add_argument(
+        "report", type=Path, nargs="?", help="a folder of `jaxcrystal evaluate` on it, with a potential"
+    )
+    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    options = parser.parse_args(arguments)
+    report = None if options.report is None else pd.read_parquet(options.report / "structures.parquet")
+    found = list(rows(pd.read_parquet(options.ledger), report))
+    result = {"benchmark": "stated_groups", "ledger": options.ledger.name, "rows": found}
+    result["measured"] = machine.facts(uses_accelerator=False)
+    print(f"written to {machine.write('stated_groups', result, options.out)}")
+    for row in found:
+        print(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
