@@ -20,14 +20,14 @@ def over_pairs(
 ) -> T:
     """`work` on the rows and columns of all pairs that are True, a block at a time.
 
-    Behind the last pair rows are out of bounds, so that what is scattered there is dropped.
+    The last block is filled up with a row behind all others, so that what is scattered there is dropped.
     """
     columns = pairs.shape[1]
-    order = jnp.cumsum(pairs.reshape(-1).astype(jnp.int32))
-    blocks = (order[-1] + BLOCK - 1) // BLOCK
 
-    def step(block: Array, result: T) -> T:
-        at = jnp.searchsorted(order, block * BLOCK + jnp.arange(BLOCK) + 1).astype(jnp.int32)
-        return work(at // columns, at % columns, result)
+    def step(carry: tuple[Array, T]) -> tuple[Array, T]:
+        left, result = carry
+        there, at = jax.lax.top_k(left.astype(jnp.float32), min(BLOCK, left.size))
+        at = jnp.where(there > 0, at, left.size)
+        return left.at[at].set(False, mode="drop"), work(at // columns, at % columns, result)
 
-    return jax.lax.fori_loop(0, blocks, step, start)
+    return jax.lax.while_loop(lambda carry: carry[0].any(), step, (pairs.reshape(-1), start))[1]
