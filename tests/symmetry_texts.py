@@ -1,4 +1,4 @@
-"""Texts by symmetry for tests: tokens of several kinds of tokenizers, random walks, and a parser that shares no code."""
+"""Texts by symmetry for tests: several tokenizers' tokens, random walks, and a parser that shares no code."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of
 from jaxcrystal.crystals.wyckoff import LETTERS, SYSTEMS, group, system
 from jaxcrystal.texts.pieces import ragged
-from jaxcrystal.texts.symmetry.grammar import END, Grammar
+from jaxcrystal.texts.symmetry.grammar import END
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -35,7 +35,9 @@ def sizes(number: int, points: np.ndarray, values: int) -> np.ndarray:
 def slots(written: list[tuple[int, np.ndarray, int, int, np.ndarray | None]]) -> tuple[Orbits, jnp.ndarray]:
     """Of each: group and its position, coordinates before the axis, axis, coordinates of an earlier orbit."""
     of = [group(number).positions[place] for number, place, *_ in written]
-    later = [sum(1 << a for a in range(3) if p.free[a] and a > axis) for p, (_, _, _, axis, _) in zip(of, written)]
+    later = [
+        sum(1 << a for a in range(3) if p.free[a] and a > axis) for p, (*_, axis, _) in zip(of, written, strict=True)
+    ]
     before = [np.zeros(3, int) if earlier is None else earlier for *_, earlier in written]
     orbits = Orbits(
         count=jnp.array([earlier is not None for *_, earlier in written], jnp.int32),
