@@ -98,6 +98,19 @@ def tokens_of(tables: Tables, run: str) -> list[int]:
     return [tables.pieces.index(part) for part in groups]
 
 
+def write(crystal: SymmetricCrystal, fmt: TextFormat) -> str:
+    """Its orbits in the order that they have."""
+    decimals = fmt.coord_decimals
+    lines = [" ".join(f"{symbol} {count}" for symbol, count in crystal.composition.items()), f"{crystal.space_group}"]
+    for orbit in crystal.orbits:
+        free = np.array(orbit.frac_coords)[crystal.position(orbit).free]
+        values = [f"{round(float(x) * 10**decimals) % 10**decimals:0{decimals}}" for x in free]
+        lines.append(" ".join([orbit.symbol, orbit.letter, *values]))
+    pairs = zip(crystal.free_parameters, crystal.parameters, strict=True)
+    words = [f"{x:.{fmt.length_decimals if field < 3 else fmt.angle_decimals}f}" for field, x in pairs]
+    return "\n".join([*lines, " ".join(words)])
+
+
 def parse(text: str, fmt: TextFormat) -> tuple[dict[str, int], SymmetricCrystal]:
     """The composition as stated, and the crystal."""
     lines = text.split("\n")

@@ -8,15 +8,18 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from symmetry_texts import Tables, parse, repeated, spelled, stacked, tokens_of, walk
+from some_crystals import p1_crystal
+from symmetry_texts import Tables, parse, repeated, spelled, stacked, tokens_of, walk, write
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.formulas import ordered, read_formula
 from jaxcrystal.crystals.symmetric import SymmetricCrystal
+from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.crystals.wyckoff import GROUPS, group
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import Constraints
@@ -283,54 +286,81 @@ def test_letters_are_those_that_can_be_and_no_others(number, composition):
     assert len(found) == len(wanted)
 
 
-def follow(text: str, constraints: Constraints = Constraints(), grammar: Grammar | None = None) -> int | None:  # noqa: B008
-    """The first letter that is not allowed; None: all are."""
-    grammar = usual() if grammar is None else grammar
-    letter = {int(token): place for place, token in enumerate(grammar.tokens)}
-    pieces = re.findall(r" [A-Z][a-z]?(?= )| [a-zA](?=[ \n])|[A-Z][a-z]?|.|\n", text)
-    letters = [letter[TABLES.pieces.index(piece)] for piece in pieces] + [letter[TABLES.eos]]
-    state = grammar.start(repeated(grammar.limits(constraints), tree().size))
-    for at, each in enumerate(letters):
-        if not tree().allowed(state)[0, each]:
-            return at
-        state = tree().advance(state, jnp.full(tree().size, each))
-    return None
+def pieces(text: str) -> list[str]:
+    """Of which `Tables.build()` has tokens."""
+    return re.findall(r" [A-Z][a-z]?(?= |$)| [a-zA](?=[ \n])|[A-Z][a-z]?|.|\n", text)
+
+
+def first_wrong(texts: list[str], grammar: Grammar) -> list[int | None]:
+    """The first piece that is not allowed, or behind the last the end; None: all are."""
+    letter = {TABLES.pieces[token]: place for place, token in enumerate(grammar.tokens)}
+    rows = [[*(letter[piece] for piece in pieces(text)), letter["<eos>"]] for text in texts]
+    letters = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for row, those in zip(letters, rows, strict=True):
+        row[: len(those)] = those
+
+    @jax.jit
+    def follow(letters):
+        def step(state, letter):
+            allowed = jnp.take_along_axis(grammar.allowed(state), letter[:, None], axis=1)[:, 0]
+            return grammar.advance(state, letter), allowed
+
+        return jax.lax.scan(step, grammar.start(repeated(grammar.limits(), len(letters))), letters.T)[1].T
+
+    wrong = [np.flatnonzero(~ok[: len(row)]) for ok, row in zip(np.asarray(follow(letters)), rows, strict=True)]
+    return [int(at[0]) if len(at) else None for at in wrong]
 
 
 PEROVSKITE = "Sr 1 Ti 1 O 3\n221\nSr a\nTi b\nO c\n3.9"
 
 
-def test_a_text_that_is_right_is_let_through():
-    assert follow(PEROVSKITE) is None
-    assert follow(PEROVSKITE.replace("Sr a\nTi b\nO c", "Sr b\nTi a\nO d")) is None
-    assert follow("Ti 4 O 8\n62\nTi c 25 07\nO c 00 50\nO c 50 50\n4.5 5.5 9.9") is None
-    assert follow("Fe 1\n229\nFe a\n2.9") is None
-    assert follow("P 4\n2\nP i 10 20 30\nP i 10 20 31\n4.0 5.0 6.0 80 90 100") is None
-    assert follow("P 2\n15\nP e 25\n4.0 5.0 6.0 95") is None
+RIGHT = [
+    PEROVSKITE,
+    PEROVSKITE.replace("Sr a\nTi b\nO c", "Sr b\nTi a\nO d"),
+    "Ti 4 O 8\n62\nTi c 25 07\nO c 00 50\nO c 50 50\n4.5 5.5 9.9",
+    "Fe 1\n229\nFe a\n2.9",
+    "P 4\n2\nP i 10 20 30\nP i 10 20 31\n4.0 5.0 6.0 80 90 100",
+    "P 2\n15\nP e 25\n4.0 5.0 6.0 95",
+]
+WRONG = {
+    "Ti 1 Sr": " Sr",  # elements in order
+    "Sr 1 Ti 1 O 3\n221\nTi": "Ti",
+    PEROVSKITE.replace("Ti b", "Ti a"): " a",  # taken
+    PEROVSKITE.replace("Sr a", "Sr c"): " c",  # too many atoms
+    PEROVSKITE.replace("O c", "O a"): " a",
+    "Sr 0": "0",
+    "Sr 1 Ti 1 O 3\n230\n": "0",
+    "Sr 1 Ti 1 O 3\n231\n": "1",
+    "P 2\n2\nP i 00 50 50\n": "0",  # a centre
+    "P 4\n2\nP i 10 20 30\nP i 90 80 70\n": "0",  # the same points
+    "P 8\n225\nP f 25\n": "5",  # on c
+    "Sr 1 Ti 1 O 3\n221\nSr a\nTi b\nO c\n0.6": "6",
+    f"{PEROVSKITE} ": " ",
+}
 
 
-@pytest.mark.parametrize(
-    "text, wrong",
-    [
-        ("Ti 1 Sr", " Sr"),  # elements in order
-        ("Sr 1 Ti 1 O 3\n221\nTi", "Ti"),
-        (PEROVSKITE.replace("Ti b", "Ti a"), " a"),  # taken
-        (PEROVSKITE.replace("Sr a", "Sr c"), " c"),  # too many atoms
-        (PEROVSKITE.replace("O c", "O a"), " a"),
-        ("Sr 0", "0"),
-        ("Sr 1 Ti 1 O 3\n230\n", "0"),
-        ("Sr 1 Ti 1 O 3\n231\n", "1"),
-        ("P 2\n2\nP i 00 50 50\n", "0"),  # a centre
-        ("P 4\n2\nP i 10 20 30\nP i 90 80 70\n", "0"),  # the same points
-        ("P 8\n225\nP f 25\n", "5"),  # on c
-        ("Sr 1 Ti 1 O 3\n221\nSr a\nTi b\nO c\n0.6", "6"),
-        (f"{PEROVSKITE} ", " "),
-    ],
-)
-def test_a_text_that_is_wrong_is_stopped_where_it_is(text, wrong):
-    at = follow(text)
-    pieces = re.findall(r" [A-Z][a-z]?(?= |$)| [a-zA](?=[ \n])|[A-Z][a-z]?|.|\n", text)
-    assert at is not None and pieces[at] == wrong
+def test_texts_that_are_right_are_let_through_and_others_stopped_where_they_are_wrong():
+    found = first_wrong([*RIGHT, *WRONG], usual())
+    assert found[: len(RIGHT)] == [None] * len(RIGHT)
+    for at, (text, piece) in zip(found[len(RIGHT) :], WRONG.items(), strict=True):
+        assert at is not None and pieces(text)[at] == piece, text
+
+
+@pytest.mark.parametrize("decimals", [2, 3])
+def test_no_crystal_of_mp20_is_impossible(shared, decimals):
+    """Made symmetric; but for those that are no crystals once they are rounded."""
+    fmt = TextFormat(coord_decimals=decimals, length_decimals=2)
+    cifs = pd.read_parquet(shared / "data/mp20/val.parquet", columns=["cif"])["cif"][::30]
+    found = [symmetrize(p1_crystal(cif)) for cif in cifs]
+    texts = [write(each.crystal.sorted(), fmt) for each in found if each is not None]
+    assert len(texts) > 250
+    lost = 0
+    for text, wrong in zip(texts, first_wrong(texts, build(fmt=fmt, limit=500)), strict=True):
+        if wrong is not None:
+            with pytest.raises(UserError):
+                parse(text, fmt)
+            lost += 1
+    assert lost < 3
 
 
 def test_idle_slots_may_advance_by_any_letter():
@@ -373,7 +403,7 @@ def test_decimals_that_do_not_do_are_refused(decimals):
 
 def test_a_limit_that_holds_no_atom_is_refused():
     with pytest.raises(
-        UserError, match="a crystal of one atom can take [0-9]+ tokens, but max_new_tokens is 20"
+        UserError, match=r"a crystal of one atom can take [0-9]+ tokens, but max_new_tokens is 20"
     ) as error:
         build(limit=20)
     least = int(re.search("take ([0-9]+) tokens", str(error.value))[1])
