@@ -35,6 +35,18 @@ def atoms(typed: str) -> tuple[int, int] | str:
         raise argparse.ArgumentTypeError(f"{typed!r} is neither a number nor a range like 4-12 nor any") from None
 
 
+def groups(typed: str) -> tuple[int, ...]:
+    """`221,225` or `195-230`, or several of these, as numbers of space groups."""
+    found: list[int] = []
+    try:
+        for part in typed.replace(" ", "").split(","):
+            low, dash, high = part.partition("-")
+            found += range(int(low), int(high if dash else low) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed!r} are no space groups; write them like 221,225 or 195-230") from None
+    return tuple(found)
+
+
 def interval(typed: str) -> tuple[float, float]:
     """`2.5-30` as two numbers."""
     try:

@@ -70,6 +70,12 @@ def add(verb: Callable) -> None:
     limits.add_argument("--require", type=options.symbols, metavar="A,B", help="elements, each at least once")
     limits.add_argument("--allow", type=options.symbols, metavar="A,B", help="elements; all others are forbidden")
     limits.add_argument("--forbid", type=options.symbols, metavar="A,B", help="elements")
+    limits.add_argument(
+        "--space-groups",
+        type=options.groups,
+        metavar="N,M",
+        help="one of which the text states: 221,225 or 195-230; for models that write crystals by their symmetry",
+    )
     limits.add_argument("--lengths", type=options.interval, metavar="X-Y", help="of the cell's edges, Å")
     limits.add_argument("--angles", type=options.interval, metavar="X-Y", help="of the cell, degrees")
     limits.add_argument(
@@ -82,6 +88,11 @@ def add(verb: Callable) -> None:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
     command.add_argument(
         "--symprec", type=float, default=0.1, metavar="X", help="Å, for the symmetrized CIF beside the one in P1"
+    )
+    command.add_argument(
+        "--exact-symmetry",
+        action="store_true",
+        help="a crystal that is more symmetric than its text says is not ok; with --num-valid others are drawn instead",
     )
     command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
@@ -118,6 +129,7 @@ def run(args: argparse.Namespace) -> None:
         "required": args.require and tuple(args.require),
         "allowed": args.allow and tuple(args.allow),
         "forbidden": args.forbid and tuple(args.forbid),
+        "space_groups": args.space_groups,
         "lengths": args.lengths,
         "angles": args.angles,
     }
@@ -140,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
         min_p=args.min_p,
         seed=args.seed,
         symprec=args.symprec,
+        exact_symmetry=args.exact_symmetry,
         slots=args.slots,
         cache_dtype=args.cache_dtype,
         max_new_tokens=args.max_new_tokens,
@@ -149,6 +162,8 @@ def run(args: argparse.Namespace) -> None:
         return
     shares = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
+    if report.more_symmetric:
+        print(f"{report.more_symmetric} of them are more symmetric than they say (column `higher_symmetry`)")
     if report.effective_number is not None:
         print(
             f"column `resampled`: {args.resample} of each prompt's attempts, by weights under which the "

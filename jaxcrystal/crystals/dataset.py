@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,13 @@ import pyarrow.parquet as pq
 
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
+from jaxcrystal.crystals.wyckoff import LETTERS
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import local
+
+if TYPE_CHECKING:
+    from jaxcrystal.crystals.symmetry import Symmetrized
 
 #: What is known of a crystal beside its structure, under the names of `config.ATTRIBUTES`; all may be null.
 LABELS = pa.schema(
@@ -50,6 +56,19 @@ SCHEMA = pa.schema(
     ]
 )
 
+#: The same crystal by its symmetry (`crystals.symmetric_batch`), made exactly symmetric; null where none was found.
+SYMMETRY = pa.schema(
+    [
+        ("symmetry.space_group", pa.int32()),  # that was found, whatever the label states
+        ("symmetry.cell", pa.list_(pa.float64())),  # a, b, c in Å, α, β, γ in degrees, of the conventional cell
+        ("symmetry.species", pa.list_(pa.int32())),  # atomic number of each orbit
+        ("symmetry.letters", pa.list_(pa.string())),  # of each description, its orbits' letters; the canonical first
+        ("symmetry.frac_coords", pa.list_(pa.float64())),  # of description, orbit and axis, in this order
+        ("symmetry.symprec", pa.float64()),  # Å, the tolerance at which the group was found
+        ("symmetry.moved", pa.float64()),  # Å, by which the atom that moved most was moved
+    ]
+)
+
 #: The key of the file's metadata under which `store` notes where the rows came from, as JSON.
 PROVENANCE = b"jaxcrystal"
 
@@ -64,6 +83,8 @@ class CrystalSet:
     ids: tuple[str, ...]
     batch: CrystalBatch  #: numpy arrays of all crystals, `[len(self), ...]`, padded to the largest
     labels: pa.Table  #: columns of `LABELS`, one row a crystal, null where not known
+    #: All crystals by their symmetry. Raises UserError where a file does not hold it, or a crystal has none.
+    symmetric: Callable[[], SymmetricBatch] = field(default=lambda: _unknown(), compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,11 +106,24 @@ class CrystalSet:
         if not len(ids) == len(crystals) == len(attributes):
             raise UserError(f"{len(crystals)} crystals with {len(ids)} ids and {len(attributes)} sets of attributes")
         labels = pa.Table.from_pylist([dict(known) for known in attributes], schema=LABELS)
-        return cls(tuple(ids), CrystalBatch.from_crystals(crystals), labels)
+        looking = partial(SymmetricBatch.found, crystals, ids)
+        return cls(tuple(ids), CrystalBatch.from_crystals(crystals), labels, looking)
 
 
-def store(crystals: CrystalSet, path: Path, provenance: Mapping[str, Any]) -> None:
-    """Writes a data set, whole or not at all. Raises UserError if `path` cannot be written."""
+def _unknown() -> SymmetricBatch:
+    raise UserError("nobody has looked for the symmetry of these crystals")
+
+
+def store(
+    crystals: CrystalSet,
+    path: Path,
+    provenance: Mapping[str, Any],
+    symmetries: Sequence[Symmetrized | None] | None = None,
+) -> None:
+    """Writes a data set, whole or not at all, with the symmetry of each crystal where it was looked for.
+
+    Raises UserError if `path` cannot be written.
+    """
     batch = crystals.batch
     counts = np.asarray(batch.num_atoms, np.int64)
     present = np.arange(batch.species.shape[1]) < counts[:, None]
@@ -110,7 +144,12 @@ def store(crystals: CrystalSet, path: Path, provenance: Mapping[str, Any]) -> No
         ragged(coords, 3 * counts),
         *(crystals.labels[name] for name in LABELS.names),
     ]
-    schema = SCHEMA.with_metadata({PROVENANCE: json.dumps(provenance)})
+    schema = SCHEMA
+    if symmetries is not None:
+        schema = pa.schema([*SCHEMA, *SYMMETRY])
+        found = pa.Table.from_pylist([_row(one) for one in symmetries], schema=SYMMETRY)
+        columns += [found[name] for name in SYMMETRY.names]
+    schema = schema.with_metadata({PROVENANCE: json.dumps(provenance)})
     with written_whole(path) as unfinished, unfinished.open("wb") as file:  # pyarrow takes no path that is not UTF-8
         pq.write_table(pa.table(columns, schema=schema), file)
 
@@ -137,8 +176,46 @@ def load(path: str | Path) -> CrystalSet:
         found = table.schema.field(column.name).type
         if found != column.type:
             raise UserError(f"{path}: column {column.name!r} holds {found}, expected {column.type}; {_remedy(path)}")
+    looking = partial(_symmetric, table, path)
     table = table.select(SCHEMA.names).combine_chunks()
-    return CrystalSet(tuple(table["material_id"].to_pylist()), _batch(table, path), table.select(LABELS.names))
+    return CrystalSet(tuple(table["material_id"].to_pylist()), _batch(table, path), table.select(LABELS.names), looking)
+
+
+def _row(found: Symmetrized | None) -> dict[str, Any]:
+    """Of the columns of `SYMMETRY`; every number on the grid."""
+    if found is None:
+        return dict.fromkeys(SYMMETRY.names)
+    batch = SymmetricBatch.of([found.descriptions])
+    values = (
+        int(batch.space_group[0]),
+        (batch.cell[0] / 2**CELL_BITS).tolist(),
+        batch.species[0].tolist(),
+        ["".join(LETTERS[i] for i in letters) for letters in batch.letters[0]],
+        (batch.frac_coords[0].reshape(-1) / 2**COORD_BITS).tolist(),
+        found.symprec,
+        found.moved,
+    )
+    return dict(zip(SYMMETRY.names, values, strict=True))
+
+
+def _symmetric(table: pa.Table, path: str | Path) -> SymmetricBatch:
+    """The crystals of a table by their symmetry."""
+    if not set(SYMMETRY.names) <= set(table.column_names):
+        raise UserError(f"{path} was prepared without symmetry, before there was any; prepare it again")
+    rows = table.select(SYMMETRY.names).to_pylist()
+    names = [name.partition(".")[2] for name in SYMMETRY.names]
+    crystals = []
+    for number, row in enumerate(rows):
+        group, cell, species, letters, coords, *_ = row.values()
+        where = f"{path}, row {number} ({table['material_id'][number]})"
+        if group is None:
+            raise UserError(f"{where}: no space group was found at any tolerance; leave this row out")
+        try:
+            shaped = np.reshape(np.array(coords, np.float64), (len(letters), len(species), 3))
+            crystals.append((group, cell, species, letters, shaped))
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: {', '.join(names[2:5])} disagree; prepare it again") from None
+    return SymmetricBatch.read(crystals)
 
 
 def _remedy(path: str | Path) -> str:

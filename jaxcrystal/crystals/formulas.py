@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import gcd, inf
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER
@@ -73,8 +73,13 @@ def unit(formula: str) -> str:
     return _spelled(reduced(read_formula(formula)))
 
 
+def ordered(symbols: Iterable[str]) -> list[str]:
+    """Elements as a formula names them: the least electronegative first, those that no table has last."""
+    return sorted(symbols, key=lambda symbol: (ELECTRONEGATIVITY.get(symbol, inf), symbol))
+
+
 def _spelled(counts: Mapping[str, int]) -> str:
-    symbols = sorted(counts, key=lambda symbol: (_electronegativity(symbol), symbol))
+    symbols = ordered(counts)
     anion = ""
     if len(symbols) >= 3:
         pair = symbols[-2:]

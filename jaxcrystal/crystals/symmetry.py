@@ -1,177 +1,128 @@
-"""A crystal with its symmetry: the conventional cell, the space group, its operations and one atom of every orbit.
+"""Finds the space group of a crystal, and writes the crystal by it.
 
-spglib (Togo et al., Sci. Technol. Adv. Mater. Methods 4, 2384822 (2024), arXiv 1808.01590) finds the group of a
-crystal that is symmetric to within a tolerance, and refines it: cell and positions become exactly symmetric. The
-refined crystal stands in the first setting that spglib's table has for the group: origin choice 1, hexagonal axes for
-rhombohedral groups, unique axis b and cell choice 1 for monoclinic ones. The operations are the table's for that same
-setting, not those found in the crystal as it was given, whose axes and origin are others.
+moyo (Shinohara; spglib's successor) finds the group of a crystal that is symmetric to within
+a tolerance, and refines it: cell and positions become exactly symmetric, in `Setting.standard()`. Orbits and letters
+are then read off the refined cell by our own tables, so that the two agree or the tolerance is made smaller.
 """
 
 from __future__ import annotations
 
-import os
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
+import moyopy
 import numpy as np
-import spglib
 from jaxtyping import Float, Int
 
-from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.descriptions import descriptions
+from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, vectors
+from jaxcrystal.crystals.symmetric_cif import to_cif
+from jaxcrystal.crystals.wyckoff import Group, group
 from jaxcrystal.errors import UserError
 
-#: Digits behind the point. 1/3 comes out near enough that readers see that images coincide; `Crystal` holds no more.
-DECIMALS = 8
-
-
-@dataclass(frozen=True)
-class Site:
-    """An atom of the asymmetric unit; it stands for its whole orbit."""
-
-    symbol: str  #: of the element
-    multiplicity: int  #: atoms of the orbit in the conventional cell
-    wyckoff: str  #: letter
-    frac_coords: tuple[float, float, float]
+SYMPREC = 0.1  #: Å; usual for crystals that are not relaxed
+#: Tolerances that are tried, as shares of the one asked for.
+SMALLER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-4)
+logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns of operations in the given cell, which nobody asks for
+FOUND = 1e-4  #: fractions of an edge: how near refined atoms lie to where they belong
 
 
 @dataclass(frozen=True, eq=False)
-class SymmetrizedCrystal:
-    """A crystal that its space group maps exactly onto itself, in the group's standard setting."""
+class Symmetrized:
+    """A crystal, made exactly symmetric."""
 
-    formula: str  #: reduced, as `Crystal.formula`
-    number: int  #: of the space group, 1 to 230
-    symbol: str  #: short Hermann-Mauguin symbol with blanks and without underscores, for example P 21/c
-    hall_symbol: str  #: says the setting too
-    lengths: Float[np.ndarray, "3"]  #: a, b, c of the conventional cell in Å
-    angles: Float[np.ndarray, "3"]  #: α, β, γ in degrees
-    rotations: Int[np.ndarray, "operations 3 3"]  #: the identity first; x goes to rotation @ x + translation
-    translations: Float[np.ndarray, "operations 3"]  #: centring translations are operations of their own
-    sites: tuple[Site, ...]  #: in the order in which the crystal first names them
-    symprec: float  #: Å, the tolerance that the group was looked for with
+    descriptions: tuple[SymmetricCrystal, ...]  #: all ways to write it, the canonical one first
+    symprec: float  #: Å, the tolerance at which its group was found
+    moved: float  #: Å, how far the atom that moved most is from where it was
+
+    @property
+    def crystal(self) -> SymmetricCrystal:
+        """The canonical description."""
+        return self.descriptions[0]
 
     def to_cif(self) -> str:
-        """CIF with the operations, multiplicities and Wyckoff letters; its first line names spglib and symprec."""
-        lengths = [f"_cell_length_{edge} {_decimal(x)}" for edge, x in zip("abc", self.lengths, strict=True)]
-        corners = zip(("alpha", "beta", "gamma"), self.angles, strict=True)
-        operations = zip(self.rotations, self.translations, strict=True)
-        return "\n".join(
-            [
-                f"# refined by spglib {spglib.__version__} with symprec {self.symprec:g} Angstrom",
-                f"data_{self.formula}",
-                f"_space_group_name_H-M_alt '{self.symbol}'",
-                f"_space_group_name_Hall '{self.hall_symbol}'",
-                f"_space_group_IT_number {self.number}",
-                *lengths,
-                *(f"_cell_angle_{corner} {_decimal(x)}" for corner, x in corners),
-                "loop_",
-                "_space_group_symop_id",
-                "_space_group_symop_operation_xyz",
-                *(f"{i} '{_xyz(*operation)}'" for i, operation in enumerate(operations, start=1)),
-                "loop_",
-                *(f"_atom_site_{column}" for column in ("type_symbol", "label", "symmetry_multiplicity")),
-                *(f"_atom_site_{column}" for column in ("Wyckoff_symbol", "fract_x", "fract_y", "fract_z")),
-                "_atom_site_occupancy",
-                *(
-                    f"{s.symbol} {s.symbol}{i} {s.multiplicity} {s.wyckoff} {' '.join(map(_decimal, s.frac_coords))} 1"
-                    for i, s in enumerate(self.sites)
-                ),
-                "",
-            ]
-        )
+        """The conventional cell with operations and letters (`symmetric_cif`)."""
+        return to_cif(self.crystal, self.symprec)
 
 
-def symmetrize(crystal: Crystal, symprec: float = 0.1) -> SymmetrizedCrystal | None:
-    """The crystal in the conventional cell of its space group, made exactly symmetric; None if spglib finds no group.
+def symmetrize(crystal: Crystal, symprec: float = SYMPREC) -> Symmetrized | None:
+    """The crystal written by its space group; None where no group is found at any tolerance.
 
-    `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits at that tolerance, spglib
-    tries smaller ones by itself. None is rare and means that all failed, mostly because atoms of one element lie
-    closer than `symprec`; or that the cell is flat to within float64. A crystal without symmetry is not None but of
-    space group 1, in its reduced cell.
-    Raises UserError if `symprec` is not a positive number (spglib would end the process).
+    `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits, or an atom would have to move
+    further than that, smaller ones are tried. None is rare, and means that atoms of one element lie on each other or
+    that the cell is flat to within float64. A crystal without symmetry is not None but of space group 1.
+
+    Raises UserError if `symprec` is not a positive number.
     """
     if not 0 < symprec < np.inf:
         raise UserError(f"symprec is a distance in Å above 0, found {symprec}")
-    found = _dataset(crystal, symprec)
-    if found is None:
-        return None
-    group = spglib.get_spacegroup_type(found.hall_number)
-    operations = spglib.get_symmetry_from_database(found.hall_number)
-    metric = found.std_lattice @ found.std_lattice.T
-    lengths = np.sqrt(np.diag(metric))
-    return SymmetrizedCrystal(
-        formula=crystal.formula,
-        number=found.number,
-        symbol=group.international.split(" = ")[0].replace("_", ""),
-        hall_symbol=group.hall_symbol,
-        lengths=lengths,
-        angles=np.degrees(np.arccos((metric / np.outer(lengths, lengths))[[1, 0, 0], [2, 2, 1]])),
-        rotations=operations["rotations"],
-        translations=operations["translations"],
-        sites=_sites(found, operations),
-        symprec=symprec,
-    )
+    for tolerance in (round(symprec * share, 12) for share in SMALLER):
+        if (found := _refined(crystal, tolerance)) is not None:
+            return found
+    return None
 
 
-def _dataset(crystal: Crystal, symprec: float) -> spglib.SpglibDataset | None:
-    # A failure is an answer of ours; spglib need not also print about it.
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")
+def _refined(crystal: Crystal, symprec: float) -> Symmetrized | None:
     try:
-        cell = _lattice(crystal), crystal.frac_coords, crystal.species
-    except np.linalg.LinAlgError:  # so flat that float64 finds no third direction
+        lattice = vectors(crystal.lengths, crystal.angles)
+        cell = moyopy.Cell(lattice.tolist(), crystal.frac_coords.tolist(), crystal.species.tolist())
+        dataset = moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
+    except (np.linalg.LinAlgError, ValueError):  # flat, or no group at this tolerance
         return None
+    if dataset.symprec < symprec:  # moyo halves it at once
+        return None
+    refined = dataset.std_cell
+    rows, points, species = np.array(refined.basis), np.array(refined.positions), np.array(refined.numbers)
+    moved = _moved(dataset, crystal, rows, points, species)
+    if moved > symprec:
+        return None
+    orbits = tuple(_orbits(group(dataset.number), points, species))
+    lengths = np.linalg.norm(rows, axis=1)
+    a, b, c = rows / lengths[:, None]
+    angles = np.degrees(np.arccos(np.clip([b @ c, c @ a, a @ b], -1, 1)))
     try:
-        return spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except getattr(spglib, "SpglibError", ()):  # what returns None up to spglib 2.8 is announced to raise later
+        exact = SymmetricCrystal(dataset.number, lengths, angles, orbits)
+    except UserError:  # atoms that lie on each other
         return None
+    atoms = len(crystal) * abs(np.linalg.det(dataset.std_linear))  # that the conventional cell must have
+    if abs(sum(exact.composition.values()) * exact.group.centring - atoms) > 0.5:
+        return None
+    return Symmetrized(tuple(descriptions(exact)), symprec, moved)
 
 
-def _lattice(crystal: Crystal) -> Float[np.ndarray, "3 3"]:
-    """Cell vectors as rows, in Å; right-handed. Their scalar products say all, and Cholesky's factor has these."""
-    ca, cb, cg = np.cos(np.radians(crystal.angles))
-    cosines = np.array([[1, cg, cb], [cg, 1, ca], [cb, ca, 1]])
-    return np.linalg.cholesky(cosines * np.outer(crystal.lengths, crystal.lengths))
+def _moved(
+    dataset: moyopy.MoyoDataset,
+    crystal: Crystal,
+    rows: Float[np.ndarray, "3 3"],
+    points: Float[np.ndarray, "atoms 3"],
+    species: Int[np.ndarray, "atoms"],
+) -> float:
+    """How far, in Å of the refined cell, the given atoms are from the refined ones of their element, at most."""
+    before = (crystal.frac_coords - dataset.std_origin_shift) @ np.linalg.inv(np.array(dataset.std_linear)).T
+    away = before[:, None] - points
+    away -= np.round(away)
+    distances = np.linalg.norm(away @ rows, axis=-1)
+    distances[crystal.species[:, None] != species] = np.inf
+    return float(distances.min(1).max())
 
 
-def _sites(found: spglib.SpglibDataset, operations: dict[str, np.ndarray]) -> tuple[Site, ...]:
-    """One refined atom of every orbit. Given and refined atoms are matched through the primitive cell of both."""
-    given = {p: atom for atom, p in enumerate(found.mapping_to_primitive)}
-    atoms = [given[p] for p in found.std_mapping_to_primitive]
-    orbits = found.crystallographic_orbits[atoms]
-    sites = []
-    for orbit in np.unique(orbits):
-        first, *others = np.flatnonzero(orbits == orbit)
-        symbol, letter, multiplicity = ELEMENTS[found.std_types[first]], found.wyckoffs[atoms[first]], 1 + len(others)
-        exact = _on_site(found.std_positions[first], multiplicity, found.std_lattice, **operations)
-        coords = np.round(exact, DECIMALS) % 1
-        sites.append(Site(symbol, multiplicity, letter, tuple(coords.tolist())))
-    return tuple(sites)
-
-
-def _on_site(
-    point: Float[np.ndarray, "3"],
-    multiplicity: int,
-    lattice: Float[np.ndarray, "3 3"],
-    rotations: Int[np.ndarray, "operations 3 3"],
-    translations: Float[np.ndarray, "operations 3"],
-) -> Float[np.ndarray, "3"]:
-    """The special position near a point: the mean of its images under the operations that leave the position alone.
-
-    spglib has done this already, except that some crystals come back with an orbit where it was found (2.5 to 2.8.0).
-    """
-    moves = rotations @ point + translations - point
-    moves -= np.round(moves)
-    nearest = np.argsort(np.linalg.norm(moves @ lattice, axis=1))
-    return point + moves[nearest[: len(rotations) // multiplicity]].mean(axis=0)
-
-
-def _decimal(x: float) -> str:
-    return np.format_float_positional(np.round(x, DECIMALS), trim="-")
-
-
-def _xyz(rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]) -> str:
-    """An operation as CIF writes it: -x+y, x, z+1/3. Translations of all space groups are multiples of 1/12."""
-    rows = []
-    for row, shift in zip(rotation, translation, strict=True):
-        terms = "".join(f"{'-' if n < 0 else '+'}{axis}" for n, axis in zip(row, "xyz", strict=True) if n)
-        rows.append(terms.removeprefix("+") + (f"+{Fraction(round(12 * shift), 12)}" if shift else ""))
-    return ", ".join(rows)
+def _orbits(here: Group, points: Float[np.ndarray, "atoms 3"], species: Int[np.ndarray, "atoms"]) -> Iterator[Orbit]:
+    """One of every orbit of the refined atoms; those that belong nowhere are left out."""
+    left = np.ones(len(points), bool)
+    while left.any():
+        first = int(np.argmax(left))
+        images = here.operations.images(points[first])
+        away = images[:, None] - points
+        together = (np.abs(away - np.round(away)) < FOUND).all(-1).any(0) & (species == species[first])
+        left[first] = False
+        left &= ~together
+        own = points[together]
+        for position in here.positions:
+            if position.multiplicity == len(own):
+                off = position.representative(own) - own
+                near = (np.abs(off - np.round(off)) < FOUND).all(1)
+                if near.any():
+                    yield Orbit(int(species[first]), position.letter, tuple(own[np.argmax(near)].tolist()))
+                    break

@@ -74,6 +74,7 @@ def prepare(
     *,
     niggli: bool = True,
     max_atoms: int | None = 20,
+    symprec: float = 0.1,
     workers: int = 0,
 ) -> PrepareReport:
     """Checks crystals, reduces them to the Niggli cell, and stores them in the folder `out`, as `train` reads them.
@@ -83,6 +84,7 @@ def prepare(
       files to sources, or one source that is no mapping, whose file is crystals.parquet.
     - `niggli`: whether cells are reduced.
     - `max_atoms`: larger cells are left out; None: none is.
+    - `symprec`: in Å, how far a crystal may be from symmetric, to be written by its symmetry too.
 
     What is left out, and why, is in the report, and in `out`. Raises UserError if an input cannot be read, two have one
     name, or `out` cannot be written.
@@ -99,7 +101,9 @@ def prepare(
     else:
         named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
         places = [replace(_rows(source, name, None), path=Path(name)) for name, source in named.items()]
-    return preparing.prepare(places, Path(out), niggli=niggli, max_atoms=max_atoms, workers=max(workers, 1))
+    return preparing.prepare(
+        places, Path(out), niggli=niggli, max_atoms=max_atoms, symprec=symprec, workers=max(workers, 1)
+    )
 
 
 def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> TrainReport:

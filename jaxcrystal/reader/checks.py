@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.symmetry import SYMPREC, Symmetrized, symmetrize
 from jaxcrystal.errors import UserError
 from jaxcrystal.reader.cif import check_cell
 from jaxcrystal.reader.rows import Refused, Row
@@ -51,8 +52,11 @@ class Checks:
 
     niggli: bool = True  #: store the Niggli-reduced cell
     max_atoms: int | None = 20  #: leave larger cells out
+    symprec: float = SYMPREC  #: Å, how far a crystal may be from symmetric
 
     def __post_init__(self) -> None:
+        if not 0 < self.symprec < math.inf:
+            raise UserError(f"symprec is {self.symprec}; it must be above 0 Å")
         if self.max_atoms is not None and self.max_atoms < 1:
             raise UserError(f"max_atoms is {self.max_atoms}; every cell has at least 1")
 
@@ -74,6 +78,7 @@ class Checked:
     row: int  #: from 0 within its file
     id: str
     crystal: Crystal
+    symmetry: Symmetrized | None  #: None where no space group is found at any tolerance
     labels: dict[str, Any]  #: by name of `config.ATTRIBUTES`; only what is known
     doubts: tuple[Finding, ...]
     notes: tuple[str, ...]  #: what reading changed, or did not use
@@ -99,7 +104,9 @@ def check(row: Row, checks: Checks) -> Checked | Finding:
     except _LeftOut as error:
         return Finding(row.row, row.id, error.reason, error.message)
     findings = tuple(Finding(row.row, row.id, kind, message) for kind, message in doubts)
-    return Checked(row.row, row.id, crystal, labels, findings, row.notes, _duplicate_key(crystal, distances))
+    symmetry = symmetrize(crystal, checks.symprec)
+    key = _duplicate_key(crystal, distances)
+    return Checked(row.row, row.id, crystal, symmetry, labels, findings, row.notes, key)
 
 
 def _reduced(crystal: Crystal, checks: Checks) -> Crystal:

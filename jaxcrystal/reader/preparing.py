@@ -27,6 +27,7 @@ import jaxcrystal
 from jaxcrystal import locks
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
+from jaxcrystal.crystals.symmetry import SYMPREC
 from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.checks import Checked, Checks, Finding, check
 from jaxcrystal.reader.reading import interpret
@@ -36,6 +37,7 @@ from jaxcrystal.workers import Lost, each, local
 
 #: Fewer rows than this are done before a second process has started.
 WORTH_PROCESSES = 1000
+MOVED = 0.05  #: Å; crystals with an atom that moves further when they are made symmetric are counted
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class PartReport:
     doubts: dict[str, int]  #: disbelieved labels of kept rows, by `checks.Doubt`
     missing: dict[str, int]  #: kept rows that lack a label, by name of `config.ATTRIBUTES`
     atoms: dict[int, int]  #: kept rows by number of atoms
+    symmetry: dict[str, int]  #: kept rows by what came of looking for their space group, see `_symmetry`
     repeated_ids: dict[str, int]  #: ids of more than one kept row, with their number
     ignored_columns: tuple[str, ...]
     seconds: float
@@ -70,6 +73,8 @@ class PartReport:
         for what, counts in (("labels missing", self.missing), ("labels doubted", self.doubts)):
             if any(counts.values()):
                 lines.append(f"  {what}: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
+        if found := {what: n for what, n in self.symmetry.items() if n}:
+            lines.append("  symmetry: " + ", ".join(f"{n} {what}" for what, n in found.items()))
         lines += [f"  noted: {n} x {note}" for note, n in self.notes.items()]
         if self.ignored_columns:
             lines.append(f"  columns ignored: {', '.join(self.ignored_columns)}")
@@ -99,15 +104,17 @@ def prepare(
     *,
     niggli: bool = True,
     max_atoms: int | None = 20,
+    symprec: float = SYMPREC,
     workers: int = 2,
 ) -> PrepareReport:
     """Writes one part an input (a path, or what was read before) to the folder `out` (two for `prototypes`).
 
-    Rows are reduced to the Niggli cell if `niggli`, left out if they have more than `max_atoms` atoms, and checked in
-    `workers` processes. Raises UserError if an input cannot be read, two have one name, or `out` cannot be written.
+    Rows are reduced to the Niggli cell if `niggli`, left out if they have more than `max_atoms` atoms, written by their
+    symmetry too, which is looked for within `symprec` (Å), and checked in `workers` processes. Raises UserError if an
+    input cannot be read, two have one name, or `out` cannot be written.
     """
     started = time.monotonic()
-    checks = Checks(niggli, max_atoms)
+    checks = Checks(niggli, max_atoms, symprec)
     # Read all before writing any: a misspelt last input must not cost the work on the others.
     sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
     origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
@@ -121,7 +128,7 @@ def prepare(
             same = ", ".join(origin for origin, part, _ in parts if part == name)
             raise UserError(f"{same} would all be written to {out / name}.parquet; rename them or choose two folders")
     versions = {"jaxcrystal": jaxcrystal.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in ("ase", "gemmi", "pymatgen", "spglib")}
+    versions |= {name: importlib.metadata.version(name) for name in ("ase", "gemmi", "moyopy", "pymatgen", "spglib")}
     settings = dataclasses.asdict(checks)
     _check_writable(out)
 
@@ -141,7 +148,7 @@ def prepare(
             notes += [(origin, Finding(row.row, row.id, "note", note)) for row in kept for note in row.notes]
             for row in kept:
                 groups.setdefault(row.duplicate_key, []).append(f"{part}:{row.id}")
-            reports.append(_account(origin, part, source, kept, lost, disbelieved, time.monotonic() - clock))
+            reports.append(_account(origin, part, source, kept, lost, disbelieved, symprec, time.monotonic() - clock))
 
     duplicates = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     report = PrepareReport(tuple(reports), duplicates, settings, versions, round(time.monotonic() - started, 1))
@@ -182,6 +189,7 @@ def _account(
     kept: Sequence[Checked],
     lost: Sequence[Finding],
     doubts: Sequence[Finding],
+    symprec: float,
     seconds: float,
 ) -> PartReport:
     return PartReport(
@@ -197,10 +205,26 @@ def _account(
         doubts=_counted(finding.kind.value for finding in doubts),
         missing={name: sum(name not in row.labels for row in kept) for name in ATTRIBUTES},
         atoms=_counted(len(row.crystal) for row in kept),
+        symmetry=_symmetry(kept, symprec),
         repeated_ids={name: n for name, n in _counted(row.id for row in kept).items() if n > 1},
         ignored_columns=source.ignored_columns,
         seconds=round(seconds, 1),
     )
+
+
+def _symmetry(kept: Sequence[Checked], symprec: float) -> dict[str, int]:
+    """How many rows have no space group, one at a smaller tolerance, another than is stated, or moved far for it."""
+    found = [row for row in kept if row.symmetry is not None]
+    return {
+        "without a space group": len(kept) - len(found),
+        "found at a smaller tolerance": sum(row.symmetry.symprec < symprec for row in found),
+        "of another group than stated": sum(
+            row.labels.get("spacegroup.number", number) != number
+            for row in found
+            for number in [row.symmetry.crystal.space_group]
+        ),
+        f"moved by more than {MOVED:g} Å": sum(row.symmetry.moved > MOVED for row in found),
+    }
 
 
 def _counted(values: Iterable[Any]) -> dict[Any, int]:
@@ -209,7 +233,8 @@ def _counted(values: Iterable[Any]) -> dict[Any, int]:
 
 def _store(kept: Sequence[Checked], path: Path, provenance: dict[str, Any]) -> None:
     ids, crystals, labels = ([getattr(row, name) for row in kept] for name in ("id", "crystal", "labels"))
-    store(CrystalSet.from_crystals(ids, crystals, labels), path, provenance)
+    symmetries = [row.symmetry for row in kept]
+    store(CrystalSet.from_crystals(ids, crystals, labels), path, provenance, symmetries)
 
 
 def _write_table(path: Path, findings: Sequence[tuple[str, Finding]]) -> None:

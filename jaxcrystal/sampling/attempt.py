@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.texts.forms import Form
+from jaxcrystal.texts.forms import Form, form_of
 from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 OK = "ok"
 TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
+HIGHER_SYMMETRY = "higher_symmetry"  #: more symmetric than the text says, where exact symmetry was asked for
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
+PAPERS = form_of(TextFormat())  #: of texts of which nothing else is said
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,22 @@ class Attempt:
     prompt: str
     conditions: str  #: the attributes that the prompt states, as JSON
     text: str  #: what the model wrote after the prompt
-    status: str  #: `ok`, `truncated`, `cell_error`, `nan_logits` or `parse_error:<kind>`
+    status: str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `higher_symmetry`, `parse_error:<kind>`
     log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None for NaN logits
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without
     tokens: int  #: how many were drawn, the end of sequence counted
     formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None unless ok
     cif: str | None  #: in P1; None unless ok
-    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where spglib finds none
+    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where none is found
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
-    symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is no space group, if spglib did not end
+    symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
-    form: InitVar[Form] = field(kw_only=True)  #: that reads the text; no column
+    written_group: int | None = None  #: space group that the text states; None where it states none
+    higher_symmetry: bool | None = None  #: whether `space_group` has more operations than that; None without either
+    form: InitVar[Form] = PAPERS  #: that reads the text; no column
 
     def __post_init__(self, form: Form) -> None:
-        object.__setattr__(self, "_form", form)
+        object.__setattr__(self, "form", form)
 
     @property
     def id(self) -> str:
@@ -58,7 +63,7 @@ class Attempt:
     @cached_property
     def crystal(self) -> Crystal | None:
         """None unless ok."""
-        return self._form.parse(self.text) if self.status == OK else None
+        return self.form.parse(self.text) if self.status == OK else None
 
     @property
     def structure(self) -> Structure | None:

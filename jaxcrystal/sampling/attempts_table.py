@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("symmetrized_cif", pa.string()),
         ("symmetry_failure", pa.string()),
         ("resampled", pa.int64()),
+        ("written_group", pa.int64()),
+        ("higher_symmetry", pa.bool_()),
     ]
 )
 ROWS_PER_GROUP = 1024
@@ -98,11 +100,13 @@ def _with_files(out: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str,
         yield row
 
 
-def _of_csv(name: str, text: str) -> int | float | str | None:
+def _of_csv(name: str, text: str) -> int | float | bool | str | None:
     """A table has no field for None: it is what no text has, and `text` is never None."""
     if not text and name != "text":
         return None
     kind = SCHEMA.field(name).type
+    if kind == pa.bool_():
+        return text == "True"
     return int(text) if kind == pa.int64() else float(text) if kind == pa.float64() else text
 
 

@@ -1,6 +1,6 @@
 """From texts to attempts: parsed, written as CIF, their symmetry found, in worker processes while the device goes on.
 
-spglib is C, and some cells keep it for a minute or end its process: such a crystal costs its space group, not the run.
+A cell that keeps moyo for a minute or ends its process costs its own space group, not the run.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from jaxcrystal.crystals.symmetry import symmetrize
-from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.crystals.wyckoff import group
+from jaxcrystal.sampling.attempt import HIGHER_SYMMETRY, judge
 from jaxcrystal.texts.forms import Form
 from jaxcrystal.worker_process import Lost
 from jaxcrystal.workers import Workers, local, run
@@ -37,16 +38,29 @@ class Judgement:
     space_group: int | None = None
     symmetrized_cif: str | None = None
     symmetry_failure: str | None = None
+    written_group: int | None = None
+    higher_symmetry: bool | None = None
+
+    def exact(self) -> Judgement:
+        """Where a crystal must have the group that its text states, and no more: one that has more is not ok."""
+        return replace(NOT_EXACT, written_group=self.written_group) if self.higher_symmetry else self
+
+
+NOT_EXACT = Judgement(HIGHER_SYMMETRY, higher_symmetry=True)
 
 
 def judgement(text: str, form: Form, symprec: float | None) -> Judgement:
     """Of a text that ended; `symprec` in Å, None: its symmetry is not looked for."""
     status, crystal = judge(text, form)
+    stated = form.space_group(text)
     if crystal is None:
-        return Judgement(status)
+        return Judgement(status, written_group=stated)
     found = None if symprec is None else symmetrize(crystal, symprec)
-    symmetry = (None, None) if found is None else (found.number, found.to_cif())
-    return Judgement(status, crystal.formula, crystal.to_cif(), *symmetry)
+    symmetry = (None, None) if found is None else (found.crystal.space_group, found.to_cif())
+    higher = None
+    if found is not None and stated is not None:
+        higher = found.crystal.group.order > group(stated).order
+    return Judgement(status, crystal.formula, crystal.to_cif(), *symmetry, written_group=stated, higher_symmetry=higher)
 
 
 class Judges:
@@ -100,7 +114,7 @@ def _judged(text: str | None, form: Form, workers: Workers, symprec: float, time
 def judgement_without_symmetry(text: str, form: Form, why: Lost) -> Judgement:
     """Of a text whose symmetry nobody could find."""
     found = judgement(text, form, None)
-    return Judgement(found.status, found.formula, found.cif, symmetry_failure=why.value)
+    return replace(found, symmetry_failure=why.value)
 
 
 def _job(form: Form, symprec: float, texts: Iterable[str]) -> Iterator[tuple[int, Judgement]]:

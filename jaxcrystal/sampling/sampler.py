@@ -126,6 +126,7 @@ class Sampler:
         constraints: Constraints = Constraints(),  # noqa: B008
         seed: int = 0,
         symprec: float = 0.1,
+        exact_symmetry: bool = False,
         **stated: Any,
     ) -> Iterator[Attempt]:
         """`num` attempts to draw a crystal, in their order, each as soon as it is done.
@@ -153,7 +154,7 @@ class Sampler:
         self._said |= notes.keys()
         plan = self.plan(wanted)
         draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
-        return self._while_open(self.attempts(draws, plan, num, seed, symprec))
+        return self._while_open(self.attempts(draws, plan, num, seed, symprec, exact_symmetry))
 
     def plan(self, wanted: Sequence[Target]) -> Plan:
         """Prompts and room for the texts behind them.
@@ -193,7 +194,9 @@ class Sampler:
         """Crystals that a copy of the model draws at once, where so many are to be drawn."""
         return self._engine(plan, tasks).slots // self._copies
 
-    def attempts(self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float) -> Iterator[Attempt]:
+    def attempts(
+        self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float, exact_symmetry: bool = False
+    ) -> Iterator[Attempt]:
         """The row of each draw, judged in other processes; row `num` · prompt + index."""
 
         def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
@@ -205,6 +208,8 @@ class Sampler:
         for (draw, text), found in self._judges.judged(texts(), symprec):
             if found is None:
                 found = Judgement(TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS)
+            elif exact_symmetry:
+                found = found.exact()
             yield Attempt(
                 index=draw.prompt * num + draw.index,
                 draw=draw.index,

@@ -24,7 +24,7 @@ from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw, Task
-from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
+from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join, more_symmetric
 from jaxcrystal.sampling.resampling import check_exact
 from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
 from jaxcrystal.texts.constraints import Constraints
@@ -41,6 +41,7 @@ class SampleReport:
     resumed: int  #: of them, those that an earlier run had drawn
     seconds: float  #: for the others, compilation included
     effective_number: float | None = None  #: of the attempts by the grammar's weights; None if none were resampled
+    more_symmetric: int = 0  #: of those that are ok, how many have more symmetry than their text says
 
     @property
     def attempts(self) -> int:
@@ -65,6 +66,7 @@ def sample(
     constraints: Constraints = Constraints(),  # noqa: B008
     seed: int = 0,
     symprec: float = 0.1,
+    exact_symmetry: bool = False,
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> SampleReport:
@@ -75,7 +77,8 @@ def sample(
 
     Adapters lie on their own base, or on `base`, which was made of the same float weights (`load_model`).
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
-    `conditions`, `num_atoms`, `constraints`, `seed` and `symprec` are those of `Sampler.stream`; `settings` are fields
+    With `exact_symmetry` a crystal that is more symmetric than its text says is not ok. `conditions`, `num_atoms`,
+    `constraints`, `seed` and `symprec` are those of `Sampler.stream`; `settings` are fields
     of `SamplerSettings`. Each copy of the model on `mesh` (default: one device) draws on its own. Processes that were
     joined (`hosts.start`) share the rows: each has a mesh of its own devices and draws a part, and the first joins the
     parts where it sees them all.
@@ -117,12 +120,15 @@ def sample(
             num=num,
             num_valid=num_valid,
             resample=resample,
+            exact_symmetry=exact_symmetry,
         )
         tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
         there = finished(out, request) or (join(out, request) if part.of == 1 else None)
         if there is not None:
-            return SampleReport(Path(out), dict(sorted(there.items())), there.total(), 0.0, effective_number(out))
+            place = Path(out)
+            numbers = effective_number(place), more_symmetric(place)
+            return SampleReport(place, dict(sorted(there.items())), there.total(), 0.0, *numbers)
         start = time.monotonic()
         with hosts.apart("sampled"):
             ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)))
@@ -131,14 +137,16 @@ def sample(
             if resumed and not ledger.complete:
                 draws = _rest(sampler, plan, ledger)
             if not ledger.complete:
-                _record(sampler.attempts(draws, plan, num, seed, symprec), ledger)
+                _record(sampler.attempts(draws, plan, num, seed, symprec, exact_symmetry), ledger)
             ledger.finish()
     counts, place = ledger.counts, ledger.out
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
         counts, place = join(out, request), Path(out)
     seconds = time.monotonic() - start
-    number = effective_number(out) if place == Path(out) else None  # the first process may have removed a part by now
-    return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, number)
+    numbers = (None, 0)
+    if place == Path(out):  # the first process may have removed a part by now
+        numbers = effective_number(out), more_symmetric(place)
+    return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, *numbers)
 
 
 def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:

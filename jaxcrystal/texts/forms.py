@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Int, UInt32
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
-from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.prompts import Written
@@ -65,6 +64,14 @@ class Form(Written, Protocol):
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""
         ...
 
+    def space_group(self, text: str) -> int | None:
+        """The number that a text states; None where it states none, or the form has no place for it."""
+        ...
+
+    def check(self, augment: Augment) -> None:
+        """Raises UserError for augmentations that the form does not have."""
+        ...
+
     def implied(self, attribute: str, value: Any) -> dict[str, Any]:
         """Fields of `Constraints` that the grammar keeps to where a prompt states this; none if it cannot."""
         ...
@@ -107,9 +114,8 @@ class Form(Written, Protocol):
 
 
 def form_of(text: TextFormat) -> Form:
-    """The form that a model's or a recipe's settings name. Raises UserError for one that is not there yet."""
+    """The form that a model's or a recipe's settings name. Raises UserError for settings that it cannot have."""
     from jaxcrystal.texts.p1.form import P1
+    from jaxcrystal.texts.symmetry.form import Symmetry
 
-    if text.form == "p1":
-        return P1(text)
-    raise UserError(f"the text format {text.form!r} is not there yet; set text.form to 'p1'")
+    return {"p1": P1, "symmetry": Symmetry}[text.form](text)

@@ -16,6 +16,11 @@ class ParseErrorKind(StrEnum):
     ELEMENT = "element"  # a line that should name an element does not
     COORDINATES = "coordinates"  # a line that should hold three numbers of [0, 1] does not
     MISSING = "missing"  # the text ends where a line was due
+    COMPOSITION = "composition"  # the first line names no atoms, or others than the orbits have
+    SPACE_GROUP = "space_group"  # the second line is no number from 1 to 230
+    LETTER = "letter"  # of no position of the group, or of one that is taken
+    ORBIT = "orbit"  # lies on a more special position than it says, or where another does
+    LATTICE = "lattice"  # the last line does not hold the free parameters of the crystal system
     CELL = "cell"  # the numbers are well written, but no such cell exists
 
 

@@ -1,8 +1,8 @@
 """SentencePiece models: LLaMA-2's and its kin's, and the compact one that ships with the package.
 
-The compact tokenizer (448 pieces: digits, separators, elements, the words of the prompts, bytes for all the rest) is
-for models trained from scratch, whose embedding would otherwise be most of their weights. `train_compact` builds it,
-reproducibly.
+The compact tokenizers (digits, separators, elements, the words of the prompts, bytes for all the rest) are for models
+trained from scratch, whose embedding would otherwise be most of their weights: `compact` (448 pieces) for P1 texts,
+`compact-symmetry` with a piece for two digits, an element behind a space, a Wyckoff letter. They are built anew alike.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from typing import Any
 import sentencepiece
 
 from jaxcrystal.crystals.crystal import ELEMENTS
+from jaxcrystal.crystals.wyckoff import LETTERS
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.p1.text import REQUEST
 from jaxcrystal.texts.prompts import MASK
+from jaxcrystal.texts.symmetry import text as symmetry
 
 COMPACT = Path(__file__).with_name("compact.model")
+COMPACT_SYMMETRY = Path(__file__).with_name("compact-symmetry.model")
+NAMED = {"compact": COMPACT, "compact-symmetry": COMPACT_SYMMETRY}  #: that come with the package
 PAD = "[PAD]"  #: the piece that crystal-text-llm adds to LLaMA-2's vocabulary
 
 
@@ -114,9 +118,17 @@ def _pad_piece(i: int) -> bytes:
     return text(1, piece) + text(2, integer(43, i) + text(48, PAD.encode()))  # pad_id, pad_piece
 
 
-def train_compact(*pieces: str) -> bytes:
+def train_compact_symmetry() -> bytes:
+    """`compact-symmetry.model`, built anew: it is exactly this."""
+    numbers = [*"0123456789", *(f"{value:02}" for value in range(100))]
+    behind_a_space = [f"▁{piece}" for piece in (*ELEMENTS[1:], *LETTERS)]
+    return train_compact(*numbers, *behind_a_space, request=symmetry.REQUEST)
+
+
+def train_compact(*pieces: str, request: str = REQUEST) -> bytes:
     """The compact tokenizer's model file, built anew: `compact.model` is exactly this. Its kin have further pieces."""
-    words = [word.replace(" ", "▁") for word in prompts.words(REQUEST)]
+    words = [word.replace(" ", "▁") for word in prompts.words(request)]
+    pieces = tuple(piece for piece in dict.fromkeys(pieces) if piece not in words)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["0123456789", ' .,:()-"']),

@@ -1,6 +1,6 @@
 """Text to tokens and back, by the library that the tokenizer was made for: on the host only.
 
-    tokenizer.model    SentencePiece: LLaMA-2, TinyLlama, Mistral, and `compact`, which ships with the package
+    tokenizer.model    SentencePiece: LLaMA-2, TinyLlama, Mistral, and what ships with the package
     tokenizer.json     byte-level BPE (`tokenizers`): SmolLM2, LLaMA-3, Qwen, Mistral's Tekken
 
 `token_tables` reads off either what the device needs to write crystals by itself.
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | AnyPath, begin: Sequence[int] | None = None, end: int | None = None) -> Tokenizer:
-    """The tokenizer of a file, of a model's directory, or of the name `compact`.
+    """The tokenizer of a file, of a model's directory, or of the name `compact` or `compact-symmetry`.
 
     A tokenizer.json does not say which token ends a text: `begin` and `end` are those of a model's description, or the
     files beside it are asked. A tokenizer.model says it itself.
@@ -50,10 +50,13 @@ def load_tokenizer(path: str | AnyPath, begin: Sequence[int] | None = None, end:
     Raises UserError if there is none, or if its file is no tokenizer's.
     """
     from jaxcrystal.texts.byte_pairs import BytePairTokenizer
-    from jaxcrystal.texts.sentence_pieces import COMPACT, SentencePieceTokenizer
+    from jaxcrystal.texts.sentence_pieces import NAMED, SentencePieceTokenizer
 
-    path = COMPACT if str(path) == "compact" else as_path(path)
+    path = NAMED.get(str(path)) or as_path(path)
     path = next((path / name for name in FILES if (path / name).exists()), path)
     if not path.exists() or path.is_dir():
-        raise UserError(f"no tokenizer at {path}; give a {' or a '.join(FILES)}, a directory with one, or `compact`")
+        names = " or ".join(f"`{name}`" for name in NAMED)
+        raise UserError(
+            f"no tokenizer at {path}; give a {' or a '.join(FILES)}, a directory with one, or one of {names}"
+        )
     return BytePairTokenizer(path, begin, end) if path.suffix == ".json" else SentencePieceTokenizer(path)

@@ -99,8 +99,9 @@ class Writer:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, text: TextFormat, augment: Augment) -> Writer:
-        """Raises UserError as `form_of`, and as `Form.tables` for a tokenizer that cannot write the form."""
+        """Raises UserError as `form_of` and `Form.check`, and as `Form.tables` for a tokenizer that cannot write it."""
         form = form_of(text)
+        form.check(augment)
         return cls(form, form.tables(tokenizer), augment)
 
     def draw(self, key: PRNGKeyArray, examples: Examples) -> Draws:

@@ -144,7 +144,11 @@ def test_one_table_of_good_and_bad_rows_is_accounted_for(tmp_path):
     assert stored.attributes(0) == {"pretty_formula": "NaCl", "elements": ["Cl", "Na"], "band_gap": 0.0}
     assert stored.attributes(2) == {"pretty_formula": "NaCl", "elements": ["Cl", "Na"]}  # the structure is believed
     written = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert written["parts"][0]["left_out"] == part.left_out and written["settings"] == {"niggli": True, "max_atoms": 20}
+    assert written["parts"][0]["left_out"] == part.left_out and written["settings"] == {
+        "niggli": True,
+        "max_atoms": 20,
+        "symprec": 0.1,
+    }
     assert f"{len(rows)} rows read, 3 kept" in str(report)
 
 

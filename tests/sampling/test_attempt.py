@@ -1,5 +1,7 @@
 """What a text turns out to be, and the CIF of a crystal."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from pymatgen.core import Composition, Structure
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.sampling.attempt import judge
+from jaxcrystal.sampling.attempt import Attempt, judge
+from jaxcrystal.sampling.attempts_table import SCHEMA
 from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.p1.text import parse
 
@@ -29,6 +32,14 @@ def test_statuses(text, status):
     found, crystal = judge(text, form_of(TextFormat()))
     assert found == status
     assert (crystal is not None) == (status == "ok")
+
+
+def test_an_attempt_keeps_its_form_and_no_column_of_it():
+    other = form_of(TextFormat(coord_decimals=5))
+    fields = dict.fromkeys(SCHEMA.names) | {"text": ROCK_SALT, "status": "ok"}
+    attempt = Attempt(**fields, form=other)
+    assert replace(attempt, index=1).form is other and attempt.crystal == parse(ROCK_SALT)
+    assert asdict(attempt) == fields and attempt == Attempt(**fields)
 
 
 @pytest.mark.parametrize(

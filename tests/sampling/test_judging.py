@@ -1,4 +1,4 @@
-"""Texts are judged in other processes, in order; a crystal that hangs or kills spglib costs its space group alone."""
+"""Texts are judged in other processes, in order; a crystal that hangs or kills moyo costs its space group alone."""
 
 import gc
 import os
@@ -18,12 +18,15 @@ P1 = form_of(TextFormat())
 SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
 TEXTS = [SALT, None, SALT.replace("Na", "K"), "no crystal", SALT.replace("Na", "Li"), SALT.replace("0.50", "0.25")]
 
-#: Of spglib, what symmetrize calls first; it is found by worker processes only, for here spglib is imported already.
-SPGLIB = """
+#: Of moyo, what symmetrize calls first; it is found by worker processes only, for here moyo is imported already.
+MOYO = """
 import os, time
-def get_symmetry_dataset(cell, symprec):
-    if 19 in cell[2]: os._exit(1)
-    if 3 in cell[2]: time.sleep(600)
+def Cell(basis, positions, numbers): return numbers
+class Setting: standard = staticmethod(lambda: None)
+def MoyoDataset(numbers, symprec, setting):
+    if 19 in numbers: os._exit(1)
+    if 3 in numbers: time.sleep({seconds})
+    raise ValueError
 """
 
 
@@ -38,14 +41,14 @@ def test_judgements_are_those_of_one_process_in_order(judges):
     found = list(judges.judged(enumerate(TEXTS), 0.1))
     assert found == [(i, None if text is None else judgement(text, P1, 0.1)) for i, text in enumerate(TEXTS)]
     assert [each and each.space_group for _, each in found] == [221, None, 221, None, 221, 160]
-    assert found[0][1].symmetrized_cif.startswith("# refined by spglib") and found[3][1].status == "parse_error:lengths"
+    assert found[0][1].symmetrized_cif.startswith("# refined by moyo") and found[3][1].status == "parse_error:lengths"
     assert [each.space_group for _, each in judges.judged([(0, SALT)], 0.1)] == [221]  # the same processes again
 
 
 def test_a_hang_and_a_crash_cost_a_space_group_and_no_row(monkeypatch, tmp_path):
-    (tmp_path / "spglib.py").write_text(SPGLIB)
+    (tmp_path / "moyopy.py").write_text(MOYO.format(seconds=600))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert sys.modules["spglib"].__version__  # ours is another
+    assert sys.modules["moyopy"].__version__  # ours is another
     judges = Judges(P1, timeout=0.5)
     try:
         found = [each for _, each in judges.judged(enumerate(TEXTS), 0.1)]
@@ -58,14 +61,14 @@ def test_a_hang_and_a_crash_cost_a_space_group_and_no_row(monkeypatch, tmp_path)
 
 
 def test_the_next_draws_come_while_texts_are_judged(monkeypatch, tmp_path):
-    (tmp_path / "spglib.py").write_text("import time\ndef get_symmetry_dataset(cell, symprec): time.sleep(0.5)")
+    (tmp_path / "moyopy.py").write_text(MOYO.format(seconds=0.03))
     monkeypatch.syspath_prepend(str(tmp_path))
     taken = []
 
     def draws():
         for i in range(3):
             taken.append(time.monotonic())
-            yield i, SALT
+            yield i, SALT.replace("Na", "Li")
 
     judges = Judges(P1)
     found = []

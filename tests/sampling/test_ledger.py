@@ -13,12 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llama import full_disk  # noqa: F401  (a fixture)
 
-from jaxcrystal.config import TextFormat
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.attempts_table import ROWS_PER_GROUP, SCHEMA
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
-from jaxcrystal.texts.forms import form_of
 
 REQUEST = Request(
     model="abc",
@@ -54,7 +52,6 @@ def attempt(index: int, status: str = "ok") -> Attempt:
         cif,
         225 if ok else None,
         "data_ClNa\n" if ok and index else None,  # spglib may find no group
-        form=form_of(TextFormat()),
     )
 
 

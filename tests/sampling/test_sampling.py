@@ -370,7 +370,7 @@ def test_two_processes_write_what_one_would(model_dir, many, tmp_path):
     request = Request(**json.loads((many.out.parent / "s.parquet.json").read_text())["request"])
     begun = Ledger(out, request, Part(1, 2))
     for row in many.rows[20:27]:
-        begun.append(Attempt(**row, form=P1))
+        begun.append(Attempt(**row))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -7,6 +7,8 @@ import pytest
 from jaxcrystal.config import Recipe, TextFormat, from_dict, to_dict
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.p1.form import P1
+from jaxcrystal.texts.symmetry.form import Symmetry
 from jaxcrystal.training.identity import differing
 
 
@@ -20,13 +22,13 @@ def test_settings_without_a_form_are_the_papers():
     assert differing(other, to_dict(Recipe())) == ["text.form is symmetry there, p1 here"]
 
 
-def test_a_form_that_is_not_there():
-    with pytest.raises(UserError, match=r"'symmetry' is not there yet; set text\.form to 'p1'"):
-        form_of(TextFormat(form="symmetry"))
+def test_forms_are_those_of_the_setting():
+    assert isinstance(form_of(TextFormat()), P1) and isinstance(form_of(TextFormat(form="symmetry")), Symmetry)
     with pytest.raises(UserError, match="form is 'P1'; it must be one of 'p1', 'symmetry'"):
         TextFormat(form="P1")
 
 
 def test_a_form_can_be_sent_to_a_worker():
-    form = form_of(TextFormat(coord_decimals=4))
-    assert pickle.loads(pickle.dumps(form)) == form != form_of(TextFormat())
+    for name in ("p1", "symmetry"):
+        form = form_of(TextFormat(coord_decimals=4, form=name))
+        assert pickle.loads(pickle.dumps(form)) == form != form_of(TextFormat(form=name))

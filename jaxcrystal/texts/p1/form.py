@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
 from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.errors import UserError
 from jaxcrystal.texts.conditions import BY_ATTRIBUTE
 from jaxcrystal.texts.p1.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.p1.grammar import Grammar
@@ -33,6 +34,13 @@ class P1:
 
     def parse(self, text: str) -> Crystal:
         return parse(text)
+
+    def space_group(self, text: str) -> None:
+        return None
+
+    def check(self, augment: Augment) -> None:
+        if augment.descriptions:
+            raise UserError("augment.descriptions is true, which is for the symmetry form: a P1 text has none")
 
     def implied(self, attribute: str, value: Any) -> dict[str, Any]:
         known = BY_ATTRIBUTE[attribute].implied

@@ -1,0 +1,102 @@
+"""The second form: a crystal by its space group, and nothing that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
+
+from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
+from jaxcrystal.errors import UserError
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE
+from jaxcrystal.texts.pieces import Pieces, TokenList
+from jaxcrystal.texts.symmetry.body import Drawn, bounds, draw, pieces
+from jaxcrystal.texts.symmetry.grammar import Grammar
+from jaxcrystal.texts.symmetry.tables import SymmetryTables
+from jaxcrystal.texts.symmetry.text import REQUEST, parse, space_group, write
+from jaxcrystal.texts.tokenizer import Tokenizer
+
+DECIMALS = range(2, 5)  #: of coordinates: what the grammar's integers hold
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """`forms.Form`, which says what each of these is for.
+
+    Raises UserError for settings of a text that this form cannot have.
+    """
+
+    text: TextFormat
+    request: ClassVar[str] = REQUEST
+
+    def __post_init__(self) -> None:
+        if self.text.coord_decimals not in DECIMALS:
+            raise UserError(
+                f"text.coord_decimals is {self.text.coord_decimals}; the symmetry form takes {DECIMALS[0]} to "
+                f"{DECIMALS[-1]}"
+            )
+        if self.text.paper_compat:
+            raise UserError("text.paper_compat writes what the paper's code writes; it has no symmetry form")
+
+    def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
+        from jaxcrystal.crystals.symmetry import symmetrize
+
+        found = symmetrize(crystal)
+        if found is None:
+            raise UserError(f"{crystal.formula} has no space group at any tolerance: its atoms lie on each other")
+        return write(found.crystal, self.text, mask_element)
+
+    def parse(self, text: str) -> Crystal:
+        return parse(text).to_crystal()
+
+    def space_group(self, text: str) -> int | None:
+        return space_group(text)
+
+    def implied(self, attribute: str, value: Any) -> dict[str, Any]:
+        if attribute == "spacegroup.number":
+            return {"space_groups": (int(value),)}
+        known = BY_ATTRIBUTE[attribute].implied
+        return {} if known is None else known(value)
+
+    def arrays(self, crystals: CrystalSet) -> SymmetricBatch:
+        return crystals.symmetric()
+
+    def tables(self, tokenizer: Tokenizer) -> SymmetryTables:
+        return SymmetryTables.build(tokenizer)
+
+    def check(self, augment: Augment) -> None:
+        for name in ("translate", "permute"):
+            if getattr(augment, name):
+                raise UserError(
+                    f"augment.{name} is true, which is for the p1 form: a symmetry text has its origin and order from "
+                    f"the crystal. Set augment.{name} to false; augment.descriptions draws others"
+                )
+
+    def words(self, crystal: SymmetricBatch, augment: Augment) -> int:
+        return 5
+
+    def draw(self, words: UInt32[Array, "words"], crystal: SymmetricBatch, augment: Augment) -> Drawn:
+        return draw(words, crystal, augment)
+
+    def body(
+        self,
+        tables: SymmetryTables,
+        tokens: TokenList,
+        crystals: SymmetricBatch,
+        drawn: Drawn,
+        infill: Bool[Array, "*n"],
+    ) -> Pieces:
+        return pieces(tables, self.text, tokens, crystals, drawn, infill)
+
+    def bounds(
+        self, tables: SymmetryTables, crystals: SymmetricBatch
+    ) -> tuple[Int[np.ndarray, "2 crystals"], Int[np.ndarray, "2 crystals"]]:
+        return bounds(tables, self.text, crystals)
+
+    def grammar(self, tables: SymmetryTables, limit: int) -> Grammar:
+        return Grammar.build(tables, self.text, limit)

@@ -1,0 +1,192 @@
+"""Proof that the device writes the tokens of symmetry texts, for every crystal, description, draw and tokenizer."""
+
+from functools import cache
+
+import byte_pair_tokenizers
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from byte_pair_tokenizers import REAL
+from pymatgen.core import Structure
+from symmetric_crystals import random_symmetric
+
+from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
+from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.crystals.descriptions import descriptions
+from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
+from jaxcrystal.crystals.symmetry import symmetrize
+from jaxcrystal.crystals.wyckoff import GROUPS, free_axes
+from jaxcrystal.errors import UserError
+from jaxcrystal.texts import prompts
+from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.symmetry.text import REQUEST, parse, write
+from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
+from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
+
+KINDS = ["compact", "compact-symmetry", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
+    if request.param.startswith("compact"):
+        return load_tokenizer(request.param)
+    if request.param == "llama2":
+        return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama2/tokenizer.model")
+    return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
+
+
+@cache
+def of_all_groups() -> SymmetricBatch:
+    return SymmetricBatch.of([descriptions(random_symmetric(number, 1)) for number in GROUPS])
+
+
+@cache
+def real_crystals(shared) -> list[Crystal]:
+    """One in sixty of MP-20 val."""
+    rows = pd.read_parquet(shared / "data/mp20/val.parquet", columns=["cif"])["cif"][::60]
+    return [Crystal.from_structure(Structure.from_str(cif, "cif")) for cif in rows]
+
+
+@cache
+def of_real_crystals(shared) -> SymmetricBatch:
+    return SymmetricBatch.of([symmetrize(crystal).descriptions for crystal in real_crystals(shared)])
+
+
+def labels(batch: SymmetricBatch) -> list[dict]:
+    random = np.random.default_rng(0)
+    found = [{"spacegroup.number": int(number), "band_gap": 1.25} for number in batch.space_group]
+    return [{name: value for name, value in label.items() if random.random() > 0.3} for label in found]
+
+
+def drawn_text(batch: SymmetricBatch, i: int, label: dict, draws: Draws, fmt: TextFormat) -> str:
+    """The same text on the host."""
+    described = draws.body.infilled if draws.infill else draws.body.generated
+    crystal = batch.crystal(i, int(described.number))
+    shift = np.zeros(3)
+    axes = list(free_axes(crystal.space_group))
+    shift[axes] = described.shift[axes].astype(np.float64) / 2**32
+    orbits = tuple(Orbit(o.species, o.letter, tuple((np.array(o.frac_coords) + shift) % 1)) for o in crystal.orbits)
+    moved = SymmetricCrystal(crystal.space_group, crystal.lengths, crystal.angles, orbits)
+    if draws.infill:
+        masked = int(draws.body.masked)
+        lines = write(moved, fmt, masked)
+        assert ELEMENTS[masked] not in lines.replace("\n", " ").split(" ")  # the mask hides it everywhere
+        return prompts.INFILL_INTRODUCTION + lines + prompts.INFILL_REQUEST + ELEMENTS[masked]
+    stated = "".join(prompts.sentence(ATTRIBUTES[n], label[ATTRIBUTES[n]]) for n in draws.stated if n != EMPTY)
+    return prompts.INTRODUCTION + stated + REQUEST + write(moved, fmt)
+
+
+def assert_written_as_encoded(tokenizer: Tokenizer, batch: SymmetricBatch, fmt: TextFormat, augment: Augment) -> None:
+    writer = Writer.of(tokenizer, fmt, augment)
+    known = labels(batch)
+    examples = Examples(batch, sentence_tokens(tokenizer, known), np.arange(len(batch), dtype=np.int32))
+    shortest, longest = writer.bounds(examples)
+
+    @jax.jit
+    def written(examples: Examples) -> tuple:
+        draws = writer.draw(jax.random.key(7), examples)
+        return draws, writer.lengths(examples, draws), writer.write(examples, draws, int(longest.max()))
+
+    draws, lengths, rows = jax.device_get(written(jax.tree.map(lambda x: x[:, None], examples)))
+    assert (shortest <= lengths[:, 0]).all() and (lengths[:, 0] <= longest).all()
+    for i in range(len(batch)):
+        text = drawn_text(batch, i, known[i], draws[i, 0], fmt)
+        expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
+        assert rows.tokens[i, : lengths[i, 0]].tolist() == expected, text
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 4])
+def test_all_groups(tokenizer, decimals):
+    fmt = TextFormat(
+        form="symmetry", coord_decimals=decimals, length_decimals=decimals - 1, angle_decimals=decimals - 2
+    )
+    augment = Augment(translate=False, descriptions=decimals != 3, infill=0.5)
+    assert_written_as_encoded(tokenizer, of_all_groups(), fmt, augment)
+
+
+@pytest.mark.parametrize("infill", [0.0, 1.0])
+def test_real_crystals(tokenizer, shared, infill):
+    augment = Augment(translate=False, descriptions=True, infill=infill)
+    assert_written_as_encoded(
+        tokenizer, of_real_crystals(shared), TextFormat(form="symmetry", length_decimals=2), augment
+    )
+
+
+def test_the_canonical_description_is_written_without_augmentation():
+    batch, fmt = of_all_groups(), TextFormat(form="symmetry")
+    writer = Writer.of(load_tokenizer("compact-symmetry"), fmt, Augment(translate=False, infill=0.0, attributes=()))
+    examples = Examples(batch, np.full((len(batch), len(ATTRIBUTES), 1), EMPTY), np.arange(len(batch)))
+    draws = jax.jit(writer.draw)(jax.random.key(0), examples)
+    assert not np.asarray(draws.body.generated.number).any() and not np.asarray(draws.body.generated.shift).any()
+    assert np.asarray(draws.body.infilled.number).any()
+
+
+def test_infilling_tells_nothing_of_the_masked_elements_place():
+    """The same crystal with another element in the masked place has the same masked texts."""
+    for number, seed in ((221, 0), (8, 1), (1, 2), (62, 3)):
+        here = random_symmetric(number, seed)
+        swap = {here.orbits[0].species: 9}  # fluorine comes last of all, where it stood elsewhere before
+        orbits = tuple(Orbit(swap.get(o.species, o.species), o.letter, o.frac_coords) for o in here.orbits)
+        other = SymmetricCrystal(number, here.lengths, here.angles, orbits)
+
+        def texts(crystal: SymmetricCrystal, z: int, number: int = number) -> set[str]:
+            fmt, found = TextFormat(form="symmetry"), set()
+            for one in descriptions(crystal):
+                # As the device: any origin along free axes, of which the first masked orbit's stands for all.
+                first = next(o for o in one.orbits if o.species == z)
+                shift = np.zeros(3)
+                shift[list(free_axes(number))] = np.array(first.frac_coords)[list(free_axes(number))]
+                moved = [Orbit(o.species, o.letter, tuple((np.array(o.frac_coords) - shift) % 1)) for o in one.orbits]
+                lines = write(SymmetricCrystal(number, one.lengths, one.angles, tuple(moved)), fmt, z).split("\n")
+                found.add("\n".join([*lines[:2], *sorted(lines[2:-1]), lines[-1]]))
+            return found
+
+        assert texts(here, here.orbits[0].species) == texts(other, 9)
+
+
+def test_text_and_crystal_are_the_same(shared):
+    """Round trip of every description: the crystal that a text gives is the crystal, within its decimals."""
+    fmt = TextFormat(form="symmetry", coord_decimals=4, length_decimals=4, angle_decimals=2)
+    for batch in (of_all_groups(), of_real_crystals(shared)):
+        for i in range(len(batch)):
+            for number in range(int(batch.num_descriptions[i])):
+                crystal = batch.crystal(i, number)
+                again = parse(write(crystal, fmt))
+                assert [(o.species, o.letter) for o in again.orbits] == [(o.species, o.letter) for o in crystal.orbits]
+                away = np.array([o.frac_coords for o in again.orbits]) - np.array(
+                    [o.frac_coords for o in crystal.orbits]
+                )
+                assert np.abs(away - np.round(away)).max() < 1.01e-4
+                np.testing.assert_allclose(again.parameters, crystal.parameters, atol=0.006)
+                assert again.composition == crystal.composition
+
+
+def test_p1s_augmentations_are_refused_and_the_other_way_round():
+    tokenizer = load_tokenizer("compact-symmetry")
+    for name in ("translate", "permute"):
+        augment = Augment(**{"translate": False, name: True})
+        with pytest.raises(UserError, match=rf"augment\.{name} is true, which is for the p1 form"):
+            Writer.of(tokenizer, TextFormat(form="symmetry"), augment)
+    with pytest.raises(UserError, match=r"augment\.descriptions is true, which is for the symmetry form"):
+        Writer.of(load_tokenizer("compact"), TextFormat(), Augment(descriptions=True))
+    for fmt in ({"coord_decimals": 1}, {"coord_decimals": 5}, {"paper_compat": True}):
+        with pytest.raises(UserError, match=r"text\."):
+            Writer.of(tokenizer, TextFormat(form="symmetry", **fmt), Augment(translate=False))
+
+
+def test_a_stored_set_is_the_same(tmp_path):
+    embedded = dataset.load("prototypes:validation")
+    found = [symmetrize(embedded.crystal(i)) for i in range(len(embedded))]
+    dataset.store(embedded, tmp_path / "x.parquet", {}, found)
+    read = dataset.load(tmp_path / "x.parquet").symmetric()
+    jax.tree.map(np.testing.assert_array_equal, read, embedded.symmetric())
+    jax.tree.map(np.testing.assert_array_equal, read, SymmetricBatch.of([one.descriptions for one in found]))
+    dataset.store(embedded, tmp_path / "old.parquet", {})
+    with pytest.raises(UserError, match=r"old\.parquet was prepared without symmetry, .* prepare it again"):
+        dataset.load(tmp_path / "old.parquet").symmetric()
+    dataset.store(embedded, tmp_path / "none.parquet", {}, [None, *found[1:]])
+    with pytest.raises(UserError, match=r"none\.parquet, row 0 \(.*\): no space group was found"):
+        dataset.load(tmp_path / "none.parquet").symmetric()
