@@ -385,7 +385,7 @@ def test_idle_slots_may_advance_by_any_letter():
         (dict(required=tuple(ELEMENTS[1:12])), "11 elements are required, but a text names 10"),
         (dict(angles=(95.0, 100.0), space_groups=(225, 221)), "none of the space groups 221, 225 has a conventional"),
         (dict(space_groups=(230,), num_atoms=(1, 7)), "not possible in space group 230, the smallest one there has 8"),
-        (dict(formula="NaCl", space_groups=(230,), num_atoms=(2, 12)), "NaCl .* smallest one there has 16"),
+        (dict(formula="NaCl", space_groups=(230,), num_atoms=(2, 12)), "NaCl .* next larger one there has 16"),
         (dict(required=("Na", "Cl", "O"), space_groups=(220,)), "3 elements"),
         (dict(lengths=(4.91, 4.94)), "no number with 1 decimals"),
     ],
