@@ -7,8 +7,8 @@ The automaton reads and writes letters, each of which is a token of the vocabula
 up to three as LLaMA-3 has them), the point, the two separators, the end, and the tokens that symbols are made of. Three
 rules decide which letters may come, and each looks ahead, so that no text runs into a wall:
 
-  a number    p·10ᵐ ≤ value < (p + 1)·10ᵐ once its digits so far read p and m are to come: the next digits may come if
-              this meets the interval of the field. Angles close a cell if |α - β| < γ < min(α + β, 360° - α - β).
+  a number    its next digits may come if they can lead into the interval of the field (`intervals`). Angles close a
+              cell if |α - β| < γ < min(α + β, 360° - α - β).
   a symbol    tokens lead through a tree, at whose leaves and branches elements sit: a token may come if one of the
               elements behind it may.
   an atom     may come if the smallest crystal that holds it as well, and all that is still required, has no more atoms
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,14 +35,13 @@ from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import LONGEST, Constraints
+from jaxcrystal.texts.intervals import POINTED, interval, next_digits
 from jaxcrystal.texts.numbers import power_of_ten
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.token_tables import TokenTables
 
 POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on symbols'
 ALPHA, BETA, GAMMA, SYMBOL, X, Z = 3, 4, 5, 6, 7, 9  #: fields of a text, in its order, from a = 0
-WHOLE = 3  #: digits that a number may have before the point
-POINTED = WHOLE + 1  #: the column behind the point
 
 
 @struct.dataclass
@@ -130,8 +128,8 @@ class Grammar:
                 "the P1 text does not state its space group; leave space_groups out, or take a model that states it"
             )
         length, angle, coord = (int(self.decimals[field]) for field in (0, ALPHA, X))
-        a = _interval("lengths", constraints.lengths, length, below=LONGEST)
-        b = _interval("angles", constraints.angles, angle, below=180)
+        a = interval("lengths", constraints.lengths, length, below=LONGEST)
+        b = interval("angles", constraints.angles, angle, below=180)
         x = (0, 10**coord - (not self.paper_compat))
         low, high = np.array([a] * 3 + [b] * 3 + [(0, 0)] + [x] * 3, np.int32).T
         limits = Limits(
@@ -231,33 +229,7 @@ class Grammar:
     def _number(self, state: State) -> tuple[Bool[Array, "slots numbers"], Bool[Array, "slots"], Bool[Array, "slots"]]:
         """Which digits may come next, whether the point may, and whether the number may end."""
         decimals = jnp.asarray(self.decimals)[state.field]
-        low, high = self._bounds(state)
-        value, column = state.value, state.column
-        whole = column < POINTED  # before the point
-
-        def meets(p: Int[Array, "slots *n"], to_come: Int[Array, "slots *n"]) -> Bool[Array, "slots *n"]:
-            """Whether digits p, with so many to come, can lead into the field's interval."""
-            power = power_of_ten(jnp.clip(to_come, 0, 9))
-            ahead = (slice(None), *[None] * (p.ndim - 1))
-            return (p * power <= high[ahead]) & ((p + 1) * power > low[ahead])
-
-        read, width = (jnp.asarray(x)[:, None] for x in self.digits.T)
-        full = width == self.group  # only behind a whole group may a run of digits go on
-        at, first = column[:, None, None], (column == 0)[:, None, None]
-        p = value[:, None, None] * power_of_ten(width) + read
-        more = jnp.arange(WHOLE)  # whole digits after these; none after a leading zero
-        fits = (at + width + more <= WHOLE) & ((more == 0) | (full & (p > 0)))
-        fits &= jnp.where(first, (width == 1) | (read >= power_of_ten(width - 1)), p >= power_of_ten(width))
-        left = (decimals + POINTED)[:, None, None] - at - width  # decimals that then are to come
-        fits = jnp.where(whole[:, None, None], fits, (more == 0) & (left >= 0) & (full | (left == 0)))
-        to_come = jnp.where(whole, decimals, 0)[:, None, None] + jnp.where(whole[:, None, None], more, left)
-        open_run = jnp.where(whole, column, column - POINTED) % self.group == 0
-        p, to_come = jnp.broadcast_arrays(p, to_come)
-        digits = open_run[:, None] & (fits & meets(p, to_come)).any(-1)
-        begun = whole & (column > 0)
-        point = begun & (decimals > 0) & meets(value, decimals)
-        complete = jnp.where(decimals > 0, column == POINTED + decimals, begun) & (low <= value) & (value <= high)
-        return digits, point, complete
+        return next_digits(self.digits, state.value, state.column, decimals, *self._bounds(state))
 
     def _bounds(self, state: State) -> tuple[Int[Array, "slots"], Int[Array, "slots"]]:
         """The interval of the field, where the angles so far leave one to those that follow."""
@@ -302,16 +274,6 @@ class Grammar:
 
 def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:
     return np.isin(np.arange(len(ELEMENTS)), [ATOMIC_NUMBER[symbol] for symbol in symbols])
-
-
-def _interval(name: str, stated: tuple[float, float], decimals: int, below: float) -> tuple[int, int]:
-    """Least and most in units of the last decimal. Raises UserError if no number of so few decimals lies between."""
-    low, high = (Decimal(str(x)).scaleb(decimals) for x in stated)
-    least = max(1, int(low.to_integral_value(ROUND_CEILING)))
-    most = min(int(high.to_integral_value(ROUND_FLOOR)), int(below * 10**decimals) - 1)
-    if least > most:
-        raise UserError(f"{name} from {stated[0]} to {stated[1]}: no number with {decimals} decimals lies between them")
-    return least, most
 
 
 def _tree(

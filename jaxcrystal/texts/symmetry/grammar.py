@@ -12,7 +12,7 @@ separators, the end, and the tokens that words are made of. What may come looks 
   a position      may come if what is left of the composition finds room beside it; elements come in order, so that the
                   symbol of every orbit is the only one
   a coordinate    may not make the orbit collapse, nor meet another (`orbits`)
-  a parameter     of the lattice lies within its interval (`lattice`)
+  a parameter     of the lattice lies within its interval (`lattice`, `intervals`)
 
 A number of a composition, of a group or of a coordinate is one of a set; `State.ways` says of every beginning of such a
 number what may follow. Every orbit holds an atom at least, and so a limit of tokens is one of atoms: `most`. It is safe
@@ -35,10 +35,11 @@ from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.intervals import POINTED, next_digits
 from jaxcrystal.texts.numbers import power_of_ten
 from jaxcrystal.texts.symmetry import lattice, reach, wishes
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, MOST_ELEMENTS, KindTables
-from jaxcrystal.texts.symmetry.lattice import POINTED, Lattice
+from jaxcrystal.texts.symmetry.lattice import Lattice
 from jaxcrystal.texts.symmetry.orbits import Orbits, blocked
 from jaxcrystal.texts.symmetry.reach import LAST, MORE, Composition, Sites
 from jaxcrystal.texts.symmetry.wishes import Limits, Tables
@@ -237,7 +238,7 @@ class Grammar:
             state.lattice.field(group) < lattice.ALPHA, self.text.length_decimals, self.text.angle_decimals
         )
         bounds = state.lattice.bounds(group, state.limits.low, state.limits.high, self.text.angle_decimals)
-        digits, point, complete = lattice.next_digits(self.digits, state.value, state.column, decimals, *bounds)
+        digits, point, complete = next_digits(self.digits, state.value, state.column, decimals, *bounds)
         return digits, here & point, here & complete
 
     def _digits(self, state: State) -> Bool[Array, "slots numbers"]:

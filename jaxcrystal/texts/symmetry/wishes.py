@@ -14,9 +14,9 @@ from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.wyckoff import GROUPS, SYSTEMS, system
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import LONGEST, Constraints
+from jaxcrystal.texts.intervals import WHOLE, interval
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, MOST_ELEMENTS, Kind, KindTables, kind_of, kinds, most_orbits
-from jaxcrystal.texts.symmetry.lattice import WHOLE, interval
 from jaxcrystal.texts.symmetry.reach import EXTRA, NEXT, Wish
 from jaxcrystal.texts.symmetry.words import ORDER, WordTables
 
@@ -188,7 +188,8 @@ def _refusal(constraints: Constraints, numbers: Sequence[int], required: int, at
     what = constraints.formula or (f"a crystal of {required} elements" if required > 1 else "a crystal")
     within = f"{low} atoms" if low == high else f"{low} to {high} atoms"
     where = "any space group" if len(numbers) == len(GROUPS) else f"space group {_named(numbers)}"
-    smallest = f"the smallest one there has {least}" if least else f"none there of up to {LOOKED_AT} is"
+    which = "smallest" if low == 1 else "next larger"
+    smallest = f"the {which} one there has {least}" if least else f"none there of up to {LOOKED_AT} is"
     others = [number for number in GROUPS if possible(number, atoms)]
     instead = f"; possible in {_named(others)}" if others else ""
     return f"{what} with {within} in the primitive cell is not possible in {where}, {smallest}{fits}{instead}"
