@@ -409,7 +409,8 @@ def test_stated_groups(tmp_path):
     relaxed.to_parquet(tmp_path / "report/structures.parquet")
     out = tmp_path / "out"
     assert stated_groups.main([str(tmp_path / "x.parquet"), str(tmp_path / "report"), "--out", str(out)]) == 0
-    sampled, _, after, _ = only_result(out)["rows"]
+    (path,) = out.iterdir()
+    sampled, _, after, _ = json.loads(path.read_text())["rows"]
     assert (sampled["crystals"], sampled["more_symmetric"], sampled["groups"]) == (3, pytest.approx(1 / 3), 2)
     assert sampled["equal"] == pytest.approx(1 / 3) and sampled["evenly"] == pytest.approx(1 / 4)
     assert (after["crystals"], after["equal"]) == (2, 1.0)
