@@ -59,7 +59,7 @@ class Request:
     num: int  #: attempts for each prompt, prompt after prompt
     num_valid: int | None = None  #: attempts end once so many are ok
     resample: int | None = None  #: of each prompt's attempts, drawn again by the grammar's weights
-    exact_symmetry: bool = False  #: what is more symmetric than its text says is not ok
+    exact_symmetry: bool | None = None  #: what is more symmetric than its text says is not ok
     draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
     @property
@@ -276,7 +276,7 @@ def effective_number(out: str | Path) -> float | None:
 
 def more_symmetric(out: Path) -> int:
     """Crystals of a finished ledger that have more symmetry than their text says."""
-    return sum(row["status"] == OK and bool(row["higher_symmetry"]) for row in read_table(out))
+    return sum(row["status"] == OK and bool(row.get("higher_symmetry")) for row in read_table(out))
 
 
 def _finished(out: Path, request: Request, may_change: bool = False) -> Counter[str] | None:

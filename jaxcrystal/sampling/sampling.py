@@ -120,7 +120,7 @@ def sample(
             num=num,
             num_valid=num_valid,
             resample=resample,
-            exact_symmetry=exact_symmetry,
+            exact_symmetry=exact_symmetry or None,
         )
         tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
