@@ -23,7 +23,6 @@ import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetry import symmetrize
-from jaxcrystal.crystals.wyckoff import group
 from jaxcrystal.evaluation.intervals import wilson
 from jaxcrystal.reader.reading import crystal_from_cif
 
@@ -33,16 +32,18 @@ TOLERANCES = (0.01, 0.1)  #: Å
 def compared(crystals: Sequence[Crystal], stated: Sequence[int], symprec: float) -> dict[str, Any]:
     """Of crystals whose texts state these groups, by the groups that are found within `symprec`."""
     found = [symmetrize(crystal, symprec) for crystal in crystals]
-    pairs = [(one and one.crystal.group, group(number)) for one, number in zip(found, stated, strict=True)]
-    equal = np.array([theirs is not None and theirs.number == ours.number for theirs, ours in pairs])
-    higher = np.array([theirs is not None and theirs.order > ours.order for theirs, ours in pairs])
+    equal = np.array(
+        [one and one.crystal.space_group == number for one, number in zip(found, stated, strict=True)], bool
+    )
+    sizes = map(len, crystals)
+    higher = np.array([one and one.exceeds(*its) for one, its in zip(found, zip(stated, sizes), strict=True)], bool)
     by_group = pd.Series(equal).groupby(pd.Series(list(stated))).mean()
     return {
         "symprec": symprec,
         "crystals": len(crystals),
         "equal": float(equal.mean()),
         "interval": list(wilson(int(equal.sum()), len(equal))),
-        "more_symmetric": float((higher & ~equal).mean()),
+        "more_symmetric": float(higher.mean()),
         "evenly": float(by_group.mean()),
         "groups": len(by_group),
     }

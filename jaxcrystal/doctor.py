@@ -19,7 +19,19 @@ from jaxcrystal.texts import prompts
 from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "pymatgen", "torch", "matgl", "chgnet", "smact", "spglib")
+PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "pymatgen",
+    "torch",
+    "matgl",
+    "chgnet",
+    "smact",
+    "moyopy",
+    "spglib",
+)
 
 
 def doctor(potential: str = "chgnet") -> bool:

@@ -42,6 +42,11 @@ class Symmetrized:
         """The canonical description."""
         return self.descriptions[0]
 
+    def exceeds(self, number: int, atoms: int) -> bool:
+        """Whether it is more symmetric than a crystal of that space group with so many atoms in the primitive cell: it
+        has more operations for each atom, be they of the point group or translations."""
+        return self.crystal.group.order * atoms > group(number).order * sum(self.crystal.composition.values())
+
     def to_cif(self) -> str:
         """The conventional cell with operations and letters (`symmetric_cif`)."""
         return to_cif(self.crystal, self.symprec)

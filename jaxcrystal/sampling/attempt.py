@@ -44,7 +44,7 @@ class Attempt:
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
     written_group: int | None = None  #: space group that the text states; None where it states none
-    higher_symmetry: bool | None = None  #: whether `space_group` has more operations than that; None without either
+    higher_symmetry: bool | None = None  #: whether the crystal is more symmetric than that; None without either
     form: InitVar[Form] = PAPERS  #: that reads the text; no column
 
     def __post_init__(self, form: Form) -> None:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TypeVar
 
 from jaxcrystal.crystals.symmetry import symmetrize
-from jaxcrystal.crystals.wyckoff import group
 from jaxcrystal.sampling.attempt import HIGHER_SYMMETRY, judge
 from jaxcrystal.texts.forms import Form
 from jaxcrystal.worker_process import Lost
@@ -59,7 +58,7 @@ def judgement(text: str, form: Form, symprec: float | None) -> Judgement:
     symmetry = (None, None) if found is None else (found.crystal.space_group, found.to_cif())
     higher = None
     if found is not None and stated is not None:
-        higher = found.crystal.group.order > group(stated).order
+        higher = found.exceeds(stated, len(crystal))
     return Judgement(status, crystal.formula, crystal.to_cif(), *symmetry, written_group=stated, higher_symmetry=higher)
 
 

@@ -358,3 +358,11 @@ def test_a_tolerance_that_would_end_the_process_is_refused(symprec):
 def test_a_cell_that_float64_takes_for_flat_has_no_group():
     """A model may write this without the grammar; its volume is not zero, but no factor of Cholesky's is left."""
     assert symmetrize(Crystal([1e-3] * 3, [90, 30, 60.00000002], [11], [[0, 0, 0]])) is None
+
+
+def test_more_symmetry_is_operations_or_translations():
+    """A cell that is twice as large as it need be hides a translation; one atom of F-43m is Fm-3m."""
+    doubled = symmetrize(Crystal([8, 4, 4], [90] * 3, [3, 3], [[0, 0, 0], [0.5, 0, 0]]))
+    assert doubled.exceeds(123, 2) and not doubled.exceeds(221, 1)
+    alone = symmetrize(Crystal([3] * 3, [60] * 3, [28], [[0, 0, 0]]))
+    assert alone.crystal.space_group == 225 and alone.exceeds(216, 1) and not alone.exceeds(225, 1)
