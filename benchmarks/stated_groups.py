@@ -32,11 +32,9 @@ TOLERANCES = (0.01, 0.1)  #: Å
 def compared(crystals: Sequence[Crystal], stated: Sequence[int], symprec: float) -> dict[str, Any]:
     """Of crystals whose texts state these groups, by the groups that are found within `symprec`."""
     found = [symmetrize(crystal, symprec) for crystal in crystals]
-    equal = np.array(
-        [one and one.crystal.space_group == number for one, number in zip(found, stated, strict=True)], bool
-    )
-    sizes = map(len, crystals)
-    higher = np.array([one and one.exceeds(*its) for one, its in zip(found, zip(stated, sizes), strict=True)], bool)
+    all_of = list(zip(found, stated, crystals, strict=True))
+    equal = np.array([one is not None and one.crystal.space_group == number for one, number, _ in all_of])
+    higher = np.array([one is not None and one.exceeds(number, len(given)) for one, number, given in all_of])
     by_group = pd.Series(equal).groupby(pd.Series(list(stated))).mean()
     return {
         "symprec": symprec,
