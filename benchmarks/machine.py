@@ -79,8 +79,12 @@ def place(name: str, measured: dict[str, Any], directory: Path) -> Path:
 
 def write(name: str, result: dict[str, Any], directory: Path) -> Path:
     """The result at its `place`; `result["measured"]` must be `facts`."""
-    path = place(name, result["measured"], directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    return write_to(place(name, result["measured"], directory), result)
+
+
+def write_to(path: Path, result: dict[str, Any]) -> Path:
+    """The result as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path
 
