@@ -1,6 +1,7 @@
 """A sampler is loaded once: its rows are those of a run, request after request, until it is closed."""
 
 import json
+from dataclasses import asdict
 from itertools import islice
 
 import jax
@@ -51,7 +52,7 @@ def test_a_stream_is_what_a_run_writes(sampler, model_dir, tmp_path):
     conditions = [{"pretty_formula": "NaCl"}, {"elements": ["O", "Li"], "band_gap": 1.0}]
     sample(model_dir, 5, tmp_path / "s.parquet", conditions=conditions, seed=3, symprec=0.2, **SETTINGS)
     rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
-    assert [vars(row) for row in sampler.stream(5, conditions=conditions, seed=3, symprec=0.2)] == rows
+    assert [asdict(row) for row in sampler.stream(5, conditions=conditions, seed=3, symprec=0.2)] == rows
     assert {row["formula"] for row in rows[:5]} == {"ClNa"} and {row["formula"] for row in rows[5:]} != {"ClNa"}
 
 
