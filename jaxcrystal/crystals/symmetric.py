@@ -133,8 +133,7 @@ class SymmetricCrystal:
 
     def to_crystal(self) -> Crystal:
         """All atoms, in a primitive cell."""
-        rows = PRIMITIVE[self.group.symbol[0]]
-        lattice = rows @ vectors(self.lengths, self.angles)
+        lattice = primitive_vectors(self.group, self.lengths, self.angles)
         counts = [len(points) for points in self._points]
         species = np.repeat([orbit.species for orbit in self.orbits], counts)
         return Crystal.from_vectors(lattice, species, np.concatenate(self._points))
@@ -169,6 +168,13 @@ def cell_of(system: str, parameters: Float[np.ndarray, "free"]) -> Float[np.ndar
     cell[:3] = cell[list(equal)]
     cell[3:] = [mine if given is None else given for mine, given in zip(cell[3:], fixed, strict=True)]
     return cell
+
+
+def primitive_vectors(
+    space_group: Group, lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "3 3"]:
+    """Of a primitive cell, as rows in Å, from the conventional one. Raises LinAlgError as `vectors`."""
+    return PRIMITIVE[space_group.symbol[0]] @ vectors(lengths, angles)
 
 
 def vectors(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

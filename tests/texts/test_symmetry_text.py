@@ -77,6 +77,9 @@ def test_every_group_reads_back(number):
         ("Sr 1\n221\nSr a\nx", "lattice", 4, "1 free lattice parameters of a cubic cell"),
         ("Sr 1\n221\nSr a\n0.0", "cell", 4, "lengths between 0 and 256 Å"),
         ("Sr 1\n1\nSr a 00 00 00\n3.0 3.0 3.0 30.0 30.0 150.0", "cell", 4, "angles that close a cell"),
+        # What a model may write without the grammar; only the primitive cell is too flat for float64.
+        ("Sr 8\n107\nSr e 13 27 41\n0.000001 1", "cell", 4, "a cell that is not flat"),
+        ("Sr 4\n35\nSr f 13 27 41\n255.9 0.0000001 0.01", "cell", 4, "a cell that is not flat"),
     ],
 )
 def test_what_is_no_text(text, kind, line, message):

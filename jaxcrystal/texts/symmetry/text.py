@@ -20,8 +20,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, cell_volume
-from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of, orbit_points, same
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal, cell_volume
+from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of, orbit_points, primitive_vectors, same
 from jaxcrystal.crystals.wyckoff import GROUPS, SYSTEMS, Group, group
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
@@ -145,4 +145,8 @@ def _cell(line: str, here: Group, number: int) -> np.ndarray:
         raise ParseError(ParseErrorKind.CELL, number, f"lengths between 0 and {LONGEST} Å", line)
     if not (0 < cell[3:].min() and cell[3:].max() < 180 and cell_volume(cell[:3], cell[3:]) > 0):
         raise ParseError(ParseErrorKind.CELL, number, "angles that close a cell", line)
+    try:
+        Crystal.from_vectors(primitive_vectors(here, cell[:3], cell[3:]), np.array([1]), np.zeros((1, 3)))
+    except (UserError, np.linalg.LinAlgError):
+        raise ParseError(ParseErrorKind.CELL, number, "a cell that is not flat", line) from None
     return cell
