@@ -16,25 +16,27 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcrystal.crystals.formulas import ordered
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of, vectors
-from jaxcrystal.crystals.wyckoff import GRID, LETTERS, SYSTEMS, cosets, free_axes, group, normalizing
+from jaxcrystal.crystals.wyckoff import (
+    GRID,
+    LETTERS,
+    SYSTEMS,
+    Coset,
+    cosets,
+    cosets_among,
+    free_axes,
+    group,
+    normalizing,
+)
 
 DECIMALS = 4  #: to which coordinates are compared
 SAME_CELL = 1e-4  #: relative difference of lengths and cosines below which two cells are the same
 RANGE = {"triclinic": 1, "monoclinic": 2, "orthorhombic": 1}  #: of the matrices' entries, by crystal system
-
-
-class Coset(NamedTuple):
-    """x -> linear @ x + shift / GRID, which maps the group onto itself."""
-
-    linear: Int[np.ndarray, "3 3"]
-    shift: Int[np.ndarray, "3"]
 
 
 def descriptions(crystal: SymmetricCrystal) -> list[SymmetricCrystal]:
@@ -113,7 +115,7 @@ def _axes(crystal: SymmetricCrystal) -> tuple[Float[np.ndarray, "free"], tuple[C
     """The free parameters of the shortest cell, and all cosets that lead to it."""
     number, system = crystal.space_group, crystal.group.system
     if system not in RANGE:
-        return crystal.parameters, tuple(Coset(*coset) for coset in cosets(number))
+        return crystal.parameters, cosets(number)
     lattice = vectors(crystal.lengths, crystal.angles)
     before = np.eye(3, dtype=np.int64)
     while True:
@@ -121,11 +123,11 @@ def _axes(crystal: SymmetricCrystal) -> tuple[Float[np.ndarray, "free"], tuple[C
         inverse = np.round(np.linalg.inv(matrices @ before)).astype(np.int64)
         rows = inverse.transpose(0, 2, 1) @ lattice
         kept, cell = _shortest(system, rows)
-        if len(kept) == 0 or (matrices[kept] == np.eye(3, dtype=np.int64)).all((1, 2)).any():
+        if (matrices[kept] == np.eye(3, dtype=np.int64)).all((1, 2)).any():
             break
         before = matrices[kept[0]] @ before
     chosen = tuple((matrices[i] @ before).tobytes() for i in kept)
-    return cell[list(SYSTEMS[system][0])], _leading(number, tuple(sorted(chosen)))
+    return cell[list(SYSTEMS[system][0])], cosets_among(number, tuple(sorted(chosen)))
 
 
 def _shortest(system: str, rows: Float[np.ndarray, "n 3 3"]) -> tuple[Int[np.ndarray, "kept"], Float[np.ndarray, "6"]]:
@@ -171,23 +173,3 @@ def _rewriting(number: int) -> Int[np.ndarray, "n 3 3"]:
     if here.system != "triclinic":  # there every unimodular matrix does
         found = [matrix for matrix in found if normalizing(number, matrix.tobytes())]
     return np.array(found)
-
-
-@cache
-def _leading(number: int, matrices: tuple[bytes, ...]) -> tuple[Coset, ...]:
-    """One of each coset of the group among the maps with these matrices."""
-    here, axes = group(number), free_axes(number)
-    kept = [axis for axis in range(3) if axis not in axes]
-    found: list[Coset] = []
-    known: set[bytes] = set()
-    for buffer in matrices:
-        matrix = np.frombuffer(buffer, np.int64).reshape(3, 3)
-        for shift in normalizing(number, buffer):
-            same = [
-                np.concatenate([(rotation @ matrix).reshape(-1), ((rotation @ shift + move) % GRID)[kept]]).tobytes()
-                for rotation, move in here.operations
-            ]
-            if known.isdisjoint(same):
-                known.update(same)
-                found.append(Coset(matrix, shift))
-    return tuple(found)

@@ -1,8 +1,8 @@
 """Finds the space group of a crystal, and writes the crystal by it.
 
-moyo (Shinohara; spglib's successor) finds the group of a crystal that is symmetric to within
-a tolerance, and refines it: cell and positions become exactly symmetric, in `Setting.standard()`. Orbits and letters
-are then read off the refined cell by our own tables, so that the two agree or the tolerance is made smaller.
+moyo (Shinohara; spglib's successor) finds the group of a crystal that is symmetric to within a tolerance, and refines
+it: cell and positions become exactly symmetric, in `Setting.standard()`. Orbits and letters are then read off the
+refined cell by our own tables, so that the two agree or the tolerance is made smaller.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from jaxcrystal.errors import UserError
 SYMPREC = 0.1  #: Å; usual for crystals that are not relaxed
 #: Tolerances that are tried, as shares of the one asked for.
 SMALLER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-4)
-logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns of operations in the given cell, which nobody asks for
 FOUND = 1e-4  #: fractions of an edge: how near refined atoms lie to where they belong
+
+logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns of operations in the given cell, which nobody asks for
 
 
 @dataclass(frozen=True, eq=False)

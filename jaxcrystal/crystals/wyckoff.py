@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import moyopy
 import numpy as np
@@ -199,20 +200,46 @@ def normalizing(number: int, linear: bytes) -> tuple[Int[np.ndarray, "3"], ...]:
     return tuple(shifts)
 
 
+class Coset(NamedTuple):
+    """x -> linear @ x + shift / GRID, which maps a group onto itself; it stands for all that differ from it by an
+    operation of the group, or by a shift along free axes."""
+
+    linear: Int[np.ndarray, "3 3"]
+    shift: Int[np.ndarray, "3"]
+
+
 @cache
-def cosets(number: int) -> tuple[tuple[Int[np.ndarray, "3 3"], Int[np.ndarray, "3"]], ...]:
-    """Of the Euclidean normalizer: x -> linear @ x + shift / GRID are the other ways to describe a crystal of the group
-    in the same cell, apart from shifts along free axes; the identity first. At most 24, 1,274 of all groups.
+def cosets_among(number: int, matrices: tuple[bytes, ...]) -> tuple[Coset, ...]:
+    """Of a group, all cosets with these matrices, each once; matrices are buffers as `normalizing` takes them."""
+    kept = [axis for axis in range(3) if axis not in free_axes(number)]
+    found: list[Coset] = []
+    known: set[bytes] = set()
+    for buffer in matrices:
+        matrix = np.frombuffer(buffer, np.int64).reshape(3, 3)
+        for shift in normalizing(number, buffer):
+            same = [
+                np.concatenate([(rotation @ matrix).reshape(-1), ((rotation @ shift + move) % GRID)[kept]]).tobytes()
+                for rotation, move in operations(number)
+            ]
+            if known.isdisjoint(same):
+                known.update(same)
+                found.append(Coset(matrix, shift))
+    return tuple(found)
+
+
+def cosets(number: int) -> tuple[Coset, ...]:
+    """Of the Euclidean normalizer: the other ways to describe a crystal of the group in the same cell; the identity
+    first. At most 24, 1,109 of all groups: a group without mirror images has none here either.
     """
     return _cosets()[number]
 
 
 @cache
-def _cosets() -> dict[int, tuple[tuple[Int[np.ndarray, "3 3"], Int[np.ndarray, "3"]], ...]]:
-    found: dict[int, list] = {}
+def _cosets() -> dict[int, tuple[Coset, ...]]:
+    found: dict[int, list[Coset]] = {}
     with (HERE / "normalizers.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            found.setdefault(int(row["space_group"]), []).append(read(row["coset"]))
+            found.setdefault(int(row["space_group"]), []).append(Coset(*read(row["coset"])))
     return {number: tuple(listed) for number, listed in found.items()}
 
 

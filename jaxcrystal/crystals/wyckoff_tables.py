@@ -21,17 +21,18 @@ from pathlib import Path
 
 import moyopy
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from jaxcrystal.crystals.symmetric import vectors
 from jaxcrystal.crystals.wyckoff import (
     GRID,
     GROUPS,
     HERE,
     LETTERS,
+    Coset,
     Operations,
     Position,
-    free_axes,
-    normalizing,
+    cosets_among,
     operations,
     read,
     written,
@@ -49,11 +50,10 @@ CELLS = {
 }
 
 
-def vectors(number: int) -> Float[np.ndarray, "3 3"]:
+def cell_vectors(number: int) -> Float[np.ndarray, "3 3"]:
     """Rows of a conventional cell that suits the group."""
-    *lengths, alpha, beta, gamma = CELLS[moyopy.SpaceGroupType(number).crystal_system]
-    ca, cb, cg = np.cos(np.radians([alpha, beta, gamma]))
-    return np.linalg.cholesky(np.array([[1, cg, cb], [cg, 1, ca], [cb, ca, 1]]) * np.outer(lengths, lengths))
+    cell = np.array(CELLS[moyopy.SpaceGroupType(number).crystal_system])
+    return vectors(cell[:3], cell[3:])
 
 
 def orbit(group: Operations, point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "points 3"]:
@@ -80,7 +80,7 @@ def named(number: int, point: Float[np.ndarray, "3"]) -> Iterator[tuple[str, int
     group, random = operations(number), np.random.default_rng(number)
     orbits = [orbit(group, each) for each in [*random.uniform(0, 1, (3, 3)), point]]
     species = np.repeat(np.arange(1, len(orbits) + 1), [len(each) for each in orbits])
-    cell = moyopy.Cell(vectors(number).tolist(), np.concatenate(orbits).tolist(), species.tolist())
+    cell = moyopy.Cell(cell_vectors(number).tolist(), np.concatenate(orbits).tolist(), species.tolist())
     found = moyopy.MoyoDataset(cell, symprec=1e-4, setting=moyopy.Setting.standard())
     if found.number != number:
         raise AssertionError(f"a crystal of group {number} was read as one of {found.number}")
@@ -114,31 +114,14 @@ def _lies_on(points: Float[np.ndarray, "points 3"], position: Position) -> bool:
     return bool((np.abs(away - np.round(away)).max(1) < 1e-5).any())
 
 
-def normalizers(number: int) -> list[tuple[Int[np.ndarray, "3 3"], Int[np.ndarray, "3"]]]:
-    """Coset representatives of the Euclidean normalizer of a group with a generic metric; the identity first."""
-    metric = vectors(number) @ vectors(number).T
-    group = operations(number)
-    chiral = (np.round(np.linalg.det(group.rotations)) > 0).all()
-    found: list[tuple[Int[np.ndarray, "3 3"], Int[np.ndarray, "3"]]] = []
-    known: set[bytes] = set()
+def normalizers(number: int) -> tuple[Coset, ...]:
+    """Cosets of the Euclidean normalizer of a group with a generic metric; the identity first."""
+    metric = cell_vectors(number) @ cell_vectors(number).T
     candidates = (np.reshape(entries, (3, 3)) for entries in itertools.product((0, 1, -1), repeat=9))
-    for linear in sorted(candidates, key=lambda m: -np.trace(m)):
-        if round(np.linalg.det(linear)) not in ((1,) if chiral else (1, -1)):
-            continue
-        if np.abs(linear.T @ metric @ linear - metric).max() > 1e-9:
-            continue
-        for shift in normalizing(number, linear.tobytes()):
-            coset = {_key(number, g @ linear, g @ shift + t) for g, t in group}
-            if not coset & known:
-                known |= coset
-                found.append((linear, shift))
-    return found
-
-
-def _key(number: int, linear: Int[np.ndarray, "3 3"], shift: Int[np.ndarray, "3"]) -> bytes:
-    """Of an operation, apart from lattice vectors and from shifts along free axes."""
-    kept = [axis for axis in range(3) if axis not in free_axes(number)]
-    return np.concatenate([linear.reshape(-1), shift[kept] % GRID]).astype(np.int64).tobytes()
+    kept = [linear for linear in candidates if np.abs(linear.T @ metric @ linear - metric).max() < 1e-9]
+    if (np.linalg.det(operations(number).rotations) > 0).all():
+        kept = [linear for linear in kept if np.linalg.det(linear) > 0]
+    return cosets_among(number, tuple(linear.tobytes() for linear in sorted(kept, key=lambda m: -np.trace(m))))
 
 
 def main(folder: Path = HERE) -> None:

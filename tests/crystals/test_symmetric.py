@@ -20,7 +20,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal
 from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.crystals.wyckoff import GRID, GROUPS, LETTERS, cosets, free_axes, group, read, written
-from jaxcrystal.crystals.wyckoff_tables import vectors
+from jaxcrystal.crystals.wyckoff_tables import cell_vectors
 from jaxcrystal.errors import UserError
 
 
@@ -121,7 +121,7 @@ def test_cosets_are_those_of_moyos_normalizer(number):
     random = np.random.default_rng(number).uniform(0, 1, (3, 3))
     orbits = [np.unique(np.round(here.operations.images(x), 9), axis=0) for x in random]
     species = np.repeat([1, 2, 3], [len(x) for x in orbits])
-    cell = moyopy.Cell(vectors(number).tolist(), np.concatenate(orbits).tolist(), species.tolist())
+    cell = moyopy.Cell(cell_vectors(number).tolist(), np.concatenate(orbits).tolist(), species.tolist())
     found = moyopy.MoyoDataset(cell, symprec=1e-4, setting=moyopy.Setting.standard())
     normalizer = found.normalizer_wyckoff_positions(preserve_chirality=True)
     theirs = [*normalizer.stabilizer, *(operation for operation, _ in normalizer.coset_representatives)]
