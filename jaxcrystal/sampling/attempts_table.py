@@ -66,6 +66,11 @@ def read_table(out: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
 
 
+def more_symmetric(out: Path) -> int:
+    """Crystals of a table that have more symmetry than their text says."""
+    return sum(row["status"] == OK and bool(row.get("higher_symmetry")) for row in read_table(out))
+
+
 def checksum(out: Path) -> str:
     """SHA-256 of the table; of a folder, of its table and the names of its CIF files."""
     with (out if out.suffix else out / "attempts.parquet").open("rb") as table:

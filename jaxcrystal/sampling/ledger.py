@@ -274,11 +274,6 @@ def effective_number(out: str | Path) -> float | None:
     return None if numbers is None else sum(numbers)
 
 
-def more_symmetric(out: Path) -> int:
-    """Crystals of a finished ledger that have more symmetry than their text says."""
-    return sum(row["status"] == OK and bool(row.get("higher_symmetry")) for row in read_table(out))
-
-
 def _finished(out: Path, request: Request, may_change: bool = False) -> Counter[str] | None:
     header = _read_header(out, request, may_change)
     if header is None or not out.exists() or _beside(out, ".journal").exists():

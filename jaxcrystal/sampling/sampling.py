@@ -22,9 +22,10 @@ from jaxcrystal.config import to_dict
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
+from jaxcrystal.sampling.attempts_table import more_symmetric
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw, Task
-from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join, more_symmetric
+from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
 from jaxcrystal.sampling.resampling import check_exact
 from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
 from jaxcrystal.texts.constraints import Constraints

@@ -23,6 +23,7 @@ from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.crystals.wyckoff import GROUPS, group
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.symmetry.form import Symmetry
 from jaxcrystal.texts.symmetry.grammar import COORDINATE, SYMBOL, Grammar
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, kind_of
 
@@ -398,7 +399,7 @@ def test_what_no_crystal_can_be_is_said(constraints, message):
 @pytest.mark.parametrize("decimals", [1, 5])
 def test_decimals_that_do_not_do_are_refused(decimals):
     with pytest.raises(UserError, match=f"coord_decimals is {decimals}"):
-        build(fmt=TextFormat(coord_decimals=decimals))
+        Symmetry(TextFormat(form="symmetry", coord_decimals=decimals))
 
 
 def test_a_limit_that_holds_no_atom_is_refused():

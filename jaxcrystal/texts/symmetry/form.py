@@ -16,12 +16,10 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.texts.conditions import BY_ATTRIBUTE
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.symmetry.body import Drawn, bounds, draw, pieces
-from jaxcrystal.texts.symmetry.grammar import Grammar
+from jaxcrystal.texts.symmetry.grammar import DECIMALS, Grammar
 from jaxcrystal.texts.symmetry.tables import SymmetryTables
 from jaxcrystal.texts.symmetry.text import REQUEST, parse, space_group, write
 from jaxcrystal.texts.tokenizer import Tokenizer
-
-DECIMALS = range(2, 5)  #: of coordinates: what the grammar's integers hold
 
 
 @dataclass(frozen=True)

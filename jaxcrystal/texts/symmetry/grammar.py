@@ -33,7 +33,6 @@ from jaxtyping import Array, Bool, Float32, Int, Int8, Int32
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.wyckoff import GROUPS
-from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.intervals import POINTED, next_digits
 from jaxcrystal.texts.numbers import power_of_ten
@@ -47,7 +46,7 @@ from jaxcrystal.texts.symmetry.words import LETTER, LINE, NO_WORD, SPACED, Words
 
 POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on words'
 ELEMENT, COUNT, GROUP, SYMBOL, POSITION, COORDINATE, PARAMETER = range(7)  #: what is being written
-FEWEST_DECIMALS, MOST_DECIMALS = 2, 4  #: of a coordinate: fewer leave no room for 64 atoms, more are not exact
+DECIMALS = range(2, 5)  #: of a coordinate: fewer leave no room for 64 atoms, more are not exact
 
 
 @struct.dataclass
@@ -91,12 +90,7 @@ class Grammar:
 
     @classmethod
     def build(cls, tables: Tables, text: TextFormat, limit: int) -> Grammar:
-        """For texts of at most `limit` tokens. Raises UserError for a number of decimals that does not do."""
-        if not FEWEST_DECIMALS <= text.coord_decimals <= MOST_DECIMALS:
-            raise UserError(
-                f"text.coord_decimals is {text.coord_decimals}; texts by symmetry have {FEWEST_DECIMALS} to "
-                f"{MOST_DECIMALS}"
-            )
+        """For texts of at most `limit` tokens, of a number of decimals among `DECIMALS`."""
         words = Words.build(tables)
         return cls(
             tokens=np.array([*tables.digits, tables.point, tables.space, tables.newline, tables.eos, *words.symbols]),
