@@ -56,26 +56,44 @@ class Symmetrized:
 def symmetrize(crystal: Crystal, symprec: float = SYMPREC) -> Symmetrized | None:
     """The crystal written by its space group; None where no group is found at any tolerance.
 
-    `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits, or an atom would have to move
-    further than that, smaller ones are tried. None is rare, and means that atoms of one element lie on each other or
-    that the cell is flat to within float64. A crystal without symmetry is not None but of space group 1.
+    `symprec`, in Å, is how far atoms and cell may be from symmetric; where no group fits, an atom would have to move
+    further than that, or the cell is much thinner than crystals are, smaller ones are tried. None is rare, and means
+    that atoms of one element lie on each other or that the cell is flat to within float64. A crystal without symmetry
+    is not None but of space group 1.
 
     Raises UserError if `symprec` is not a positive number.
     """
     if not 0 < symprec < np.inf:
         raise UserError(f"symprec is a distance in Å above 0, found {symprec}")
+    try:
+        lattice = vectors(crystal.lengths, crystal.angles)
+        symprec = min(symprec, _largest_symprec(lattice))
+    except (np.linalg.LinAlgError, ValueError):  # flat
+        return None
     for tolerance in (round(symprec * share, 12) for share in SMALLER):
-        if (found := _refined(crystal, tolerance)) is not None:
+        if (found := _refined(crystal, lattice, tolerance)) is not None:
             return found
     return None
 
 
-def _refined(crystal: Crystal, symprec: float) -> Symmetrized | None:
+def _largest_symprec(lattice: Float[np.ndarray, "3 3"]) -> float:
+    """A tolerance above this one can keep moyo for ever, in a lattice that no crystal has.
+
+    A shear by the shortest translation a lengthens an edge b of the reduced cell by a²/b at most. A tolerance that
+    takes this for nothing lets shears pass for symmetries, and they never close to a group. Shorter edges than 20 Å
+    count as such: in cells of less than an Å the same was seen, below a²/b. In those of crystals, with translations of
+    2 Å or more, this is 0.2 Å or more up to edges of 20 Å.
+    """
+    reduced, _ = moyopy.minkowski_reduce(lattice.tolist())
+    a, _, b = sorted(np.linalg.norm(reduced, axis=1))
+    return float(a * a / max(b, 20.0))
+
+
+def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> Symmetrized | None:
     try:
-        lattice = vectors(crystal.lengths, crystal.angles)
         cell = moyopy.Cell(lattice.tolist(), crystal.frac_coords.tolist(), crystal.species.tolist())
         dataset = moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
-    except (np.linalg.LinAlgError, ValueError):  # flat, or no group at this tolerance
+    except ValueError:  # no group at this tolerance
         return None
     if dataset.symprec < symprec:  # moyo halves it at once
         return None

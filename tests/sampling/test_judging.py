@@ -18,9 +18,20 @@ P1 = form_of(TextFormat())
 SALT = "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
 TEXTS = [SALT, None, SALT.replace("Na", "K"), "no crystal", SALT.replace("Na", "Li"), SALT.replace("0.50", "0.25")]
 
+#: As models without training write them; each kept moyo longer than anybody waited, at one tolerance or the next.
+THIN = [
+    "53.2 175.4 0.8\n47 69 39\nAt\n0.36 0.63 0.15",
+    "251.0 0.8 65.8\n63 58 34\nNb\n0.66 0.33 0.34\nPa\n0.03 0.18 0.09",
+    "0.9 158.3 0.8\n51 27 61\nP\n0.43 0.69 0.29\nCu\n0.11 0.86 0.99",
+    "1.9 28.9 86.9\n57 76 67\nHs\n0.18 0.95 0.39\nAm\n0.90 0.83 0.60\nSi\n0.94 0.04 0.00\nF\n0.64 0.66 0.94",
+    "2.2 2.0 0.5\n107.6 126.7 73.2\nNd\n0.10 0.20 0.30",
+    "40.0 1.0 40.0\n90 90 90\nNd\n0.10 0.20 0.30",
+]
+
 #: Of moyo, what symmetrize calls first; it is found by worker processes only, for here moyo is imported already.
 MOYO = """
 import os, time
+def minkowski_reduce(basis): return basis, None
 def Cell(basis, positions, numbers): return numbers
 class Setting: standard = staticmethod(lambda: None)
 def MoyoDataset(numbers, symprec, setting):
@@ -43,6 +54,12 @@ def test_judgements_are_those_of_one_process_in_order(judges):
     assert [each and each.space_group for _, each in found] == [221, None, 221, None, 221, 160]
     assert found[0][1].symmetrized_cif.startswith("# refined by moyo") and found[3][1].status == "parse_error:lengths"
     assert [each.space_group for _, each in judges.judged([(0, SALT)], 0.1)] == [221]  # the same processes again
+
+
+@pytest.mark.parametrize("symprec", [0.2, 0.1, 0.01])
+def test_thin_cells_have_a_group_soon(judges, symprec):
+    found = [each for _, each in judges.judged(enumerate(THIN), symprec)]
+    assert [each.symmetry_failure for each in found] == [None] * len(THIN) and all(each.space_group for each in found)
 
 
 def test_a_hang_and_a_crash_cost_a_space_group_and_no_row(monkeypatch, tmp_path):
