@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import moyopy
 import numpy as np
@@ -22,7 +23,7 @@ from jaxcrystal.crystals.symmetric_cif import to_cif
 from jaxcrystal.crystals.wyckoff import Group, group
 from jaxcrystal.errors import UserError
 
-SYMPREC = 0.1  #: Å; usual for crystals that are not relaxed
+SYMPREC = 0.1  #: Å; usual for crystals that are not relaxed, and texts often have two decimals
 #: Tolerances that are tried, as shares of the one asked for.
 SMALLER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-4)
 FOUND = 1e-4  #: fractions of an edge: how near refined atoms lie to where they belong
@@ -63,6 +64,23 @@ def symmetrize(crystal: Crystal, symprec: float = SYMPREC) -> Symmetrized | None
 
     Raises UserError if `symprec` is not a positive number.
     """
+    found = _search(crystal, symprec)
+    return None if found is None else Symmetrized(tuple(descriptions(found.crystal)), found.symprec, found.moved)
+
+
+def space_group(crystal: Crystal, symprec: float = SYMPREC) -> int | None:
+    """The number of the group that `symmetrize` finds, in a tenth of the time; None and errors as there."""
+    found = _search(crystal, symprec)
+    return None if found is None else found.crystal.space_group
+
+
+class _Refined(NamedTuple):
+    crystal: SymmetricCrystal  #: in the setting, origin and axes that moyo chose
+    symprec: float
+    moved: float
+
+
+def _search(crystal: Crystal, symprec: float) -> _Refined | None:
     if not 0 < symprec < np.inf:
         raise UserError(f"symprec is a distance in Å above 0, found {symprec}")
     try:
@@ -89,7 +107,7 @@ def _largest_symprec(lattice: Float[np.ndarray, "3 3"]) -> float:
     return float(a * a / max(b, 20.0))
 
 
-def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> Symmetrized | None:
+def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> _Refined | None:
     try:
         cell = moyopy.Cell(lattice.tolist(), crystal.frac_coords.tolist(), crystal.species.tolist())
         dataset = moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
@@ -113,7 +131,7 @@ def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float
     atoms = len(crystal) * abs(np.linalg.det(dataset.std_linear))  # that the conventional cell must have
     if abs(sum(exact.composition.values()) * exact.group.centring - atoms) > 0.5:
         return None
-    return Symmetrized(tuple(descriptions(exact)), symprec, moved)
+    return _Refined(exact, symprec, moved)
 
 
 def _moved(

@@ -292,7 +292,9 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
 
 
 def _programs() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("jaxcrystal", "pymatgen", "smact", "spglib")}
+    packages = {
+        name: importlib.metadata.version(name) for name in ("jaxcrystal", "moyopy", "pymatgen", "smact", "spglib")
+    }
     return packages | {"python": platform.python_version()}
 
 

@@ -21,14 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcrystal.crystals.crystal import reduced_composition
+from jaxcrystal.crystals.symmetry import space_group
 from jaxcrystal.evaluation.protocols import Protocol
 from jaxcrystal.evaluation.validity import compositional, structural
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.rows import Row
 from jaxcrystal.workers import Lost, Workers, each
-
-#: Å, spglib's tolerance: generated coordinates often have two decimals, so symmetry is exact only to about this much.
-SYMPREC = 0.1
 
 _METADATA = b"jaxcrystal"
 
@@ -48,7 +46,7 @@ class Attempt:
     chemical_system: str | None = None  #: element symbols, sorted, joined by `-`
     num_elements: int | None = None  #: distinct ones
     num_atoms: int | None = None  #: in the cell as sampled
-    spacegroup: int | None = None  #: None also when spglib finds none
+    spacegroup: int | None = None  #: within 0.1 Å; None also where none is found
     a: float | None = None  #: lengths in Å
     b: float | None = None
     c: float | None = None
@@ -108,7 +106,7 @@ def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
         chemical_system=structure.composition.chemical_system,
         num_elements=len(set(sample.crystal.symbols)),
         num_atoms=len(structure),
-        spacegroup=_spacegroup(structure) if symmetry and shape.valid else None,
+        spacegroup=space_group(sample.crystal) if symmetry and shape.valid else None,
         **dict(zip("abc", map(float, sample.crystal.lengths), strict=True)),
         **dict(zip(("alpha", "beta", "gamma"), map(float, sample.crystal.angles), strict=True)),
         volume=float(structure.volume),
@@ -116,14 +114,6 @@ def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
         notes=notes,
         cif=sample.cif or sample.crystal.to_cif(),
     )
-
-
-def _spacegroup(structure) -> int | None:
-    import spglib
-
-    cell = structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers
-    found = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
-    return None if found is None else int(found.number)
 
 
 def write_table(table: pd.DataFrame, provenance: Provenance, path: Path) -> None:

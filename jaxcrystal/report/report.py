@@ -27,10 +27,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.crystals.symmetry import SYMPREC
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.results import Results, nearest_training, read
-from jaxcrystal.evaluation.table import SYMPREC
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import crystal_from_cif
 from jaxcrystal.reader.rows import PARSED
