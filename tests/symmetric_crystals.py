@@ -1,4 +1,6 @@
-"""Random crystals of any space group."""
+"""Random crystals of any space group, and what fits one, by counting."""
+
+from functools import cache
 
 import numpy as np
 
@@ -26,3 +28,30 @@ def random_symmetric(number: int, seed: int, orbits: int = 4) -> SymmetricCrysta
             return SymmetricCrystal(number, cell[:3], cell[3:], chosen)
         except UserError:
             continue
+
+
+def positions(number: int) -> list[tuple[int, bool]]:
+    """Atoms of an orbit in the primitive cell, and whether several may lie there."""
+    here = group(number)
+    return [(p.multiplicity // here.centring, p.reusable) for p in here.positions]
+
+
+@cache
+def distinct(number: int) -> list[tuple[int, bool]]:
+    """The same, with one of those that differ in nothing and may be taken again."""
+    listed = positions(number)
+    return [each for i, each in enumerate(listed) if not each[1] or each not in listed[:i]]
+
+
+@cache
+def counted(number: int, counts: tuple[int, ...], used: frozenset[int], first: int = 0) -> int:
+    """The most orbits that these atoms of elements can be, position after position; -1 if there is no way."""
+    if not counts[0]:
+        return 0 if len(counts) == 1 else counted(number, counts[1:], used)
+    best = -1
+    for place, (atoms, reusable) in enumerate(distinct(number)):
+        if place >= first and atoms <= counts[0] and place not in used:
+            rest = (counts[0] - atoms, *counts[1:])
+            found = counted(number, rest, used if reusable else used | {place}, place)
+            best = max(best, found + 1 if found >= 0 else -1)
+    return best

@@ -2,40 +2,13 @@
 
 import dataclasses
 import itertools
-from functools import cache
 
 import numpy as np
 import pytest
+from symmetric_crystals import counted, positions
 
-from jaxcrystal.crystals.wyckoff import GROUPS, group
+from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, KindTables, kind_of, kinds, most_orbits
-
-
-def positions(number: int) -> list[tuple[int, bool]]:
-    """Atoms of an orbit in the primitive cell, and whether several may lie there."""
-    here = group(number)
-    return [(p.multiplicity // here.centring, p.reusable) for p in here.positions]
-
-
-@cache
-def distinct(number: int) -> list[tuple[int, bool]]:
-    """The same, with one of those that differ in nothing and may be taken again."""
-    listed = positions(number)
-    return [each for i, each in enumerate(listed) if not each[1] or each not in listed[:i]]
-
-
-@cache
-def counted(number: int, counts: tuple[int, ...], used: frozenset[int], first: int = 0) -> int:
-    """The most orbits that these atoms of elements can be, position after position; -1 if there is no way."""
-    if not counts[0]:
-        return 0 if len(counts) == 1 else counted(number, counts[1:], used)
-    best = -1
-    for place, (atoms, reusable) in enumerate(distinct(number)):
-        if place >= first and atoms <= counts[0] and place not in used:
-            rest = (counts[0] - atoms, *counts[1:])
-            found = counted(number, rest, used if reusable else used | {place}, place)
-            best = max(best, found + 1 if found >= 0 else -1)
-    return best
 
 
 def of_every_sort() -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_crystals import p1_crystal
+from symmetric_crystals import counted
 from symmetry_texts import Tables, parse, repeated, spelled, stacked, tokens_of, walk, write
 
 from jaxcrystal.config import TextFormat
@@ -107,6 +108,29 @@ def test_formulas_are_exact():
         assert composition == {symbol: times * unit[symbol] for symbol in ordered(unit)}
         units[wish.formula].add(times)
     assert len(units["NaCl"]) > 3 and len(units["Si"]) > 3
+
+
+def test_ten_formulas_in_ten_groups():
+    """Exact wherever a cell can be counted out; refused where none can, and nowhere else."""
+    grammar, wishes, refused = usual(), [], 0
+    for formula in [*FORMULAS, "Na3Cl"]:
+        unit = tuple(read_formula(formula).values())
+        for number in (1, 14, 62, 122, 139, 166, 194, 216, 225, 230):
+            wish = Constraints(formula=formula, space_groups=(number,))
+            times = range(1, grammar.most // sum(unit) + 1)
+            if any(counted(number, tuple(k * n for n in unit), frozenset()) >= 0 for k in times):
+                wishes += [wish] * 2
+                continue
+            refused += 1
+            with pytest.raises(UserError, match=f"not possible in space group {number}"):
+                grammar.limits(wish)
+        counted.cache_clear()
+    assert 0 < refused < 50
+    for wish, (composition, crystal) in zip(wishes, walked(grammar, wishes), strict=True):
+        unit = read_formula(wish.formula)
+        times = sum(composition.values()) // sum(unit.values())
+        assert composition == {symbol: times * unit[symbol] for symbol in ordered(unit)}
+        assert crystal.space_group in wish.space_groups
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
