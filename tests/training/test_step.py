@@ -183,7 +183,9 @@ def test_unrolled_layers_compute_what_scanned_ones_do(lora, monkeypatch):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
     # Where a gradient is rounding, Adam's step is too: one of 14,336 was seen to differ by 4e-5.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), after, expected)
+    pairs = zip(*map(jax.tree.leaves, (after, expected)), strict=True)
+    away = np.concatenate([np.abs(ours - theirs).ravel() for ours, theirs in pairs])
+    assert away.max() < 1e-4 and (away > 1e-5).mean() < 1e-4
 
 
 @pytest.mark.parametrize(
