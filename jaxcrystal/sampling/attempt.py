@@ -20,7 +20,6 @@ NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
 HIGHER_SYMMETRY = "higher_symmetry"  #: more symmetric than the text says, where exact symmetry was asked for
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
-PAPERS = form_of(TextFormat())  #: of texts of which nothing else is said
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,11 @@ class Attempt:
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
     written_group: int | None = None  #: space group that the text states; None where it states none
     higher_symmetry: bool | None = None  #: whether the crystal is more symmetric than that; None without either
-    form: InitVar[Form] = PAPERS  #: that reads the text; no column
+    form: InitVar[Form | None] = None  #: that reads the text; no column: without it, the one that states such a group
 
-    def __post_init__(self, form: Form) -> None:
+    def __post_init__(self, form: Form | None) -> None:
+        if form is None:
+            form = form_of(TextFormat(form="p1" if self.written_group is None else "symmetry"))
         object.__setattr__(self, "form", form)
 
     @property

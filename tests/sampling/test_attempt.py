@@ -42,6 +42,13 @@ def test_an_attempt_keeps_its_form_and_no_column_of_it():
     assert asdict(attempt) == fields and attempt == Attempt(**fields)
 
 
+def test_a_row_of_a_ledger_is_read_as_it_was_written():
+    text = "Na 1 Cl 1\n225\nNa a\nCl b\n5.60"
+    fields = dict.fromkeys(SCHEMA.names) | {"text": text, "status": "ok", "written_group": 225}
+    assert Attempt(**fields).crystal == form_of(TextFormat(form="symmetry")).parse(text)
+    assert Attempt(**fields).crystal.formula == "ClNa"
+
+
 @pytest.mark.parametrize(
     ("symbols", "formula"), [("Li Fe P O O O O", "FeLiO4P"), ("Na Cl Na Cl", "ClNa"), ("Si Si", "Si"), ("O O H", "HO2")]
 )
