@@ -121,6 +121,17 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 continue
             moved, volume = (f"{x['median']:.3f} ({x['p95']:.3f})" for x in (row["moved"], row["volume"]))
             yield _row(row["text"], ", ".join(map(str, row["decimals"])), f"{row['tokens']:.1f}", moved, volume, *told)
+    elif result["benchmark"] == "forms":
+        yield f"{result['potential']}; shares of all attempts"
+        yield ""
+        columns = "crystals seen | minutes | tokens | crystals/s | structural | compositional | metastable"
+        yield f"| model | attempts | {columns} | metastable S.U.N. |"
+        yield "| --- |" + " --: |" * 9
+        for row in result["rows"]:
+            shares = [f"{100 * x:.1f} % ({100 * a:.0f} to {100 * b:.0f})" for x, a, b in row["shares"].values()]
+            spent = (f"{row['crystals_seen']:,}", f"{row['step_seconds'] / 60:.0f}")
+            rates = (f"{row['tokens']:.0f}", f"{row['crystals_per_second']:.1f}")
+            yield _row(row["model"], f"{row['samples']:,}", *spent, *rates, *shares)
     elif result["benchmark"] == "stated_groups":
         yield "| crystals | tolerance, Å | | the stated group | more symmetric | the stated group, mean over groups |"
         yield "| --- | --: | --: | --: | --: | --: |"

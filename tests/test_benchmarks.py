@@ -393,6 +393,42 @@ def test_decimals(tmp_path):
     assert "| symmetry | 2, 2, 1 |" in table.rendered(tmp_path)
 
 
+def test_forms(tmp_path):
+    """What its log says of a model, and shares that are those of its evaluation."""
+    import forms
+    import table
+
+    from jaxcrystal.config import Recipe, load
+    from jaxcrystal.training.loop import train
+
+    shape = ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=1", "num_attention_heads=2"]
+    shape += ["num_key_value_heads=2", "head_dim=16"]
+    data = ["data.train=prototypes:validation", "data.tokens_per_row=512", "data.rows_per_batch=8"]
+    data += ["mesh.data=1", "mesh.fsdp=1"]
+    keys = [f"out={tmp_path / 'tiny'}", "text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false"]
+    train(load(Recipe, None, [*keys, *data, *(f"model.{one}" for one in shape), "steps=3", "log_every=2"]))
+    (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
+    elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
+    (tmp_path / "references.json").write_text(json.dumps(elements))
+    command = [str(tmp_path / "tiny"), "--train", "prototypes:train", "--num", "4"]
+    for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
+        command += [f"--{name}", str(tmp_path / place)]
+    assert forms.main(command) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["model"], row["form"], row["steps"]) == ("tiny", "symmetry", 3)
+    assert 3 * 8 < row["crystals_seen"] < 3 * 8 * 512 / 30 and row["step_seconds"] > 0
+    drawn = pd.read_parquet(tmp_path / "work/tiny_4.parquet")
+    assert row["tokens"] == drawn["tokens"].mean() and row["ok"] == (drawn["status"] == "ok").sum() == 4
+    found = json.loads((tmp_path / "work/tiny_4/metrics.json").read_text())
+    share, low, high = row["shares"]["validity.structural"]
+    assert share == found["validity"]["structural"] and low <= share <= high
+    times = {place: place.stat().st_mtime_ns for place in (tmp_path / "work").rglob("*")}
+    assert forms.main(command) == 0  # nothing is done twice
+    assert {place: place.stat().st_mtime_ns for place in (tmp_path / "work").rglob("*")} == times
+    assert "| tiny | 4 |" in table.rendered(tmp_path / "out")
+
+
 def test_stated_groups(tmp_path):
     """Of three crystals one has the stated group, one more symmetry, one less."""
     import stated_groups
