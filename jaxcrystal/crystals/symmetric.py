@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.crystals.formulas import ordered
@@ -31,6 +31,7 @@ PRIMITIVE = {
     "F": np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]),
     "R": np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3,
 }
+INVERSE = {letter: np.linalg.inv(rows) for letter, rows in PRIMITIVE.items()}
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,29 @@ class SymmetricCrystal:
 
 def orbit_points(space_group: Group, orbit: Orbit) -> Float[np.ndarray, "points 3"]:
     """Of an orbit in the primitive cell, each once, as fractions of its edges."""
-    position = space_group.position(orbit.letter)
-    images = space_group.operations.images(position.representative(np.array(orbit.frac_coords)))
-    points = images @ np.linalg.inv(PRIMITIVE[space_group.symbol[0]]) % 1
-    before = np.tril(same(points[:, None], points), -1).any(1)
-    return points[~before]
+    representative = space_group.position(orbit.letter).representative(np.array(orbit.frac_coords))
+    points = _images(space_group, representative, _making(space_group.number, orbit.letter))
+    return points[_first(points)]
+
+
+@cache
+def _making(number: int, letter: str) -> Int[np.ndarray, "atoms"]:
+    """Which operations make an orbit of the primitive cell, each atom once: those that do for any point but a few."""
+    here = group(number)
+    point = here.position(letter).representative(np.array([0.1234567, 0.2718282, 0.5772157]))
+    return np.flatnonzero(_first(_images(here, point, slice(None))))
+
+
+def _images(
+    space_group: Group, point: Float[np.ndarray, "3"], which: slice | Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "n 3"]:
+    """Of a point in the conventional cell, by these operations, in the primitive one."""
+    return space_group.operations[which].images(point) @ INVERSE[space_group.symbol[0]] % 1
+
+
+def _first(points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
+    """Which points lie where no earlier one does."""
+    return ~np.tril(same(points[:, None], points), -1).any(1)
 
 
 def same(one: Float[np.ndarray, "*n 3"], other: Float[np.ndarray, "*n 3"]) -> Bool[np.ndarray, "*n"]:

@@ -46,6 +46,9 @@ class Operations:
     def __iter__(self) -> Iterator[tuple[Int[np.ndarray, "3 3"], Int[np.ndarray, "3"]]]:
         return zip(self.rotations, self.translations, strict=True)
 
+    def __getitem__(self, which: slice | Int[np.ndarray, "n"]) -> Operations:
+        return Operations(self.rotations[which], self.translations[which])
+
     def images(self, point: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n 3"]:
         """Of a point, in [0, 1); as many as there are operations."""
         return (self.rotations @ point + self.translations / GRID) % 1
