@@ -7,11 +7,13 @@ training had at most 18. `sample` takes these limits for a stated formula, unles
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxcrystal.crystals.crystal import ELEMENTS, CrystalBatch
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, write
 
@@ -19,14 +21,22 @@ FILE = "num_atoms.json"  #: of a model directory: {atoms of a formula unit: [lea
 BLOCK = 4096  #: crystals whose elements are counted at once
 
 
-def ranges(crystals: CrystalBatch) -> dict[int, tuple[int, int]]:
+def compositions(crystals: CrystalBatch | SymmetricBatch) -> Iterator[Int[np.ndarray, "block elements"]]:
+    """Atoms of each element, by atomic number, in the cells of a block of crystals after the other."""
+    for start in range(0, len(crystals), BLOCK):
+        block = crystals[start : start + BLOCK]
+        symmetric = isinstance(block, SymmetricBatch)
+        species = np.asarray(block.elements if symmetric else block.species)
+        counts = np.zeros((len(species), len(ELEMENTS)), np.int64)
+        np.add.at(counts, (np.arange(len(species))[:, None], species), np.asarray(block.counts) if symmetric else 1)
+        counts[:, 0] = 0  # no atom
+        yield counts
+
+
+def ranges(crystals: CrystalBatch | SymmetricBatch) -> dict[int, tuple[int, int]]:
     """The least and the most atoms of the cells whose formula unit has so many: SrTiO3's has 5."""
     found: dict[int, tuple[int, int]] = {}
-    for start in range(0, len(crystals), BLOCK):
-        species = np.asarray(crystals.species[start : start + BLOCK])
-        counts = np.zeros((len(species), len(ELEMENTS)), np.int64)
-        np.add.at(counts, (np.arange(len(species))[:, None], species), 1)
-        counts[:, 0] = 0  # no atom
+    for counts in compositions(crystals):
         atoms = counts.sum(1)
         for unit, number in zip(atoms // np.gcd.reduce(counts, axis=1), atoms, strict=True):
             least, most = found.get(int(unit), (int(number), int(number)))
@@ -34,7 +44,7 @@ def ranges(crystals: CrystalBatch) -> dict[int, tuple[int, int]]:
     return dict(sorted(found.items()))
 
 
-def store(crystals: CrystalBatch, model_dir: AnyPath) -> None:
+def store(crystals: CrystalBatch | SymmetricBatch, model_dir: AnyPath) -> None:
     """Writes `ranges` beside a model. Raises UserError if the place cannot be written."""
     try:
         write(model_dir / FILE, json.dumps(ranges(crystals)) + "\n")

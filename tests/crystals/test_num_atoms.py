@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from pymatgen.core import Composition
+from symmetric_crystals import random_symmetric
 
 from jaxcrystal.crystals import num_atoms
 from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
 from jaxcrystal.crystals.dataset import load
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.errors import UserError
 
 
@@ -20,6 +22,13 @@ def test_ranges_are_those_of_pymatgens_formula_units(monkeypatch):
         assert len(crystal) % counts.num_atoms == 0
         expected.setdefault(int(counts.num_atoms), set()).add(len(crystal))
     assert num_atoms.ranges(batch) == {unit: (min(found), max(found)) for unit, found in sorted(expected.items())}
+
+
+def test_an_orbit_counts_with_all_its_atoms():
+    crystals = [random_symmetric(number, seed, orbits=2) for number in range(1, 231, 7) for seed in range(3)]
+    batch = SymmetricBatch.of([[crystal] for crystal in crystals])
+    whole = CrystalBatch.from_crystals([crystal.to_crystal() for crystal in crystals])
+    assert num_atoms.ranges(batch) == num_atoms.ranges(whole)
 
 
 def test_they_are_read_as_they_were_written(tmp_path):
