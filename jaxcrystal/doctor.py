@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxcrystal import __version__
+from jaxcrystal import __version__, box
 from jaxcrystal.config import Augment, LlamaConfig, TextFormat
 from jaxcrystal.crystals import dataset
 from jaxcrystal.errors import UserError
@@ -41,6 +41,7 @@ def doctor(potential: str = "chgnet") -> bool:
         ("devices", _devices),
         ("attention", _attention),
         ("tokens", _tokens),
+        ("box", lambda: f"{box.check()} files of data are those that shipped"),
         ("potential", lambda: _potential(potential)),
     ]
     sound = True

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxcrystal"
 GROUND = {
     "jaxcrystal",
+    "box",
     "compilation_cache",
     "config",
     "errors",

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from jaxcrystal import box
 from jaxcrystal.config import ATTRIBUTES, LlamaConfig, Recipe
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import Crystal
@@ -52,7 +53,7 @@ def compile_train(recipe: Recipe, config: LlamaConfig, tokenizer: Tokenizer, mes
     """The step that `jaxcrystal train` runs, for one batch of the recipe."""
     writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     data = recipe.data
-    crystals = dataset.load(data.train) if Path(data.train).exists() else stand_in()
+    crystals = dataset.load(data.train) if Path(data.train).exists() or box.crystals(data.train) else stand_in()
     feed = Feed.of(crystals, tokenizer, writer, data.tokens_per_row, data.rows_per_batch, recipe.seed)
     model = Llama(config, recipe.lora)
     trainer = Trainer(

@@ -20,7 +20,9 @@ def add(verb: Callable) -> None:
         "report.json, left_out.csv, doubts.csv and notes.csv beside it say what was left out, not believed and "
         "changed. Exits with 1 if an INPUT gives no crystal.",
     )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or `prototypes`")
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="file, folder, or a name of the package's data (mp20, prototypes)"
+    )
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     command.add_argument("--no-niggli", dest="niggli", action="store_false", help="keep the cells as they are")
     command.add_argument("--max-atoms", type=int, default=20, metavar="N", help="leave larger cells out; 0: none")

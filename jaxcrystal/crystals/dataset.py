@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxcrystal import box
 from jaxcrystal.config import ATTRIBUTES
+from jaxcrystal.crystals import packed
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.crystals.wyckoff import LETTERS
@@ -85,6 +87,7 @@ class CrystalSet:
     labels: pa.Table  #: columns of `LABELS`, one row a crystal, null where not known
     #: All crystals by their symmetry. Raises UserError where a file does not hold it, or a crystal has none.
     symmetric: Callable[[], SymmetricBatch] = field(default=lambda: _unknown(), compare=False)
+    canonical: bool = False  #: whether that has the canonical description of each alone
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -155,14 +158,17 @@ def store(
 
 
 def load(path: str | Path) -> CrystalSet:
-    """The data set that `jaxcrystal prepare` wrote to `path`; `prototypes` names the embedded one.
+    """The data set that `jaxcrystal prepare` wrote to `path`, or one of the package's by its name.
 
-    `prototypes:train` and `prototypes:validation` are its two sides, split by formula. Raises UserError that names
-    the file, and the row where there is one, if the file is missing, was not prepared, or holds what is no crystal.
+    These are `box.CRYSTALS`, and `prototypes`, with its two sides `prototypes:train` and `prototypes:validation`, split
+    by formula. Raises UserError that names the file, and the row where there is one, if the file is missing, was not
+    prepared, or holds what is no crystal.
     """
     name, _, side = str(path).partition(":")
     if name == PROTOTYPES:
         return _prototypes(side)
+    if (file := box.crystals(path)) is not None:
+        return _unpacked(packed.read(file))
     try:
         with local(path).open("rb") as file:
             table = pq.ParquetFile(file).read()  # one file: read_table would merge whatever a folder holds
@@ -270,6 +276,15 @@ def _batch(table: pa.Table, path: str | Path) -> CrystalBatch:
 
 def _offsets(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().offsets.to_numpy()
+
+
+def _unpacked(rows: Sequence[dict[str, Any]]) -> CrystalSet:
+    """Crystals as the package has them, with one description of each."""
+    crystals = [packed.unpacked(row) for row in rows]
+    labels = pa.Table.from_pylist([row | {"elements": packed.elements(row)} for row in rows], schema=LABELS)
+    ids = tuple(row["material_id"] for row in rows)
+    batch = CrystalBatch.from_crystals([one.to_crystal() for one in crystals])
+    return CrystalSet(ids, batch, labels, lambda: SymmetricBatch.of([[one] for one in crystals]), canonical=True)
 
 
 def is_validation(formula: str) -> bool:

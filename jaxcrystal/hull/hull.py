@@ -258,6 +258,7 @@ class Hull:
         Raises UserError if it cannot be written.
         """
         phases = [phase for system in self.phases.values() for phase in system]
+        phases.sort(key=lambda phase: phase.formula)  # neighbours that share a beginning take half the room
         table = pa.table({COLUMNS[0]: [p.formula for p in phases], COLUMNS[1]: [p.energy for p in phases]})
         metadata = {
             "name": self.name,
@@ -274,7 +275,14 @@ class Hull:
             "jaxcrystal": __version__,
         }
         try:
-            pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}), path)
+            pq.write_table(
+                table.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()}),
+                path,
+                compression="zstd",
+                compression_level=19,
+                use_dictionary=False,
+                column_encoding=dict(zip(COLUMNS, ("DELTA_BYTE_ARRAY", "PLAIN"), strict=True)),
+            )
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcrystal import locks
+from jaxcrystal import box, locks
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.formation import ElementReferences
 from jaxcrystal.hull.hull import Hull, is_hull_file, source
@@ -59,6 +59,7 @@ def known_hull(paths: Sequence[str | Path], references: str | Path | None, label
     Raises UserError if the options do not go together.
     """
     label_settings(labels)
+    paths = [box.hull(path) or path for path in paths]
     built = [path for path in paths if is_hull_file(path)]
     if references is None and not built:
         return None

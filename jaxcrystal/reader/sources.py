@@ -6,6 +6,7 @@
     frames.extxyz                one a frame
     a folder                     its CIF and POSCAR files; all else that it holds is counted and named
     a list, a DataFrame          of pymatgen's Structures, ASE's Atoms, Crystals
+    mp20, mp20-val, mp20-test    the package's own (`box`)
     prototypes                   the embedded set; `prototypes:train` and `prototypes:validation` are its two sides
 
 Files may be packed (.gz, .bz2, .xz). What a record means is decided in `reading.py`.
@@ -31,6 +32,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxcrystal import box
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, load
 from jaxcrystal.errors import UserError, printable
@@ -41,7 +43,10 @@ from jaxcrystal.reader.rows import Outcome, Rows
 from jaxcrystal.reader.structures import PREPARED
 
 #: What is read, in words.
-KINDS = "a .csv, .parquet, .json, .cif, POSCAR or .extxyz file, a folder of CIFs or POSCARs, or `prototypes`"
+KINDS = (
+    "a .csv, .parquet, .json, .cif, POSCAR or .extxyz file, a folder of CIFs or POSCARs, or a name of the package's "
+    f"data: {', '.join(box.CRYSTALS)}, {PROTOTYPES}"
+)
 
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
@@ -100,7 +105,9 @@ def open_source(origin: Any) -> Source:
 
 def _place(origin: str | Path) -> Source:
     if str(origin).partition(":")[0] == PROTOTYPES and not Path(origin).exists():
-        return _embedded(str(origin))
+        return _embedded(str(origin), None)
+    if (file := box.crystals(origin)) is not None:
+        return _embedded(str(origin), hashlib.sha256(file.read_bytes()).hexdigest())
     path = Path(origin)
     if (path / "attempts.parquet").is_file():  # a ledger as a folder: the CIF files alone would hide what failed
         path = path / "attempts.parquet"
@@ -410,13 +417,14 @@ def _read_before(rows: Rows) -> Source:
     return Source(rows.path, rows.sha256, tuple(records), rows.has_ids, rows.unread, rows.ignored_columns)
 
 
-def _embedded(origin: str) -> Source:
+def _embedded(origin: str, sha256: str | None) -> Source:
+    """A set of the package."""
     crystals = load(origin)
     records = [
         Record(name, i, "object", crystals.crystal(i), labels=crystals.attributes(i))
         for i, name in enumerate(crystals.ids)
     ]
-    return Source(Path(origin), None, tuple(records), has_ids=True)
+    return Source(Path(origin), sha256, tuple(records), has_ids=True)
 
 
 def _in_memory(origin: Any) -> Source:

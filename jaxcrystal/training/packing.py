@@ -81,6 +81,11 @@ class Feed:
         """Raises UserError for an empty set, or if some text could be longer than a row."""
         if not len(crystals):
             raise UserError("the data set is empty; nothing can be trained on it")
+        if writer.augment.descriptions and crystals.canonical:
+            raise UserError(
+                "augment.descriptions is true, but the package's own data have one description of each crystal: "
+                "run `jaxcrystal prepare mp20 --out DIR`, which finds all, and train on what it writes to DIR"
+            )
         labels = [crystals.attributes(i) for i in range(len(crystals))]
         examples = Examples(
             crystals=writer.form.arrays(crystals),

@@ -1,0 +1,119 @@
+"""What ships with the package: the same crystals and hull as where they came from, and names that stand for them."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from symmetric_crystals import random_symmetric
+
+from jaxcrystal import box
+from jaxcrystal.config import Recipe, load
+from jaxcrystal.crystals import dataset, packed
+from jaxcrystal.errors import UserError
+from jaxcrystal.hull.sources import known_hull
+from jaxcrystal.reader.reading import read
+
+
+@given(number=st.integers(1, 230), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_a_crystal_is_packed_and_unpacked(number, seed):
+    crystal = random_symmetric(number, seed)  # coordinates of four decimals
+    again = packed.unpacked(packed.packed(crystal))
+    assert [(o.species, o.letter) for o in again.orbits] == [(o.species, o.letter) for o in crystal.orbits]
+    before, after = crystal.to_crystal(), again.to_crystal()
+    np.testing.assert_array_equal(before.species, after.species)
+    away = before.frac_coords - after.frac_coords
+    assert np.abs(away - np.round(away)).max() < 1e-7
+    assert np.abs(again.parameters - crystal.parameters).max() <= 0.5001e-5
+
+
+def test_the_files_are_those_that_shipped(tmp_path, monkeypatch):
+    assert box.check() == len(box.CRYSTALS) + len(box.HULLS) == len(box.contents())
+    assert all(facts["license"] and facts["citation"] and facts["made_from"] for facts in box.contents().values())
+    shutil.copytree(box.FOLDER, tmp_path / "box")
+    monkeypatch.setattr(box, "FOLDER", tmp_path / "box")
+    with (tmp_path / "box/mp20-val.parquet").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"mp20-val\.parquet is not what was shipped .* install jaxcrystal again"):
+        box.check()
+    (tmp_path / "box/mp20-val.parquet").unlink()
+    with pytest.raises(UserError, match=r"mp20-val\.parquet cannot be read: No such file"):
+        box.check()
+    (tmp_path / "box/mp20.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"mp20\.parquet holds no packed crystals"):
+        dataset.load("mp20")
+
+
+def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert box.crystals("mp20") == box.FOLDER / "mp20.parquet" and box.crystals("mp21") is None
+    (tmp_path / "mp20").mkdir()
+    assert box.crystals("mp20") is None
+    with pytest.raises(UserError, match="mp20 holds no crystals"):
+        read("mp20")
+
+
+def test_rows_are_read_by_name():
+    crystals, rows = dataset.load("mp20-val"), read("mp20-val")
+    assert len(crystals) == len(rows.rows) == box.contents()["mp20-val.parquet"]["rows"] > 9000
+    assert rows.sha256 == hashlib.sha256((box.FOLDER / "mp20-val.parquet").read_bytes()).hexdigest()
+    assert [row.id for row in rows.rows] == list(crystals.ids) and rows.has_ids
+    symmetric = crystals.symmetric()
+    for i in range(0, len(crystals), 500):
+        assert rows.rows[i].crystal == crystals.crystal(i) and rows.rows[i].labels == crystals.attributes(i)
+        assert symmetric.crystal(i).to_crystal().formula == crystals.crystal(i).formula
+    with pytest.raises(UserError, match=r"mp21 does not exist; give .* mp20, mp20-val, mp20-test, prototypes"):
+        read("mp21")
+
+
+@pytest.mark.parametrize(("name", "part"), [("mp20", "train"), ("mp20-val", "val"), ("mp20-test", "test")])
+def test_crystals_are_those_of_mp20(name, part, shared):
+    """Labels of all; every fiftieth crystal by pymatgen's matcher (`launch/build_box.py` matched all)."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    table = pd.read_parquet(shared / f"data/mp20/{part}.parquet").set_index("material_id")
+    ours = dataset.load(name)
+    told = box.contents()[box.CRYSTALS[name]]
+    assert len(ours) + len(told["left_out"]) == len(table)
+    assert told["left_out"] == {} and list(table.index) == list(ours.ids)
+    theirs, labels = table.loc[list(ours.ids)], ours.labels.to_pandas()
+    for column in ("formation_energy_per_atom", "band_gap", "e_above_hull", "spacegroup.number"):
+        np.testing.assert_array_equal(labels[column].to_numpy(), theirs[column].to_numpy())
+    near = {"ltol": 0.01, "stol": 0.05, "angle_tol": 0.5, "scale": False}
+    matchers = [StructureMatcher(**near, primitive_cell=primitive) for primitive in (False, True)]
+    original = {row.id: row for row in read(shared / f"data/mp20/{part}.parquet").rows}
+    for i in range(0, len(ours), 50):
+        before, after = original[ours.ids[i]].crystal.to_structure(), ours.crystal(i).to_structure()
+        assert any(same.fit(before, after) for same in matchers), ours.ids[i]
+
+
+def test_the_hull_is_the_one_it_was_made_from(shared):
+    """Distances and numbers of competing compounds."""
+    folder = shared / "data/hull"
+    whole = known_hull([folder / "mp_formation_energies.parquet"], folder / "mp_elemental_reference_entries.json.gz")
+    ours = known_hull(["mp"], None)
+    assert ours.references.energies == whole.references.energies
+    for row in read("mp20-val", limit=300).rows:
+        composition = row.crystal.to_structure().composition
+        energy = row.labels["formation_energy_per_atom"]
+        assert ours.e_above_hull(composition, energy) == pytest.approx(
+            whole.e_above_hull(composition, energy), abs=2e-6
+        )
+        assert ours.competitors(composition) == whole.competitors(composition)
+
+
+def test_it_trains_by_name(tmp_path):
+    from jaxcrystal.training.loop import train
+
+    keys = ["data.train=mp20-val", "data.validation=mp20-test", "data.validation_rows=1", "data.tokens_per_row=512"]
+    keys += ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "mesh.fsdp=1"]
+    keys += ["model.num_attention_heads=2", "model.num_key_value_heads=2", "model.head_dim=16", "mesh.data=1"]
+    keys += ["text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false", "data.rows_per_batch=2"]
+    report = train(load(Recipe, None, [*keys, f"out={tmp_path / 'run'}", "steps=2"]))
+    assert report.steps == 2 and report.validation_loss is not None
+    with pytest.raises(UserError, match="the package's own data have one description of each crystal"):
+        train(load(Recipe, None, [*keys, f"out={tmp_path / 'other'}", "augment.descriptions=true"]))
