@@ -91,6 +91,8 @@ OPTIONS = [
     ("sample", ["--angles", "60-120"], {"constraints": Constraints(angles=(60.0, 120.0))}),
     ("sample", ["--no-grammar"], {"grammar": False}),
     ("sample", ["--temperature", "0.7"], {"temperature": 0.7}),
+    ("sample", ["--composition-temperature", "0.7"], {"composition_temperature": 0.7}),
+    ("sample", ["--new"], {"new": True}),
     ("sample", ["--top-k", "40"], {"top_k": 40}),
     ("sample", ["--top-p", "0.5"], {"top_p": 0.5}),
     ("sample", ["--min-p", "0.1"], {"min_p": 0.1}),

@@ -79,9 +79,21 @@ def add(verb: Callable) -> None:
     limits.add_argument("--lengths", type=options.interval, metavar="X-Y", help="of the cell's edges, Å")
     limits.add_argument("--angles", type=options.interval, metavar="X-Y", help="of the cell, degrees")
     limits.add_argument(
+        "--new",
+        action="store_true",
+        help="a composition whose formula is one of the training set's is drawn again, at once; for models that write "
+        "crystals by their symmetry",
+    )
+    limits.add_argument(
         "--no-grammar", dest="grammar", action="store_false", help="let the model write what it likes, crystal or not"
     )
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
+    command.add_argument(
+        "--composition-temperature",
+        type=float,
+        metavar="T",
+        help="of the composition, where a text begins with it (default: as --temperature)",
+    )
     command.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens (default: all)")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--min-p", type=float, metavar="P", help="keep tokens P times as likely as the likeliest")
@@ -147,6 +159,8 @@ def run(args: argparse.Namespace) -> None:
         grammar=args.grammar,
         guidance=args.guidance,
         temperature=args.temperature,
+        composition_temperature=args.composition_temperature,
+        new=args.new,
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
@@ -164,6 +178,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
     if report.more_symmetric:
         print(f"{report.more_symmetric} of them are more symmetric than they say (column `higher_symmetry`)")
+    if args.new:
+        print(
+            f"{report.redraws} compositions had a formula of the training set and were drawn again (column `redraws`)"
+        )
     if report.effective_number is not None:
         print(
             f"column `resampled`: {args.resample} of each prompt's attempts, by weights under which the "

@@ -241,7 +241,7 @@ class Attempts(_Table[Attempt]):
     def _weighted(self) -> Iterator[tuple[tuple[Attempt, ...], np.ndarray]]:
         if self.settings is None:
             raise UserError("attempts are resampled as a sampler drew them; these have no settings")
-        check_exact(self.settings.methods, self.settings.guidance)
+        check_exact([*self.settings.methods, *(self.settings.composition_methods or [])], self.settings.guidance)
         for _, group in groupby(self.rows, key=lambda row: row.prompt):
             rows = tuple(group)
             yield rows, weights([row.grammar_log_probability for row in rows])

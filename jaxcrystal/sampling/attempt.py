@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 OK = "ok"
 TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
+KNOWN_FORMULA = "known_formula"  #: drawn again as often as may be, the composition was always a known one
 HIGHER_SYMMETRY = "higher_symmetry"  #: more symmetric than the text says, where exact symmetry was asked for
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
@@ -32,7 +33,9 @@ class Attempt:
     prompt: str
     conditions: str  #: the attributes that the prompt states, as JSON
     text: str  #: what the model wrote after the prompt
-    status: str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `higher_symmetry`, `parse_error:<kind>`
+    status: (
+        str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `known_formula`, `higher_symmetry`, `parse_error:<kind>`
+    )
     log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None for NaN logits
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without
     tokens: int  #: how many were drawn, the end of sequence counted
@@ -44,6 +47,9 @@ class Attempt:
     resampled: int | None = None  #: how often the run's `resample` chose it; None without
     written_group: int | None = None  #: space group that the text states; None where it states none
     higher_symmetry: bool | None = None  #: whether the crystal is more symmetric than that; None without either
+    redraws: int | None = (
+        None  #: how often its composition was one of the training set's, where new ones were asked for
+    )
     form: InitVar[Form | None] = None  #: that reads the text; no column: without it, the one that states such a group
 
     def __post_init__(self, form: Form | None) -> None:

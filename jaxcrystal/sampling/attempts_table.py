@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("resampled", pa.int64()),
         ("written_group", pa.int64()),
         ("higher_symmetry", pa.bool_()),
+        ("redraws", pa.int64()),
     ]
 )
 ROWS_PER_GROUP = 1024
@@ -69,6 +70,11 @@ def read_table(out: Path) -> Iterator[dict[str, Any]]:
 def more_symmetric(out: Path) -> int:
     """Crystals of a table that have more symmetry than their text says."""
     return sum(row["status"] == OK and bool(row.get("higher_symmetry")) for row in read_table(out))
+
+
+def redrawn(out: Path) -> int:
+    """Compositions that were drawn again for a table, because training had their formula."""
+    return sum(row.get("redraws") or 0 for row in read_table(out))
 
 
 def checksum(out: Path) -> str:

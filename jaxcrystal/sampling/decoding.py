@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from jaxcrystal.mesh import check_divides, replicated, spec
 from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
+from jaxcrystal.sampling.known import Known
 from jaxcrystal.sampling.methods import Guidance, Method, pick
 from jaxcrystal.sampling.slots import Ending, Orders, Pages, Scores, Slots
 from jaxcrystal.texts.forms import Grammar, State
@@ -32,6 +33,8 @@ STEPS_PER_CALL = 64  #: steps between two looks of the host
 STEPS_LOOP = "steps"  #: scope of the loop over them, in the metadata of a compiled program
 TOKENS_PER_SLOT = 2  #: that a step reads, on average over the slots
 WHOLE_ROWS = 8  #: a multiple of what fills registers
+MOST_REDRAWS = 1000  #: of a composition that is known
+REDRAWN = np.uint32(1 << 31)  #: from here on numbers fold a redraw into a crystal's key; below they are its tokens
 PAGES_PER_SLOT = 4  #: how far fast crystals may run ahead of a slow one
 PROMPT_PAGES_PER_SLOT = 2  #: of the pool; it lies whole on the devices of every copy, and so counts a copy's slots
 
@@ -57,6 +60,7 @@ class Decoder:
     model: SavedModel
     end_id: int
     methods: tuple[Method, ...]
+    composition_methods: tuple[Method, ...] | None  #: None: the same
     grammar: Grammar | None
     guidance: Guidance | None
     always: list[tuple[int, ...]]  #: prompts that every task follows beside its own: with guidance, one
@@ -122,6 +126,7 @@ class Decoder:
             crystal=jnp.full(self.slots, -1, jnp.int32),
             log_probability=jnp.zeros(self.slots),
             grammar_log_probability=jnp.zeros(self.slots),
+            redraws=jnp.zeros(self.slots, jnp.int32),
             grammar=self.grammar and self.grammar.start(limits),
             next=jnp.int32(0),
         )
@@ -131,6 +136,7 @@ class Decoder:
             length=jnp.zeros(self.pages, jnp.int32),
             log_probability=jnp.zeros(self.pages),
             grammar_log_probability=jnp.zeros(self.pages),
+            redraws=jnp.zeros(self.pages, jnp.int32),
             ending=jnp.zeros(self.pages, jnp.int32),
         )
         return slots, pages, self._nothing(pool)
@@ -182,8 +188,12 @@ class Decoder:
         key: Key[Array, ""],
         orders: Orders,
         ready: Int32[Array, ""],
+        known: Known | None = None,
     ) -> tuple[Slots, Pages]:
-        """Up to `STEPS_PER_CALL` steps; fewer when the tasks before number `ready` are all done."""
+        """Up to `STEPS_PER_CALL` steps; fewer when the tasks before number `ready` are all done.
+
+        A text whose composition is `known` is begun again, with other draws.
+        """
 
         def unfinished(carry: tuple[Array, Slots, Pages]) -> Array:
             number, slots, _ = carry
@@ -195,27 +205,32 @@ class Decoder:
             page = jnp.where(slots.crystal >= 0, slots.crystal % self.pages, self.pages)  # an idle slot has no page
             prompt_hash, index = (x.at[page].get(mode="clip") for x in (orders.prompt_hash, orders.index))
             keys = jax.vmap(lambda a, b: jax.random.fold_in(jax.random.fold_in(key, a), b))(prompt_hash, index)
+            if known is not None:
+                again = jax.vmap(jax.random.fold_in)(keys, REDRAWN + slots.redraws.astype(jnp.uint32))
+                keys = jnp.where(slots.redraws > 0, again, keys)
             chosen = self._choose(slots, keys)
             if self.jump > 1:
                 chosen = chosen.replace(count=self._shares(chosen.count, slots.crystal >= 0, number))
-            slots, pages = self._read(variables, slots, pages, page, chosen)
+            slots, pages = self._read(variables, slots, pages, page, chosen, known)
             return number + 1, slots, pages
 
         with jax.named_scope(STEPS_LOOP):
             return jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, pages))[1:]
 
     def _refill(self, slots: Slots, first: Scores, orders: Orders, ready: Int32[Array, ""]) -> Slots:
-        """Idle slots take the next tasks, in order, as far as these are ready."""
+        """Idle slots take the next tasks, in order, as far as these are ready; texts without a token begin."""
         idle = slots.crystal < 0
         waiting = slots.next + jnp.cumsum(idle) - 1
         taken = idle & (waiting < ready)
-        page = waiting % self.pages
+        crystal = jnp.where(taken, waiting, slots.crystal)
+        begins = taken | (~idle & (slots.lengths == 0))
+        page = crystal % self.pages
         prompt = slots.cache.prompt.reshape(self.slots, -1)
         prompt = prompt.at[:, 0].set(jnp.where(taken, orders.prompt[page], prompt[:, 0]))
         rows = prompt.shape[1]
 
         def reset(start: Array, now: Array) -> Array:
-            return jnp.where(jnp.expand_dims(taken, tuple(range(1, now.ndim))), start, now)
+            return jnp.where(jnp.expand_dims(begins, tuple(range(1, now.ndim))), start, now)
 
         grammar = slots.grammar
         if self.grammar is not None:
@@ -225,9 +240,10 @@ class Decoder:
         return slots.replace(
             cache=slots.cache.replace(lengths=lengths, prompt=prompt.reshape(-1)),
             scores=jax.tree.map(lambda x, now: reset(x[prompt], now), first, slots.scores),
-            crystal=jnp.where(taken, waiting, slots.crystal),
-            log_probability=jnp.where(taken, 0, slots.log_probability),
-            grammar_log_probability=jnp.where(taken, 0, slots.grammar_log_probability),
+            crystal=crystal,
+            log_probability=jnp.where(begins, 0, slots.log_probability),
+            grammar_log_probability=jnp.where(begins, 0, slots.grammar_log_probability),
+            redraws=jnp.where(taken, 0, slots.redraws),
             grammar=grammar,
             next=slots.next + taken.sum(),
         )
@@ -244,14 +260,21 @@ class Decoder:
             kept = jnp.minimum(jnp.where(allowed.sum(-1) == 1, logits.max(-1), several), normalizer)
         if self.guidance is not None:
             logits = self.guidance(logits, slots.scores.logits[:, 1])
-        for method in self.methods:
-            logits = method(logits)
+        logits = self._shaped(slots, logits)
         letter = pick(jax.vmap(jax.random.fold_in)(keys, slots.lengths), logits)
         # With guidance, what is no number behind either prompt is none; nor may the methods leave none.
         usable = jnp.isfinite(slots.scores.normalizer).all(-1) & jnp.isfinite(logits.max(-1))
         letters, count = self._forced(slots, letter, usable)
         drawn = jnp.take_along_axis(free, letter[:, None], axis=1)[:, 0]
         return Step(letters, count, usable, drawn - normalizer, kept - normalizer)
+
+    def _shaped(self, slots: Slots, logits: Float[Array, "slots letters"]) -> Float[Array, "slots letters"]:
+        """By the methods of what is being written."""
+        shaped = reduce(lambda x, method: method(x), self.methods, logits)
+        if self.composition_methods is None:
+            return shaped
+        composition = reduce(lambda x, method: method(x), self.composition_methods, logits)
+        return jnp.where(self.grammar.composing(slots.grammar)[:, None], composition, shaped)
 
     def _forced(
         self, slots: Slots, letter: Int32[Array, "slots"], usable: Bool[Array, "slots"]
@@ -289,7 +312,13 @@ class Decoder:
         return (active + jnp.roll(given, number, axis=1)).reshape(-1).astype(jnp.int32)
 
     def _read(
-        self, variables: Any, slots: Slots, pages: Pages, page: Int32[Array, "slots"], chosen: Step
+        self,
+        variables: Any,
+        slots: Slots,
+        pages: Pages,
+        page: Int32[Array, "slots"],
+        chosen: Step,
+        known: Known | None,
     ) -> tuple[Slots, Pages]:
         """The model reads what the slots append; it is written onto their pages, and crystals that end leave them."""
         count, rows = chosen.count, 1 + len(self.always)
@@ -321,8 +350,15 @@ class Decoder:
         written = number < read[:, None]
         finished = (written & self._ends(chosen.letters)).any(1)
         length = slots.lengths + read
-        ended = lost | finished | (length == self.limit)
-        ending = jnp.where(lost, Ending.NAN_LOGITS, jnp.where(finished, Ending.FINISHED, Ending.TRUNCATED))
+        grammar, again = self._advanced(slots.grammar, chosen), jnp.zeros_like(lost)
+        if known is not None:
+            composed = self.grammar.composing(slots.grammar) & ~self.grammar.composing(grammar)
+            again = composed & ~lost & known.contains(*self.grammar.composition(grammar))
+        given_up = again & (slots.redraws == MOST_REDRAWS)
+        ended = lost | finished | (length == self.limit) | given_up
+        ending = jnp.select(
+            [lost, given_up, finished], [Ending.NAN_LOGITS, Ending.KNOWN_FORMULA, Ending.FINISHED], Ending.TRUNCATED
+        )
         done = jnp.where(ended, page, self.pages)
         at = jnp.where(written, page[:, None], self.pages)
         pages = pages.replace(
@@ -331,16 +367,19 @@ class Decoder:
             length=pages.length.at[done].set(length, mode="drop"),
             log_probability=pages.log_probability.at[done].set(log_probability, mode="drop"),
             grammar_log_probability=pages.grammar_log_probability.at[done].set(kept, mode="drop"),
+            redraws=pages.redraws.at[done].set(slots.redraws, mode="drop"),
             ending=pages.ending.at[done].set(ending, mode="drop"),
         )
         last = jnp.take_along_axis(place, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+        lengths = jnp.where(jnp.repeat(again, rows), 0, cache.lengths)
         slots = slots.replace(
-            cache=cache,
+            cache=cache.replace(lengths=lengths),
             scores=jax.tree.map(lambda x: x[last], scores),
             crystal=jnp.where(ended, -1, slots.crystal),
             log_probability=log_probability,
             grammar_log_probability=kept,
-            grammar=self._advanced(slots.grammar, chosen),
+            redraws=slots.redraws + again,
+            grammar=grammar,
         )
         return slots, pages
 
@@ -406,7 +445,7 @@ class Decoder:
             for rows in (("batch", None), (None,))
         )
         cache = Cache(pool, pool, whole, whole, tail, tail, lengths=whole, prompt=whole)
-        return Slots(cache, scores, whole, whole, whole, self.grammar and whole, whole), whole, first
+        return Slots(cache, scores, whole, whole, whole, whole, self.grammar and whole, whole), whole, first
 
 
 def _added(

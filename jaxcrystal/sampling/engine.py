@@ -36,6 +36,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, parts, replicated
 from jaxcrystal.model.cache import BEGUN_LOOP, BLOCK, PROMPT_LOOP, TAIL_LOOP, whole_blocks
 from jaxcrystal.sampling.decoding import STEPS_LOOP, STEPS_PER_CALL, Decoder
+from jaxcrystal.sampling.known import Known
 from jaxcrystal.sampling.methods import Guidance, Method
 from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
 from jaxcrystal.sampling.slots import Ending
@@ -65,6 +66,7 @@ class Draw:
     log_probability: float  #: of the tokens, by the model alone: temperature 1, before any method; NaN for NAN_LOGITS
     grammar_log_probability: float  #: Σ log of the probability that the model alone gave to the allowed tokens; ≤ 0
     ending: Ending
+    redraws: int = 0  #: how often its composition was a known one, and drawn again
 
 
 def check_context(config: LlamaConfig, prompt: int, max_new_tokens: int) -> None:
@@ -84,9 +86,11 @@ class Engine:
 
     `methods` are applied in order to the logits of every token that is drawn, of which those that `grammar` does not
     allow are -inf before; first of all comes `guidance`, away from what the model says behind `unconditional`, a
-    prompt's token ids. `end_id` ends a text, and so does the `max_new_tokens`-th token. Keys and values are kept as
-    `cache_dtype` (default: the model's; int8 has a scale for each head of each token). A slot appends up to `jump`
-    tokens in a step: all but the first are those that the grammar leaves no choice about; 1 takes a step for each.
+    prompt's token ids. `composition_methods`, where they are given, take their place while the grammar says that a
+    composition is being written; one that is `known` is drawn again, at most `MOST_REDRAWS` times. `end_id` ends a
+    text, and so does the `max_new_tokens`-th token. Keys and values are kept as `cache_dtype` (default: the model's;
+    int8 has a scale for each head of each token). A slot appends up to `jump` tokens in a step: all but the first are
+    those that the grammar leaves no choice about; 1 takes a step for each.
 
     Programs are compiled when first needed: one that reads prompts, one that draws. They serve every later call,
     whatever its constraints, its prompts of up to 512 tokens (another pair serves longer ones) and their number. The
@@ -103,6 +107,8 @@ class Engine:
         *,
         end_id: int,
         methods: Sequence[Method] = (),
+        composition_methods: Sequence[Method] | None = None,
+        known: Known | None = None,
         grammar: Grammar | None = None,
         guidance: Guidance | None = None,
         unconditional: Sequence[int] = (),
@@ -121,6 +127,7 @@ class Engine:
             model=model,
             end_id=end_id,
             methods=tuple(methods),
+            composition_methods=None if composition_methods is None else tuple(composition_methods),
             grammar=grammar,
             guidance=guidance,
             always=[tuple(unconditional)] if guidance else [],
@@ -131,6 +138,7 @@ class Engine:
             mesh=mesh,
         )
         slots, pages, first = decoder.shardings()
+        self._known = None if known is None else jax.device_put(known, replicated(mesh))
         self._start = jax.jit(decoder.open, static_argnums=0, out_shardings=(slots, pages, first))
         self._read_prompt = jax.jit(decoder.prefill, donate_argnums=(1, 2), out_shardings=(slots, first))
         self._run = jax.jit(decoder.decode, donate_argnums=1, out_shardings=(slots, pages))
@@ -184,7 +192,8 @@ class Engine:
             key = placed(jax.eval_shape(jax.random.key, 0))
             orders = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), decoder.no_orders())
             ready = jax.ShapeDtypeStruct((), jnp.int32)
-            return self._run.lower(variables, slots, pages, first, key, orders, ready).compile()
+            known = self._known and jax.tree.map(placed, self._known)
+            return self._run.lower(variables, slots, pages, first, key, orders, ready, known).compile()
 
     def most_trips(self, prompt_tokens: int) -> dict[str, int]:
         """How often the loops of that program run at most whose trips depend on data, by their scope."""
@@ -294,6 +303,7 @@ class Engine:
                     key,
                     jax.tree.map(np.copy, orders),
                     np.int32(allowed),
+                    self._known,
                 )
             yield from finished  # while the device goes on
             finished = []
@@ -305,6 +315,7 @@ class Engine:
                         tokens=written.tokens[page, : written.length[page]].copy(),
                         log_probability=float(written.log_probability[page]),
                         grammar_log_probability=float(written.grammar_log_probability[page]),
+                        redraws=int(written.redraws[page]),
                         ending=Ending(written.ending[page]),
                     )
                 )

@@ -60,6 +60,8 @@ class Request:
     num_valid: int | None = None  #: attempts end once so many are ok
     resample: int | None = None  #: of each prompt's attempts, drawn again by the grammar's weights
     exact_symmetry: bool | None = None  #: what is more symmetric than its text says is not ok
+    composition_methods: list[str] | None = None  #: of the composition; None: as the rest
+    new: str | None = None  #: hash of the formulas that are not drawn; None without
     draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
     @property

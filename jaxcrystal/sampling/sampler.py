@@ -17,13 +17,16 @@ from jax.sharding import Mesh
 
 from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
+from jaxcrystal.crystals import known
+from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.paths import AnyPath, as_path
-from jaxcrystal.sampling.attempt import NAN_LOGITS, TRUNCATED, Attempt
+from jaxcrystal.sampling.attempt import KNOWN_FORMULA, NAN_LOGITS, TRUNCATED, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
 from jaxcrystal.sampling.judging import Judgement, Judges
+from jaxcrystal.sampling.known import Known
 from jaxcrystal.sampling.memory import fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Method, MinP, Temperature, TopK, TopP
 from jaxcrystal.texts.constraints import Constraints
@@ -32,6 +35,11 @@ from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.texts.token_tables import TokenTables
 from jaxcrystal.weights.saved import load_model
 
+UNFINISHED = {  #: status of a text without its end
+    Ending.TRUNCATED: TRUNCATED,
+    Ending.NAN_LOGITS: NAN_LOGITS,
+    Ending.KNOWN_FORMULA: KNOWN_FORMULA,
+}
 LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
 
 
@@ -45,6 +53,8 @@ class SamplerSettings:
     grammar: bool = True  #: every text is a crystal; False: the model writes what it likes
     guidance: float | None = None  #: weight of what a prompt states (`Guidance`)
     temperature: float = 0.9
+    composition_temperature: float | None = None  #: of the composition, where a text begins with it; None: as the rest
+    new: bool = False  #: a composition whose formula is one of the training set's is drawn again
     top_k: int | None = None
     top_p: float = 0.9
     min_p: float | None = None
@@ -57,7 +67,14 @@ class SamplerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
-        _ = self.methods, self.guide
+        if (name := self.of_composition) and not self.grammar:
+            raise UserError(f"{name} needs the grammar, which knows where the composition ends")
+        _ = self.methods, self.composition_methods, self.guide
+
+    @property
+    def of_composition(self) -> str | None:
+        """A setting for texts that begin with their composition, if there is one."""
+        return "composition_temperature" if self.composition_temperature is not None else "new" if self.new else None
 
     @cached_property
     def guide(self) -> Guidance | None:
@@ -66,7 +83,15 @@ class SamplerSettings:
     @cached_property
     def methods(self) -> list[Method]:
         """In the order of their application."""
-        methods: list[Method] = [Temperature(self.temperature)]
+        return self._at(self.temperature)
+
+    @cached_property
+    def composition_methods(self) -> list[Method] | None:
+        """Those of the composition; None: the same."""
+        return None if self.composition_temperature is None else self._at(self.composition_temperature)
+
+    def _at(self, temperature: float) -> list[Method]:
+        methods: list[Method] = [Temperature(temperature)]
         methods += [] if self.top_k is None else [TopK(self.top_k)]
         methods += [TopP(self.top_p)]
         methods += [] if self.min_p is None else [MinP(self.min_p)]
@@ -110,6 +135,12 @@ class Sampler:
         self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = self.model.tokenizer
         self.form = form_of(self.model.text)
+        if (name := settings.of_composition) and not self.form.composition_first:
+            raise UserError(
+                f"{name} is for texts that begin with their composition, as those of the symmetry form do; {model_dir} "
+                f"writes the {self.model.text.form} form"
+            )
+        self.known = known.load(as_path(model_dir)) if settings.new else []  #: formulas that are not drawn
         self.closed = False
         self.name = str(model_dir)
         self._engines: dict[Any, Engine] = {}
@@ -170,6 +201,7 @@ class Sampler:
                     f"guidance weighs what the prompt states, and prompt {number} states nothing that this model was "
                     "trained on"
                 )
+        of_each(wanted, self._check_new)
         tokens = [self._encoded(prompt) for prompt in prompts]
         longest = max(map(len, tokens))
         limit = self.settings.max_new_tokens
@@ -207,7 +239,7 @@ class Sampler:
 
         for (draw, text), found in self._judges.judged(texts(), symprec):
             if found is None:
-                found = Judgement(TRUNCATED if draw.ending is Ending.TRUNCATED else NAN_LOGITS)
+                found = Judgement(UNFINISHED[draw.ending])
             elif exact_symmetry:
                 found = found.exact()
             yield Attempt(
@@ -220,6 +252,7 @@ class Sampler:
                 log_probability=_finite(draw.log_probability),
                 grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
                 tokens=len(draw.tokens),
+                redraws=draw.redraws if self.settings.new else None,
                 **vars(found),
                 form=self.form,
             )
@@ -242,6 +275,12 @@ class Sampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_new(self, target: Target) -> None:
+        """Raises UserError where what is asked for is not new."""
+        formula = target.constraints and target.constraints.formula
+        if formula is not None and known.formula(read_formula(formula)) in self.known:
+            raise UserError(f"{formula} is a formula of the training set, and new ones were asked for; leave one out")
 
     def _check_open(self) -> None:
         if self.closed:
@@ -292,6 +331,8 @@ class Sampler:
                 self.model,
                 end_id=self.tokenizer.eos_id,
                 methods=self.settings.methods,
+                composition_methods=self.settings.composition_methods,
+                known=Known.of(self.known) if self.settings.new else None,
                 grammar=self._grammar(plan.max_new_tokens),
                 guidance=self.settings.guide,
                 unconditional=self._encoded(generation_prompt(self.form, {})),

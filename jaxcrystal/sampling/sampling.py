@@ -22,7 +22,7 @@ from jaxcrystal.config import to_dict
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import OK, Attempt
-from jaxcrystal.sampling.attempts_table import more_symmetric
+from jaxcrystal.sampling.attempts_table import more_symmetric, redrawn
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw, Task
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
@@ -43,6 +43,7 @@ class SampleReport:
     seconds: float  #: for the others, compilation included
     effective_number: float | None = None  #: of the attempts by the grammar's weights; None if none were resampled
     more_symmetric: int = 0  #: of those that are ok, how many have more symmetry than their text says
+    redraws: int = 0  #: compositions that were drawn again, because training had their formula
 
     @property
     def attempts(self) -> int:
@@ -97,7 +98,7 @@ def sample(
             raise UserError("resample weighs a fixed number of attempts, and num_valid ends earlier: leave one out")
         if not shaped.grammar:
             raise UserError("resample weighs what the grammar allowed; without a grammar the draws are the model's own")
-        check_exact(shaped.methods, shaped.guidance)
+        check_exact([*shaped.methods, *(shaped.composition_methods or [])], shaped.guidance)
     trained = Trained.read(as_path(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     part = Part(jax.process_index(), jax.process_count())
@@ -122,13 +123,15 @@ def sample(
             num_valid=num_valid,
             resample=resample,
             exact_symmetry=exact_symmetry or None,
+            new=hashlib.sha256("\n".join(sampler.known).encode()).hexdigest()[:16] if shaped.new else None,
+            composition_methods=shaped.composition_methods and list(map(repr, shaped.composition_methods)),
         )
         tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
         there = finished(out, request) or (join(out, request) if part.of == 1 else None)
         if there is not None:
             place = Path(out)
-            numbers = effective_number(place), more_symmetric(place)
+            numbers = effective_number(place), more_symmetric(place), redrawn(place)
             return SampleReport(place, dict(sorted(there.items())), there.total(), 0.0, *numbers)
         start = time.monotonic()
         with hosts.apart("sampled"):
@@ -144,9 +147,9 @@ def sample(
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
         counts, place = join(out, request), Path(out)
     seconds = time.monotonic() - start
-    numbers = (None, 0)
+    numbers = (None, 0, 0)
     if place == Path(out):  # the first process may have removed a part by now
-        numbers = effective_number(out), more_symmetric(place)
+        numbers = effective_number(out), more_symmetric(place), redrawn(place)
     return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, *numbers)
 
 

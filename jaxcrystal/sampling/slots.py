@@ -22,6 +22,7 @@ class Ending(IntEnum):
     FINISHED = 0  # with the end of sequence
     TRUNCATED = 1  # at the limit of tokens
     NAN_LOGITS = 2  # where the model's logits were no numbers
+    KNOWN_FORMULA = 3  # behind a composition that was known, after as many others that were
 
 
 @struct.dataclass
@@ -41,6 +42,7 @@ class Slots:
     crystal: Int32[Array, "slots"]  #: which of the tasks, counted from 0; -1 in an idle slot
     log_probability: Float32[Array, "slots"]
     grammar_log_probability: Float32[Array, "slots"]
+    redraws: Int32[Array, "slots"]  #: how often the composition was known, and the text begun again
     grammar: State | None  #: None exactly if the engine has no grammar
     next: Int32[Array, ""]  #: the first task that no slot has taken yet
 
@@ -59,6 +61,7 @@ class Pages:
     length: Int32[Array, "pages"]
     log_probability: Float32[Array, "pages"]
     grammar_log_probability: Float32[Array, "pages"]
+    redraws: Int32[Array, "pages"]
     ending: Int32[Array, "pages"]
 
 

@@ -53,12 +53,23 @@ class Grammar(Protocol):
         """Letters that may come next."""
         ...
 
+    def composing(self, state: State) -> Bool[Array, "slots"]:
+        """Whether the composition is being written; nowhere in a form whose texts do not begin with it."""
+        ...
+
+    def composition(self, state: State) -> tuple[Int[Array, "slots most"], Int[Array, "slots most"]]:
+        """Atomic numbers of the elements, 0 behind the last, and their atoms, once `composing` is over; only of a form
+        whose texts begin with them."""
+        ...
+
 
 class Form(Written, Protocol):
     """A text format with its decimals: how crystals are written and read, on the host and on the device.
 
     An object of few settings, which may be sent to another process. What it makes of a tokenizer are its tables.
     """
+
+    composition_first: bool  #: whether a text begins with all of its composition
 
     def parse(self, text: str) -> Crystal:
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""

@@ -28,6 +28,7 @@ class P1:
 
     text: TextFormat
     request: ClassVar[str] = REQUEST
+    composition_first: ClassVar[bool] = False
 
     def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
         return write(crystal, self.text, mask_element)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +203,14 @@ class Grammar:
             room=state.room - in_cell,
             counts=state.counts + ((written > 0)[:, None] & (written[:, None] == jnp.arange(len(ELEMENTS)))),
         )
+
+    def composing(self, state: State) -> Bool[Array, "slots"]:
+        """Nowhere: elements stand between the atoms' coordinates."""
+        return jnp.zeros(state.field.shape, bool)
+
+    def composition(self, state: State) -> NoReturn:
+        """Never asked for."""
+        raise NotImplementedError("a P1 text does not begin with its composition")
 
     def allowed(self, state: State) -> Bool[Array, "slots letters"]:
         """Letters that may come next."""

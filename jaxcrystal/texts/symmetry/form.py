@@ -31,6 +31,7 @@ class Symmetry:
 
     text: TextFormat
     request: ClassVar[str] = REQUEST
+    composition_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.text.coord_decimals not in DECIMALS:

@@ -42,7 +42,7 @@ from jaxcrystal.texts.symmetry.lattice import Lattice
 from jaxcrystal.texts.symmetry.orbits import Orbits, blocked
 from jaxcrystal.texts.symmetry.reach import LAST, MORE, Composition, Sites
 from jaxcrystal.texts.symmetry.wishes import Limits, Tables
-from jaxcrystal.texts.symmetry.words import LETTER, LINE, NO_WORD, SPACED, Words
+from jaxcrystal.texts.symmetry.words import LETTER, LINE, NO_WORD, ORDER, SPACED, Words
 
 POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on words'
 ELEMENT, COUNT, GROUP, SYMBOL, POSITION, COORDINATE, PARAMETER = range(7)  #: what is being written
@@ -218,6 +218,15 @@ class Grammar:
             end,
         ]
         return jnp.concatenate([digits, *(x[:, None] for x in single), words[:, 1:]], axis=1)
+
+    def composing(self, state: State) -> Bool[Array, "slots"]:
+        """Whether the composition is being written."""
+        return state.field <= COUNT
+
+    def composition(self, state: State) -> tuple[Int32[Array, "slots most"], Int32[Array, "slots most"]]:
+        """Atomic numbers, 0 behind the last, and atoms in the primitive cell."""
+        elements = jnp.asarray(ORDER)[state.composition.elements.astype(jnp.int32)]
+        return elements, state.composition.atoms.astype(jnp.int32)
 
     def _word(self, state: State) -> Int32[Array, "slots"]:
         """That is complete."""
