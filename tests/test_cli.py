@@ -67,6 +67,7 @@ OPTIONS = [
     ("export", ["--format", "peft"], {"format": "peft"}),
     ("export", ["--out", "y"], {"out": Path("y")}),
     ("export", ["--shard-size", "1MB"], {"shard_size": "1MB"}),
+    ("export", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
     ("export", ["--base-name", "meta-llama/Llama-2-7b-hf"], {"base_name": "meta-llama/Llama-2-7b-hf"}),
     ("export", ["--no-pad-token"], {"pad_token": False}),
     ("convert", ["--weights", "nf4"], {"weights": "nf4"}),

@@ -34,6 +34,7 @@ from jaxcrystal.weights.gguf_files import open_gguf
 from jaxcrystal.weights.named import find
 from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embeddings
 from jaxcrystal.weights.saved import (
+    MODEL_FILE,
     Description,
     read_description,
     restore,
@@ -102,7 +103,9 @@ def convert(
             for name, parameter in checkpoint.load(mesh, dtype)
         }
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
-        description = Description(config, None, TextFormat(), None, read.fingerprint, source=origin, **tokenizer.ends)
+        ours = path / MODEL_FILE  # an export of ours says how its texts are written
+        text = read_description(path).text if ours.exists() else TextFormat()
+        description = Description(config, None, text, None, read.fingerprint, source=origin, **tokenizer.ends)
         write_description(partial, description, tokenizer)
     return config
 

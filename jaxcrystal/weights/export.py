@@ -4,6 +4,7 @@
     --format hf      model.safetensors, or model-0000i-of-0000n.safetensors with their index; config.json,
                      generation_config.json; tokenizer.model or tokenizer.json, tokenizer_config.json
                      adapters are merged into the weights; rows that only pad the vocabulary stay behind
+                     and model.json with what training left beside it: the directory is one of ours too
 
 Files are written one at a time, and the host holds the tensors of one.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
@@ -34,11 +36,16 @@ from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.weights.checkpoint_map import EMBEDDINGS, to_hf, to_peft
 from jaxcrystal.weights.config_map import hf_config, peft_config
 from jaxcrystal.weights.saved import (
+    HF_CONFIG,
     MODEL_FILE,
+    OF_TRAINING,
+    Description,
+    Origin,
     SavedModel,
     load_model,
     read_description,
     read_origin,
+    write_json,
     written_whole,
 )
 
@@ -63,6 +70,7 @@ def export(
     shard_size: str = "5GB",
     base_name: str | None = None,
     pad_token: bool = True,
+    dtype: str | None = None,
     mesh: Mesh | None = None,
 ) -> ExportReport:
     """The model in `model_dir` as the directory `out`, all at once or not at all.
@@ -71,6 +79,8 @@ def export(
     `base_name` is what PEFT loads below the adapters: the name at Hugging Face, or the folder, of what `convert` made
     the base from; by default the name that `convert` was given, if it loaded just these weights from there. Without
     `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
+
+    `dtype` (float32, bfloat16, float16) is by default that of the weights; adapters stay float32.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
@@ -82,7 +92,7 @@ def export(
     revision, origin = None, read_origin(model_dir, description)
     if format == "peft" and base_name is None:
         base_name, revision = _on_hub(paths.joined(model_dir, description.base))
-    if format == "peft" and (base_name is None or (as_path(base_name) / MODEL_FILE).exists()):
+    if format == "peft" and (base_name is None or _ours_alone(as_path(base_name))):
         base = paths.joined(model_dir, description.base)
         what = "PEFT needs to know its base" if base_name is None else f"PEFT cannot load {base_name}"
         raise UserError(
@@ -99,7 +109,10 @@ def export(
         model = load_model(model_dir, mesh)
         if format == "peft":
             return _export_peft(model, partial, out, base_name, revision)
-        return _export_hf(model, partial, out, size, pad_token, origin and origin.rows)
+        for name in OF_TRAINING:
+            if (model_dir / name).exists():
+                (partial / name).write_bytes((model_dir / name).read_bytes())
+        return _export_hf(model, partial, out, size, pad_token, origin, dtype)
 
 
 def _on_hub(base: AnyPath) -> tuple[str | None, str | None]:
@@ -107,6 +120,11 @@ def _on_hub(base: AnyPath) -> tuple[str | None, str | None]:
     there = read_description(base)
     found = there.source is not None and there.model.weights == "float"
     return (there.source.hub, there.source.revision) if found else (None, None)
+
+
+def _ours_alone(directory: AnyPath) -> bool:
+    """Whether it is a model directory, and none of Hugging Face too."""
+    return (directory / MODEL_FILE).exists() and not (directory / HF_CONFIG).exists()
 
 
 def parse_size(text: str) -> int:
@@ -125,7 +143,13 @@ def _export_peft(model: SavedModel, partial: Path, out: Path, base: str, revisio
 
 
 def _export_hf(
-    model: SavedModel, partial: Path, out: Path, limit: int, pad_token: bool, source_rows: int | None
+    model: SavedModel,
+    partial: Path,
+    out: Path,
+    limit: int,
+    pad_token: bool,
+    origin: Origin | None,
+    dtype: str | None,
 ) -> ExportReport:
     tokenizer, rows = model.tokenizer, model.config.vocab_size
     kept, settings = tokenizer.file, {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -134,23 +158,27 @@ def _export_hf(
         if not pad_token and (kept := without_pad(tokenizer.file)) != tokenizer.file and tokenizer.vocab_size == rows:
             rows -= 1  # the last row is [PAD]'s
     else:
-        rows = source_rows or model.config.padded_vocab_size  # some without a token
+        rows = (origin and origin.rows) or model.config.padded_vocab_size  # some without a token
     (partial / tokenizer.file_name).write_bytes(kept)
     special = load_tokenizer(partial / tokenizer.file_name, **tokenizer.ends).special
     config = replace(model.config, vocab_size=rows, vocab_multiple=1)
 
     with jax.default_matmul_precision("highest"):  # or an accelerator merges adapters in bfloat16
-        home, total = _save_split(partial, _merged(model, rows), limit)
+        tensors = _merged(model, rows)
+        dtype = dtype or model.params["embed_tokens"]["embedding"].dtype.name
+        home, total = _save_split(partial, ((name, tensor.astype(jnp.dtype(dtype))) for name, tensor in tensors), limit)
     files = sorted(set(home.values()))
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": home}
         _write_json(partial / "model.safetensors.index.json", index)
     ids = {"bos_token_id": None} | {f"{name}_token_id": i for name, (_, i) in special.items() if name != "unk"}
-    dtype = model.params["embed_tokens"]["embedding"].dtype.name
     _write_json(partial / "config.json", hf_config(config, dtype, ids))
     _write_json(partial / "generation_config.json", ids)
     tokens = {f"{name}_token": piece for name, (piece, _) in special.items()}
     _write_json(partial / "tokenizer_config.json", {**settings, **tokens})
+    shape = replace(model.config, vocab_size=rows)
+    saved = Description(shape, None, model.text, None, model.float_checksum, source=origin, **tokenizer.ends)
+    write_json(partial, saved)
     return ExportReport(out, len(files), len(home), total)
 
 

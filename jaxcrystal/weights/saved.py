@@ -7,6 +7,8 @@
     DIR/tokenizer.model      SentencePiece, or
     DIR/tokenizer.json       byte-level BPE
     DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
+    DIR/config.json          instead, in what `export --format hf` wrote: Hugging Face's files of the whole model
+    DIR/recipe.yaml, num_atoms.json, formulas.txt    of a training run: what its texts stated and its crystals were
 
 DIR is a folder, or `gs://BUCKET/FOLDER` (`jaxcrystal.paths`). `base` is the model directory whose parameters the
 adapters belong to, as a path relative to DIR, so that the two can be moved together; absolute where only one of them
@@ -46,9 +48,11 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.texts.tokenizer import FILES, Tokenizer, load_tokenizer
+from jaxcrystal.weights.checkpoint_map import open_checkpoint
 from jaxcrystal.weights.vocabulary import check_rows
 
-MODEL_FILE, CHECKPOINTS = "model.json", "checkpoints"
+MODEL_FILE, CHECKPOINTS, HF_CONFIG = "model.json", "checkpoints", "config.json"
+OF_TRAINING = ("recipe.yaml", "num_atoms.json", "formulas.txt")
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def record_checksum(directory: str | AnyPath, checksum: str) -> None:
     if description.float_checksum == checksum:
         return
     try:
-        _write_json(as_path(directory), replace(description, float_checksum=checksum))
+        write_json(as_path(directory), replace(description, float_checksum=checksum))
     except OSError as error:
         raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}") from None
 
@@ -171,11 +175,11 @@ def record_checksum(directory: str | AnyPath, checksum: str) -> None:
 def write_description(directory: AnyPath, description: Description, tokenizer: Tokenizer) -> None:
     """The tokenizer, then `model.json`: a directory that has it is complete. Raises OSError."""
     (directory / tokenizer.file_name).write_bytes(tokenizer.file)
-    _write_json(directory, description)
+    write_json(directory, description)
 
 
-def _write_json(directory: AnyPath, description: Description) -> None:
-    """All at once."""
+def write_json(directory: AnyPath, description: Description) -> None:
+    """`model.json`, all at once. Raises OSError."""
     paths.write(directory / MODEL_FILE, json.dumps(to_dict(description), indent=2) + "\n")
 
 
@@ -212,7 +216,12 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
     config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
-    if description.base is None or description.lora is None:  # trained whole, wherever it began
+    if (directory / HF_CONFIG).exists():
+        checkpoint = open_checkpoint(paths.local(directory))
+        checkpoint = checkpoint.with_vocabulary(tokenizer.vocab_size, description.model.vocab_multiple, keep=True)
+        step, weights = 0, {"params": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")}
+        _check_fit(directory / HF_CONFIG, *(flatten_dict(tree, sep="/") for tree in (weights, wanted)))
+    elif description.base is None or description.lora is None:  # trained whole, wherever it began
         step, weights = restore(directory, wanted)
     else:
         step, weights = restore(directory, {"lora": wanted["lora"]})

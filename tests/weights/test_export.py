@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import numpy as np
+import pandas as pd
 import peft
 import pytest
 import torch
@@ -12,11 +13,13 @@ import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from jaxcrystal.config import LoraConfig, MeshConfig
+from jaxcrystal.config import LoraConfig, MeshConfig, Recipe, load
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
+from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.texts.sentence_pieces import with_pad
 from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.training.loop import train
 from jaxcrystal.weights.config_map import read_hf, read_peft
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export, parse_size
@@ -95,6 +98,42 @@ def test_hugging_face_there_and_back_is_exact(dtype, changes, checkpoint, pieces
     assert differing <= {"architectures", "_name_or_path", "transformers_version", "initializer_range"}
     before = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
     np.testing.assert_array_equal(logits(again.float(), draw_tokens()), logits(before.float(), draw_tokens()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_is_a_model_directory_too(dtype, tmp_path):
+    """Trained here, in the symmetry form: the same weights, texts and crystals, for us and for transformers."""
+    shape = ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=2", "num_attention_heads=2"]
+    keys = [f"out={tmp_path / 'run'}", "text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false"]
+    keys += ["data.train=mp20-test", "data.tokens_per_row=512", "data.rows_per_batch=2", "mesh.data=1", "mesh.fsdp=1"]
+    keys += [*(f"model.{one}" for one in (*shape, "num_key_value_heads=2", "head_dim=16")), "steps=2"]
+    train(load(Recipe, None, keys))
+    export(tmp_path / "run", tmp_path / "hf", "hf", dtype=dtype, shard_size="100KB")
+    before, after = load_model(tmp_path / "run"), load_model(tmp_path / "hf", make_mesh(MeshConfig(1, 2, 1)))
+    assert after.text == before.text and after.tokenizer.sha256 == before.tokenizer.sha256
+    rows = before.config.vocab_size  # those behind them have no piece, and get no logit
+    cut = {"embed_tokens": np.s_[:rows], "lm_head": np.s_[:, :rows]}
+    for name in before.params:
+        for found, value in zip(*(jax.tree.leaves(one.params[name]) for one in (after, before)), strict=True):
+            assert found.shape == value.shape
+            found, expected = (np.asarray(x.astype(dtype))[cut.get(name, ...)] for x in (found, value))
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    np.testing.assert_allclose(our_logits(tmp_path / "hf", draw_tokens()), logits(theirs, draw_tokens()), atol=1e-5)
+    for name in ("recipe.yaml", "num_atoms.json", "formulas.txt"):
+        assert (tmp_path / "hf" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    if dtype == "float32":
+        tables = []
+        for model in ("run", "hf"):
+            out = tmp_path / f"{model}.parquet"
+            sample(tmp_path / model, 6, out, slots=6, max_new_tokens=200, new=True)
+            tables.append(pd.read_parquet(out))
+        assert tables[0]["text"].tolist() == tables[1]["text"].tolist()
+    convert(tmp_path / "hf", tmp_path / "again")
+    assert load_model(tmp_path / "again").text == before.text
+    (tmp_path / "hf/model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match="hf"):
+        load_model(tmp_path / "hf")
 
 
 def test_pad_is_exported_and_the_rows_beyond_it_are_not(checkpoint, pieces, tmp_path):
