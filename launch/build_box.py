@@ -39,7 +39,6 @@ SAME = [
     StructureMatcher(ltol=0.01, stol=0.05, angle_tol=0.5, primitive_cell=primitive, scale=False)
     for primitive in (False, True)
 ]
-PARTS = {"mp20": "train", "mp20-val": "val", "mp20-test": "test"}
 MATERIALS_PROJECT = {
     "license": "CC-BY-4.0",
     "source": "Materials Project",
@@ -84,7 +83,7 @@ def crystals(name: str, file: Path) -> dict[str, Any]:
     moved, smaller = np.array([one.pop("moved") for one in kept]), [one.pop("symprec") < SYMPREC for one in kept]
     packed.write(kept, box.FOLDER / box.CRYSTALS[name])
     return {
-        "what": f"MP-20, {PARTS[name]}",
+        "what": f"MP-20, {box.PARTS[name]}",
         **MATERIALS_PROJECT,
         "made_from": source(file),
         "rows": len(kept),
@@ -127,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     told = {}
     for name, file in box.HULLS.items():
         told[file] = hull(name, data / "hull")
-    for name, part in PARTS.items():
+    for name, part in box.PARTS.items():
         told[box.CRYSTALS[name]] = crystals(name, data / f"mp20/{part}.parquet")
     for file, facts in told.items():
         content = (box.FOLDER / file).read_bytes()

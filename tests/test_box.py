@@ -1,5 +1,6 @@
 """What ships with the package: the same crystals and hull as where they came from, and names that stand for them."""
 
+import dataclasses
 import hashlib
 import shutil
 
@@ -15,6 +16,7 @@ from jaxcrystal.config import Recipe, load
 from jaxcrystal.crystals import dataset, packed
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.sources import known_hull
+from jaxcrystal.reader.preparing import prepare
 from jaxcrystal.reader.reading import read
 
 
@@ -104,6 +106,15 @@ def test_the_hull_is_the_one_it_was_made_from(shared):
             whole.e_above_hull(composition, energy), abs=2e-6
         )
         assert ours.competitors(composition) == whole.competitors(composition)
+
+
+def test_recipes_find_what_is_prepared_from_it(tmp_path, monkeypatch):
+    rows = dataset.load("mp20-test")
+    few = dataclasses.replace(rows, ids=rows.ids[:20], batch=rows.batch[:20], labels=rows.labels.slice(0, 20))
+    monkeypatch.setattr("jaxcrystal.reader.sources.load", lambda name: few)
+    report = prepare(["mp20", "mp20-test"], tmp_path / "data")
+    assert [part.part for part in report.parts] == ["train", "test"] and report.parts[1].kept == 20
+    assert (tmp_path / "data/train.parquet").exists()
 
 
 def test_it_trains_by_name(tmp_path):

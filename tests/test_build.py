@@ -1,4 +1,4 @@
-"""What the built package contains: the recipes of `configs/`, in a wheel made from the checkout or from an sdist."""
+"""What the built package contains: recipes and data, in a wheel made from the checkout or from an sdist."""
 
 import shutil
 import subprocess
@@ -44,6 +44,10 @@ def test_wheel_and_sdist_ship_the_recipes_and_take_them_by_name(checkout, tmp_pa
         zipfile.ZipFile(build(source, "wheel", out)).extractall(site)
         assert {path.name for path in (site / "jaxcrystal" / "configs").iterdir()} == RECIPES
         assert (site / "jaxcrystal" / "texts" / "compact.model").exists()
+        shipped = {path.name for path in (ROOT / "jaxcrystal" / "box").iterdir() if path.is_file()}
+        assert (
+            {path.name for path in (site / "jaxcrystal" / "box").iterdir()} == shipped >= {"box.json", "mp20.parquet"}
+        )
         code = (
             "from jaxcrystal.config import Recipe, load, recipes; "
             "print(recipes()['tiny_cpu'], load(Recipe, 'tiny_cpu').out)"

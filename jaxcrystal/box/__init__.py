@@ -18,6 +18,7 @@ from jaxcrystal.errors import UserError
 
 FOLDER = Path(__file__).parent
 CRYSTALS = {"mp20": "mp20.parquet", "mp20-val": "mp20-val.parquet", "mp20-test": "mp20-test.parquet"}
+PARTS = {"mp20": "train", "mp20-val": "val", "mp20-test": "test"}  #: as `prepare` calls them
 HULLS = {"mp": "hull-mp.parquet"}
 
 

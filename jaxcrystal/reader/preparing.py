@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxcrystal
-from jaxcrystal import locks
+from jaxcrystal import box, locks
 from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_whole
 from jaxcrystal.crystals.symmetry import SYMPREC
@@ -161,6 +161,8 @@ def prepare(
 
 def _part(path: Path) -> str:
     """The name of the part that a source becomes."""
+    if box.crystals(path):
+        return box.PARTS[str(path)]
     name = path.resolve().name if path.is_dir() else path.name  # "." has a name too
     return stem(name).replace(":", "_")
 
