@@ -91,6 +91,11 @@ class Form(Written, Protocol):
         """What a batch carries to the device: numpy arrays with a leading axis of crystals."""
         ...
 
+    def stated(self, crystals: CrystalSet, arrays: Arrays) -> list[dict[str, Any]]:
+        """What prompts may state of each crystal, in the order of `config.ATTRIBUTES`: its labels, but nothing that its
+        text contradicts."""
+        ...
+
     def tables(self, tokenizer: Tokenizer) -> TokenTables:
         """The tokens of its pieces. Raises UserError if `tokenizer` does not cut its texts where they meet."""
         ...

@@ -86,9 +86,10 @@ class Feed:
                 "augment.descriptions is true, but the package's own data have one description of each crystal: "
                 "run `jaxcrystal prepare mp20 --out DIR`, which finds all, and train on what it writes to DIR"
             )
-        labels = [crystals.attributes(i) for i in range(len(crystals))]
+        arrays = writer.form.arrays(crystals)
+        labels = writer.form.stated(crystals, arrays)
         examples = Examples(
-            crystals=writer.form.arrays(crystals),
+            crystals=arrays,
             sentences=sentence_tokens(tokenizer, labels, writer.form.text.paper_compat),
             index=np.arange(len(crystals), dtype=np.int32),
         )

@@ -25,6 +25,7 @@ from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.symmetry.text import REQUEST, parse, write
 from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
+from jaxcrystal.training.packing import Feed
 
 KINDS = ["compact", "compact-symmetry", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL]
 
@@ -190,3 +191,26 @@ def test_a_stored_set_is_the_same(tmp_path):
     dataset.store(embedded, tmp_path / "none.parquet", {}, [None, *found[1:]])
     with pytest.raises(UserError, match=r"none\.parquet, row 0 \(.*\): no space group was found"):
         dataset.load(tmp_path / "none.parquet").symmetric()
+
+
+def test_a_prompt_states_the_group_of_its_text():
+    """Whatever the label says, or where there is none: as 158 rows of MP-20 train have another."""
+    crystals = [random_symmetric(number, 2, orbits=2).to_crystal() for number in (2, 62, 166, 194, 221, 225)]
+    wrong = [{"spacegroup.number": 1, "band_gap": 0.5}, {}] * 3
+    few = dataset.CrystalSet.from_crystals([str(i) for i in range(6)], crystals, wrong)
+    tokenizer = load_tokenizer("compact-symmetry")
+    augment = Augment(translate=False, infill=0, attributes=("spacegroup.number", "band_gap"), attribute_probability=1)
+    writer = Writer.of(tokenizer, TextFormat(form="symmetry"), augment)
+    feed = Feed.of(few, tokenizer, writer, row_length=512, rows_per_batch=2, seed=0)
+    (table,) = feed.epoch(0)
+    examples = feed.batch(table)
+    rows = writer.write(examples, writer.draw(feed.key(0), examples), 512)
+    texts = []
+    for tokens in np.asarray(rows.tokens):
+        for end in np.split(tokens, np.flatnonzero(tokens == tokenizer.eos_id) + 1)[:-1]:
+            texts.append(tokenizer.decode(end[:-1].tolist()))
+    assert len(texts) == 6
+    for text in texts:
+        prompt, _, body = text.partition(REQUEST)
+        assert f"The spacegroup number is {parse(body).space_group}." in prompt and "is 1." not in prompt
+    assert sum("The band gap is 0.5000." in text for text in texts) == 3

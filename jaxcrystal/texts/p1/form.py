@@ -50,6 +50,9 @@ class P1:
     def arrays(self, crystals: CrystalSet) -> CrystalBatch:
         return crystals.batch
 
+    def stated(self, crystals: CrystalSet, arrays: CrystalBatch) -> list[dict[str, Any]]:
+        return [crystals.attributes(i) for i in range(len(crystals))]
+
     def tables(self, tokenizer: Tokenizer) -> TokenTables:
         return build(tokenizer)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from jaxcrystal.config import Augment, TextFormat
+from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
@@ -64,6 +64,12 @@ class Symmetry:
 
     def arrays(self, crystals: CrystalSet) -> SymmetricBatch:
         return crystals.symmetric()
+
+    def stated(self, crystals: CrystalSet, arrays: SymmetricBatch) -> list[dict[str, Any]]:
+        labels = [
+            crystals.attributes(i) | {"spacegroup.number": int(number)} for i, number in enumerate(arrays.space_group)
+        ]
+        return [{name: known[name] for name in ATTRIBUTES if name in known} for known in labels]
 
     def tables(self, tokenizer: Tokenizer) -> SymmetryTables:
         return SymmetryTables.build(tokenizer)
