@@ -7,7 +7,8 @@
 Of each model: the crystals it has seen and the seconds of its steps, by its own log; tokens of a sampled text, its end
 included; crystals per second of `sample`, programs compiled before; and shares of all attempts with 95 % intervals
 (Wilson, bootstrap), as `jaxcrystal evaluate` tells them. What is measured stands in the result at once, and a model
-that is in it with as many samples is not measured again. Ledgers and evaluations lie in --work.
+that is in it, with as many samples and the same judge, is not measured again. Ledgers and evaluations lie in --work:
+another folder for a model that was trained again under the same name.
 """
 
 from __future__ import annotations
@@ -91,14 +92,15 @@ def main(arguments: list[str] | None = None) -> int:
     result = json.loads(path.read_text()) if path.exists() else {"benchmark": "forms", "rows": []}
     options.work.mkdir(parents=True, exist_ok=True)
     for model in options.models:
-        asked = {"model": model.name, "samples": options.num}
+        asked = {"model": model.name, "samples": options.num, "potential": Path(options.potential).name}
+        asked |= {"hull": options.hull.name, "train": options.train.name}
         if any(asked.items() <= row.items() for row in result["rows"]):
             continue
         ledger = options.work / f"{model.name}_{options.num}.parquet"
         row = asked | trained(model) | sampled(model, ledger, options.num)
         row |= judged(ledger, ledger.with_suffix(""), options) | {"measured": machine.facts(uses_accelerator=True)}
         result["rows"].append(row)
-        machine.write_to(path, result | {"potential": str(Path(options.potential).name), "measured": measured})
+        machine.write_to(path, result | {"measured": measured})
         print(json.dumps(row), flush=True)
     print(f"written to {path}")
     return 0

@@ -41,8 +41,9 @@ SAME = [
 ]
 MATERIALS_PROJECT = {
     "license": "CC-BY-4.0",
-    "source": "Materials Project",
-    "citation": "A. Jain et al., APL Materials 1, 011002 (2013); MP-20: T. Xie et al., ICLR 2022 (CDVAE)",
+    "source": "Materials Project (README.md says more)",
+    "citation": "A. Jain et al., APL Materials 1, 011002 (2013); MP-20: T. Xie et al., ICLR 2022 (CDVAE); MPTS-52: "
+    "S. G. Baird et al., JOSS 2024",
 }
 
 
@@ -111,10 +112,10 @@ def hull(name: str, folder: Path) -> dict[str, Any]:
         sources=[source(table), source(references)],
     )
     whole.write(box.FOLDER / box.HULLS[name])
-    what = "the lowest formation energy of each composition, PBE and PBE+U with MP2020 corrections, eV/atom"
+    what = "the lowest formation energy of each composition, eV/atom, on the scale of PBE(+U) with MP2020 corrections"
     made_from = f"{source(table)}; {source(references)}"
     counts = Counter(len(phase.fractions) for phase in lowest.values())
-    return {"what": what, **MATERIALS_PROJECT, "made_from": made_from, "rows": len(lowest)} | {
+    return {"what": what, **MATERIALS_PROJECT, "made_from": made_from, "rows": sum(map(len, whole.phases.values()))} | {
         "by_number_of_elements": dict(sorted(counts.items()))
     }
 

@@ -1,8 +1,9 @@
 """What ships with the package: the same crystals and hull as where they came from, and names that stand for them."""
 
-import dataclasses
 import hashlib
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,9 @@ def test_the_files_are_those_that_shipped(tmp_path, monkeypatch):
     (tmp_path / "box/mp20.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"mp20\.parquet holds no packed crystals"):
         dataset.load("mp20")
+    (tmp_path / "box/box.json").write_text("{")
+    with pytest.raises(UserError, match=r"box\.json cannot be read"):
+        box.check()
 
 
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
@@ -67,7 +71,7 @@ def test_rows_are_read_by_name():
     symmetric = crystals.symmetric()
     for i in range(0, len(crystals), 500):
         assert rows.rows[i].crystal == crystals.crystal(i) and rows.rows[i].labels == crystals.attributes(i)
-        assert symmetric.crystal(i).to_crystal().formula == crystals.crystal(i).formula
+        assert symmetric.crystal(i).to_crystal(niggli=True) == crystals.crystal(i)
     with pytest.raises(UserError, match=r"mp21 does not exist; give .* mp20, mp20-val, mp20-test, prototypes"):
         read("mp21")
 
@@ -93,6 +97,17 @@ def test_crystals_are_those_of_mp20(name, part, shared):
         assert any(same.fit(before, after) for same in matchers), ours.ids[i]
 
 
+def test_cells_are_reduced():
+    """As pymatgen reduces them, but for lattices within its tolerance of two."""
+    crystals, equal = dataset.load("mp20-val"), []
+    for i in range(0, len(crystals), 100):
+        structure = crystals.crystal(i).to_structure()
+        reduced = structure.get_reduced_structure("niggli").lattice
+        equal.append(np.allclose(reduced.parameters, structure.lattice.parameters, rtol=0, atol=1e-4))
+        assert np.allclose(sorted(reduced.abc), sorted(structure.lattice.abc), rtol=0, atol=1e-4)
+    assert np.mean(equal) > 0.95
+
+
 def test_the_hull_is_the_one_it_was_made_from(shared):
     """Distances and numbers of competing compounds."""
     folder = shared / "data/hull"
@@ -110,11 +125,13 @@ def test_the_hull_is_the_one_it_was_made_from(shared):
 
 def test_recipes_find_what_is_prepared_from_it(tmp_path, monkeypatch):
     rows = dataset.load("mp20-test")
-    few = dataclasses.replace(rows, ids=rows.ids[:20], batch=rows.batch[:20], labels=rows.labels.slice(0, 20))
+    few = replace(rows, ids=rows.ids[:20], batch=rows.batch[:20], labels=rows.labels.slice(0, 20))
     monkeypatch.setattr("jaxcrystal.reader.sources.load", lambda name: few)
     report = prepare(["mp20", "mp20-test"], tmp_path / "data")
     assert [part.part for part in report.parts] == ["train", "test"] and report.parts[1].kept == 20
     assert (tmp_path / "data/train.parquet").exists()
+    named = prepare([replace(read("prototypes:validation", limit=4), path=Path("mp20"))], tmp_path / "own")
+    assert [part.part for part in named.parts] == ["mp20"]
 
 
 def test_it_trains_by_name(tmp_path):

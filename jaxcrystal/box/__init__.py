@@ -1,10 +1,10 @@
-"""What is in the package beside the code, by the names that stand for it wherever a path does.
+"""What is in the package beside the code, by the names that stand for it.
 
-    mp20, mp20-val, mp20-test    crystals: the three parts of MP-20
-    mp                           a hull: the lowest formation energy of each composition of the Materials Project
+    mp20, mp20-val, mp20-test    crystals, the three parts of MP-20: wherever crystals or a data set are read
+    mp                           a hull, the lowest formation energy of each composition: where `evaluate` takes a hull
 
 `box.json` says of each file where it came from, under which licence, and the hash that `jaxcrystal doctor` checks;
-`box/build.py` made them.
+`launch/build_box.py` made them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ def _file(names: dict[str, str], name: object) -> Path | None:
 
 
 def contents() -> dict[str, dict[str, Any]]:
-    """What `box.json` says, by file."""
-    return json.loads((FOLDER / "box.json").read_text(encoding="utf-8"))
+    """What `box.json` says, by file. Raises UserError if it cannot be read."""
+    try:
+        return json.loads((FOLDER / "box.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{FOLDER / 'box.json'} cannot be read ({error}); install jaxcrystal again") from None
 
 
 def check() -> int:

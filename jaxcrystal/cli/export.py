@@ -22,9 +22,7 @@ def add(verb: Callable) -> None:
     )
     command.add_argument("--format", required=True, choices=["hf", "peft"], help="what to write")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the directory to write")
-    command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="hf: of the weights (default: as they are)"
-    )
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="hf: of the weights (default: as they are)")
     command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="hf: largest file, such as 500MB")
     command.add_argument(
         "--base-name",

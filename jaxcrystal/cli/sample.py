@@ -178,10 +178,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{report.attempts} attempts in {report.out}: {shares}; judge them with `jaxcrystal evaluate {report.out}`")
     if report.more_symmetric:
         print(f"{report.more_symmetric} of them are more symmetric than they say (column `higher_symmetry`)")
-    if args.new:
-        print(
-            f"{report.redraws} compositions had a formula of the training set and were drawn again (column `redraws`)"
-        )
+    if args.new and report.redraws is not None:
+        print(f"compositions drawn again, for training had their formula: {report.redraws} (column `redraws`)")
     if report.effective_number is not None:
         print(
             f"column `resampled`: {args.resample} of each prompt's attempts, by weights under which the "

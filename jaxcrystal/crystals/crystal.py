@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,12 @@ def reduced_composition(symbols: Iterable[str]) -> Composition:
     counts = Counter(symbols)
     unit = math.gcd(*counts.values())
     return tuple((symbol, n // unit) for symbol, n in sorted(counts.items()))
+
+
+def formula_of(counts: Mapping[str, int]) -> str:
+    """Of atoms of each element: OPTIMADE's `chemical_formula_reduced`, elements in alphabetical order (FeLiO4P)."""
+    unit = math.gcd(*counts.values())
+    return "".join(f"{symbol}{n // unit if n > unit else ''}" for symbol, n in sorted(counts.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +123,7 @@ class Crystal:
     @property
     def formula(self) -> str:
         """OPTIMADE's `chemical_formula_reduced`: elements in alphabetical order, for example FeLiO4P."""
-        return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in reduced_composition(self.symbols))
+        return formula_of(Counter(self.symbols))
 
     @property
     def formula_html(self) -> str:

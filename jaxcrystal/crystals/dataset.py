@@ -283,7 +283,7 @@ def _unpacked(rows: Sequence[dict[str, Any]]) -> CrystalSet:
     crystals = [packed.unpacked(row) for row in rows]
     labels = pa.Table.from_pylist([row | {"elements": packed.elements(row)} for row in rows], schema=LABELS)
     ids = tuple(row["material_id"] for row in rows)
-    batch = CrystalBatch.from_crystals([one.to_crystal() for one in crystals])
+    batch = CrystalBatch.from_crystals([one.to_crystal(niggli=True) for one in crystals])
     return CrystalSet(ids, batch, labels, lambda: SymmetricBatch.of([[one] for one in crystals]), canonical=True)
 
 

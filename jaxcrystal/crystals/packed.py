@@ -1,6 +1,6 @@
 """Crystals as small as they go: by their symmetry, every number an integer of 10⁻⁵, some fifty bytes each.
 
-    mp-5229   SrTiO3   221   [391252]   [38, 22, 8]   abc   []        space group, cell, species, letters, coordinates
+    mp-5229   SrTiO3   221   [394510]   [38, 22, 8]   abc   []        space group, cell, species, letters, coordinates
 
 A row holds the free lattice parameters (10⁻⁵ Å, then 10⁻⁵ degrees), atomic number and Wyckoff letter of each orbit, and
 the free coordinates of its representative, as `SymmetricCrystal` has them; beside them the labels of `dataset.LABELS`.

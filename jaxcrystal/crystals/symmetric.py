@@ -11,10 +11,11 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import moyopy
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, formula_of
 from jaxcrystal.crystals.formulas import ordered
 from jaxcrystal.crystals.wyckoff import LETTERS, SYSTEMS, Group, Position, group
 from jaxcrystal.errors import UserError
@@ -107,7 +108,7 @@ class SymmetricCrystal:
     @property
     def formula(self) -> str:
         """As `Crystal.formula`."""
-        return self.to_crystal().formula
+        return formula_of(self.composition)
 
     def position(self, orbit: Orbit) -> Position:
         """The Wyckoff position of an orbit."""
@@ -132,12 +133,15 @@ class SymmetricCrystal:
                     )
         return found
 
-    def to_crystal(self) -> Crystal:
-        """All atoms, in a primitive cell."""
-        lattice = primitive_vectors(self.group, self.lengths, self.angles)
+    def to_crystal(self, niggli: bool = False) -> Crystal:
+        """All atoms, in a primitive cell: half of a centred one, say, or the Niggli cell."""
+        lattice, points = primitive_vectors(self.group, self.lengths, self.angles), np.concatenate(self._points)
+        if niggli:
+            reduced, change = moyopy.niggli_reduce(lattice.tolist())
+            lattice, points = np.array(reduced), points @ np.linalg.inv(np.array(change, np.float64).T)
         counts = [len(points) for points in self._points]
         species = np.repeat([orbit.species for orbit in self.orbits], counts)
-        return Crystal.from_vectors(lattice, species, np.concatenate(self._points))
+        return Crystal.from_vectors(lattice, species, points)
 
     def sorted(self) -> SymmetricCrystal:
         """The same, its orbits as texts order them: elements as formulas do, then by letter, then by coordinates."""

@@ -79,9 +79,9 @@ def prepare(
 ) -> PrepareReport:
     """Checks crystals, reduces them to the Niggli cell, and stores them in the folder `out`, as `train` reads them.
 
-    - `inputs`: a path or a list of paths, each of which becomes the file `out`/<its name>.parquet (the word
-      `prototypes` stands for the crystals that come with the package); or crystals from memory: a mapping from names of
-      files to sources, or one source that is no mapping, whose file is crystals.parquet.
+    - `inputs`: a path or a list of paths, each of which becomes the file `out`/<its name>.parquet (`prototypes`, and
+      `mp20`, `mp20-val` and `mp20-test`, which become train, val and test, come with the package); or crystals from
+      memory: a mapping from names of files to sources, or one source that is no mapping, of crystals.parquet.
     - `niggli`: whether cells are reduced.
     - `max_atoms`: larger cells are left out; None: none is.
     - `symprec`: in Å, how far a crystal may be from symmetric, to be written by its symmetry too.
@@ -143,7 +143,8 @@ def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **sett
       `jaxcrystal convert --weights int8` made of them.
     - `tensor`: devices that share a copy of the model; the others of this process hold copies.
     - `settings`: what the compiled programs depend on, as `jaxcrystal sample` has it: `temperature`, `top_p`, `top_k`,
-      `min_p`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens` (`sampling.sampler.SamplerSettings`).
+      `min_p`, `composition_temperature`, `new`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens`
+      (`sampling.sampler.SamplerSettings`).
 
     Raises UserError if there is no such model, for a base of other weights, or for a setting out of range.
     """
@@ -188,9 +189,9 @@ def evaluate(
     - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
-    - `hull`: competing phases; adds the distance to their hull. What `jaxcrystal hull build` wrote; crystals, which the
-      potential labels (`hull_labels`); or, with `references` (elemental reference entries), a table of formula and
-      formation_energy_per_atom in eV/atom.
+    - `hull`: competing phases; adds the distance to their hull. `mp`, the package's; what `jaxcrystal hull build`
+      wrote; crystals, which the potential labels (`hull_labels`); or, with `references` (elemental reference entries),
+      a table of formula and formation_energy_per_atom in eV/atom.
     - `limit`: only the first so many attempts.
 
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.

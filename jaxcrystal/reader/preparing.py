@@ -119,7 +119,7 @@ def prepare(
     sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
     origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
     parts = [
-        (printable(source.path if isinstance(origin, Rows) else origin), _part(source.path), source)
+        (printable(source.path if isinstance(origin, Rows) else origin), _part(origin, source.path), source)
         for origin in origins
         for source in [open_source(origin)]
     ]
@@ -159,10 +159,10 @@ def prepare(
     return report
 
 
-def _part(path: Path) -> str:
+def _part(origin: str | Path | Rows, path: Path) -> str:
     """The name of the part that a source becomes."""
-    if box.crystals(path):
-        return box.PARTS[str(path)]
+    if not isinstance(origin, Rows) and box.crystals(origin):
+        return box.PARTS[str(origin)]
     name = path.resolve().name if path.is_dir() else path.name  # "." has a name too
     return stem(name).replace(":", "_")
 

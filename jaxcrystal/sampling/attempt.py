@@ -36,7 +36,7 @@ class Attempt:
     status: (
         str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `known_formula`, `higher_symmetry`, `parse_error:<kind>`
     )
-    log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None for NaN logits
+    log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None without a text
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without
     tokens: int  #: how many were drawn, the end of sequence counted
     formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None unless ok

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from jaxcrystal.mesh import check_divides, replicated, spec
 from jaxcrystal.model.cache import BLOCK, POOL_AXES, TAIL_AXES, Cache, Ragged, whole_blocks
-from jaxcrystal.sampling.known import Known
+from jaxcrystal.sampling.formula_table import FormulaTable
 from jaxcrystal.sampling.methods import Guidance, Method, pick
 from jaxcrystal.sampling.slots import Ending, Orders, Pages, Scores, Slots
 from jaxcrystal.texts.forms import Grammar, State
@@ -188,7 +188,7 @@ class Decoder:
         key: Key[Array, ""],
         orders: Orders,
         ready: Int32[Array, ""],
-        known: Known | None = None,
+        known: FormulaTable | None = None,
     ) -> tuple[Slots, Pages]:
         """Up to `STEPS_PER_CALL` steps; fewer when the tasks before number `ready` are all done.
 
@@ -318,7 +318,7 @@ class Decoder:
         pages: Pages,
         page: Int32[Array, "slots"],
         chosen: Step,
-        known: Known | None,
+        known: FormulaTable | None,
     ) -> tuple[Slots, Pages]:
         """The model reads what the slots append; it is written onto their pages, and crystals that end leave them."""
         count, rows = chosen.count, 1 + len(self.always)
@@ -354,7 +354,10 @@ class Decoder:
         if known is not None:
             composed = self.grammar.composing(slots.grammar) & ~self.grammar.composing(grammar)
             again = composed & ~lost & known.contains(*self.grammar.composition(grammar))
+        # What such a row holds is nothing: how far its text had come depends on what else had room in the step.
         given_up = again & (slots.redraws == MOST_REDRAWS)
+        length = jnp.where(given_up, 0, length)
+        log_probability, kept = (jnp.where(given_up, jnp.nan, x) for x in (log_probability, kept))
         ended = lost | finished | (length == self.limit) | given_up
         ending = jnp.select(
             [lost, given_up, finished], [Ending.NAN_LOGITS, Ending.KNOWN_FORMULA, Ending.FINISHED], Ending.TRUNCATED

@@ -9,10 +9,11 @@
 This is the host's half, which gives prompts their pages, hands tasks out and reads what is done; the device's half is
 `decoding`.
 
-The key of a crystal is fold_in(fold_in(seed, hash of its prompt's tokens), index), that of its t-th token fold_in(key
-of the crystal, t), and rows of a batch never mix. With as many slots on as many devices, what a prompt and an index
-give does not depend on order, neighbours or other prompts, to the last bit. With another number a matrix product may
-round its last bit otherwise, and two tokens that are nearly tied may then change places.
+The key of a crystal is fold_in(fold_in(seed, hash of its prompt's tokens), index), after r redraws of its composition
+fold_in(that, 2³¹ + r); that of its t-th token is fold_in(key of the crystal, t), and rows of a batch never mix. With as
+many slots on as many devices, what a prompt and an index give does not depend on order, neighbours or other prompts, to
+the last bit. With another number a matrix product may round its last bit otherwise, and two tokens that are nearly tied
+may then change places.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh, parts, replicated
 from jaxcrystal.model.cache import BEGUN_LOOP, BLOCK, PROMPT_LOOP, TAIL_LOOP, whole_blocks
 from jaxcrystal.sampling.decoding import STEPS_LOOP, STEPS_PER_CALL, Decoder
-from jaxcrystal.sampling.known import Known
+from jaxcrystal.sampling.formula_table import FormulaTable
 from jaxcrystal.sampling.methods import Guidance, Method
 from jaxcrystal.sampling.prompt_pool import Prompt, PromptPool
 from jaxcrystal.sampling.slots import Ending
@@ -108,7 +109,7 @@ class Engine:
         end_id: int,
         methods: Sequence[Method] = (),
         composition_methods: Sequence[Method] | None = None,
-        known: Known | None = None,
+        known: FormulaTable | None = None,
         grammar: Grammar | None = None,
         guidance: Guidance | None = None,
         unconditional: Sequence[int] = (),

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from jaxcrystal import compilation_cache
 from jaxcrystal.config import MeshConfig
-from jaxcrystal.crystals import known
+from jaxcrystal.crystals import known_formulas
+from jaxcrystal.crystals.crystal import formula_of
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
@@ -25,8 +26,8 @@ from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.sampling.attempt import KNOWN_FORMULA, NAN_LOGITS, TRUNCATED, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
+from jaxcrystal.sampling.formula_table import FormulaTable
 from jaxcrystal.sampling.judging import Judgement, Judges
-from jaxcrystal.sampling.known import Known
 from jaxcrystal.sampling.memory import fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Method, MinP, Temperature, TopK, TopP
 from jaxcrystal.texts.constraints import Constraints
@@ -132,15 +133,15 @@ class Sampler:
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
         self.trained = Trained.read(as_path(model_dir))
+        if (name := settings.of_composition) and not form_of(self.trained.text).composition_first:
+            raise UserError(
+                f"{name} is for texts that begin with their composition, as those of the symmetry form do; {model_dir} "
+                f"writes the {self.trained.text.form} form"
+            )
+        self.known = known_formulas.load(as_path(model_dir)) if settings.new else []  #: formulas that are not drawn
         self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = self.model.tokenizer
         self.form = form_of(self.model.text)
-        if (name := settings.of_composition) and not self.form.composition_first:
-            raise UserError(
-                f"{name} is for texts that begin with their composition, as those of the symmetry form do; {model_dir} "
-                f"writes the {self.model.text.form} form"
-            )
-        self.known = known.load(as_path(model_dir)) if settings.new else []  #: formulas that are not drawn
         self.closed = False
         self.name = str(model_dir)
         self._engines: dict[Any, Engine] = {}
@@ -278,8 +279,12 @@ class Sampler:
 
     def _check_new(self, target: Target) -> None:
         """Raises UserError where what is asked for is not new."""
-        formula = target.constraints and target.constraints.formula
-        if formula is not None and known.formula(read_formula(formula)) in self.known:
+        if not self.known:
+            return
+        formula, permitted = target.constraints.formula, target.constraints.permitted
+        if len(permitted) == 1:  # of one element there is one formula
+            (formula,) = permitted
+        if formula is not None and formula_of(read_formula(formula)) in self.known:
             raise UserError(f"{formula} is a formula of the training set, and new ones were asked for; leave one out")
 
     def _check_open(self) -> None:
@@ -332,7 +337,7 @@ class Sampler:
                 end_id=self.tokenizer.eos_id,
                 methods=self.settings.methods,
                 composition_methods=self.settings.composition_methods,
-                known=Known.of(self.known) if self.settings.new else None,
+                known=FormulaTable.of(self.known) if self.settings.new else None,
                 grammar=self._grammar(plan.max_new_tokens),
                 guidance=self.settings.guide,
                 unconditional=self._encoded(generation_prompt(self.form, {})),

@@ -43,7 +43,7 @@ class SampleReport:
     seconds: float  #: for the others, compilation included
     effective_number: float | None = None  #: of the attempts by the grammar's weights; None if none were resampled
     more_symmetric: int = 0  #: of those that are ok, how many have more symmetry than their text says
-    redraws: int = 0  #: compositions that were drawn again, because training had their formula
+    redraws: int | None = None  #: compositions that were drawn again, because training had their formula; None: unknown
 
     @property
     def attempts(self) -> int:
@@ -147,7 +147,7 @@ def sample(
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
         counts, place = join(out, request), Path(out)
     seconds = time.monotonic() - start
-    numbers = (None, 0, 0)
+    numbers = (None, 0, None)
     if place == Path(out):  # the first process may have removed a part by now
         numbers = effective_number(out), more_symmetric(place), redrawn(place)
     return SampleReport(place, dict(sorted(counts.items())), resumed, seconds, *numbers)

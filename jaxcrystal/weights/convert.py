@@ -36,6 +36,7 @@ from jaxcrystal.weights.resized_embeddings import check_embeddings, saved_embedd
 from jaxcrystal.weights.saved import (
     MODEL_FILE,
     Description,
+    copy_of_training,
     read_description,
     restore,
     save_weights,
@@ -103,8 +104,9 @@ def convert(
             for name, parameter in checkpoint.load(mesh, dtype)
         }
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
-        ours = path / MODEL_FILE  # an export of ours says how its texts are written
-        text = read_description(path).text if ours.exists() else TextFormat()
+        ours = (path / MODEL_FILE).exists()  # an export, which says how its texts are written
+        text = read_description(path).text if ours else TextFormat()
+        copy_of_training(path, partial)
         description = Description(config, None, text, None, read.fingerprint, source=origin, **tokenizer.ends)
         write_description(partial, description, tokenizer)
     return config

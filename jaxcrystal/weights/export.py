@@ -38,10 +38,10 @@ from jaxcrystal.weights.config_map import hf_config, peft_config
 from jaxcrystal.weights.saved import (
     HF_CONFIG,
     MODEL_FILE,
-    OF_TRAINING,
     Description,
     Origin,
     SavedModel,
+    copy_of_training,
     load_model,
     read_description,
     read_origin,
@@ -80,13 +80,15 @@ def export(
     the base from; by default the name that `convert` was given, if it loaded just these weights from there. Without
     `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
 
-    `dtype` (float32, bfloat16, float16) is by default that of the weights; adapters stay float32.
+    `dtype` (float32, bfloat16) is by default that of the weights.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
     """
     model_dir, out, size = as_path(model_dir), paths.local(out), parse_size(shard_size)
     description = read_description(model_dir)
+    if format == "peft" and dtype is not None:
+        raise UserError("PEFT's adapters are float32, as they are trained; leave dtype out")
     if format == "peft" and (description.lora is None or description.base is None):
         raise UserError(f"{model_dir} has no adapters on a base, which is what PEFT loads; export it with --format hf")
     revision, origin = None, read_origin(model_dir, description)
@@ -109,9 +111,10 @@ def export(
         model = load_model(model_dir, mesh)
         if format == "peft":
             return _export_peft(model, partial, out, base_name, revision)
-        for name in OF_TRAINING:
-            if (model_dir / name).exists():
-                (partial / name).write_bytes((model_dir / name).read_bytes())
+        copy_of_training(model_dir, partial)
+        if description.base is not None or dtype not in (None, stored_dtype(model)):
+            model = replace(model, float_checksum=None)  # others than those that were converted
+            origin = origin and replace(origin, hub=None, revision=None)
         return _export_hf(model, partial, out, size, pad_token, origin, dtype)
 
 
@@ -165,7 +168,7 @@ def _export_hf(
 
     with jax.default_matmul_precision("highest"):  # or an accelerator merges adapters in bfloat16
         tensors = _merged(model, rows)
-        dtype = dtype or model.params["embed_tokens"]["embedding"].dtype.name
+        dtype = dtype or stored_dtype(model)
         home, total = _save_split(partial, ((name, tensor.astype(jnp.dtype(dtype))) for name, tensor in tensors), limit)
     files = sorted(set(home.values()))
     if len(files) > 1:
@@ -180,6 +183,11 @@ def _export_hf(
     saved = Description(shape, None, model.text, None, model.float_checksum, source=origin, **tokenizer.ends)
     write_json(partial, saved)
     return ExportReport(out, len(files), len(home), total)
+
+
+def stored_dtype(model: SavedModel) -> str:
+    """Of the weights."""
+    return model.params["embed_tokens"]["embedding"].dtype.name
 
 
 def _merged(model: SavedModel, rows: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -43,6 +43,7 @@ from jaxcrystal.config import (
     from_dict,
     to_dict,
 )
+from jaxcrystal.crystals import known_formulas, num_atoms
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
@@ -52,7 +53,7 @@ from jaxcrystal.weights.checkpoint_map import open_checkpoint
 from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, CHECKPOINTS, HF_CONFIG = "model.json", "checkpoints", "config.json"
-OF_TRAINING = ("recipe.yaml", "num_atoms.json", "formulas.txt")
+OF_TRAINING = ("recipe.yaml", num_atoms.FILE, known_formulas.FILE)
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,13 @@ def read_description(directory: str | AnyPath) -> Description:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
+def copy_of_training(source: AnyPath, directory: AnyPath) -> None:
+    """Whatever of `OF_TRAINING` lies in one directory, into another. Raises OSError."""
+    for name in OF_TRAINING:
+        if (source / name).exists():
+            (directory / name).write_bytes((source / name).read_bytes())
+
+
 def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | AnyPath | None = None) -> SavedModel:
     """The model of a directory with the weights of its latest checkpoint, laid out on `mesh` (default: one device).
 
@@ -216,12 +224,7 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
     config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
-    if (directory / HF_CONFIG).exists():
-        checkpoint = open_checkpoint(paths.local(directory))
-        checkpoint = checkpoint.with_vocabulary(tokenizer.vocab_size, description.model.vocab_multiple, keep=True)
-        step, weights = 0, {"params": unflatten_dict(dict(checkpoint.load(mesh)), sep="/")}
-        _check_fit(directory / HF_CONFIG, *(flatten_dict(tree, sep="/") for tree in (weights, wanted)))
-    elif description.base is None or description.lora is None:  # trained whole, wherever it began
+    if description.base is None or description.lora is None:  # trained whole, wherever it began
         step, weights = restore(directory, wanted)
     else:
         step, weights = restore(directory, {"lora": wanted["lora"]})
@@ -288,8 +291,10 @@ def _base_params(directory: AnyPath, description: Description, wanted: dict[str,
 def restore(directory: AnyPath, wanted: dict[str, Any], part: bool = False) -> tuple[int, dict[str, Any]]:
     """The latest step and its weights, each straight into its sharding, in the dtype in which it was saved.
 
-    All that was saved must be `wanted`, unless only a `part` of it is.
+    All that was saved must be `wanted`, unless only a `part` of it is. Of an export the step is 0.
     """
+    if (directory / HF_CONFIG).exists():
+        return 0, _of_export(directory, wanted, part)
     checkpoints = paths.absolute(directory / CHECKPOINTS)
     steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
     if not steps:
@@ -316,6 +321,22 @@ def restore(directory: AnyPath, wanted: dict[str, Any], part: bool = False) -> t
         raise UserError(f"cannot read the checkpoint {path}: {reason}; remove it to use the one before") from error
     finally:
         handler.close()
+
+
+def _of_export(directory: AnyPath, wanted: dict[str, Any], part: bool) -> dict[str, Any]:
+    """The weights in Hugging Face's files, which `export` wrote, as `restore`."""
+    if paths.is_remote(directory):
+        raise UserError(f"{directory} holds an export, which is read from a disk: copy it, or `jaxcrystal convert` it")
+    description, places = read_description(directory), flatten_dict(wanted, sep="/")
+    checkpoint = open_checkpoint(paths.local(directory)).with_vocabulary(
+        description.tokenizer(directory).vocab_size, description.model.vocab_multiple, keep=True
+    )
+    mesh = next(iter(places.values())).sharding.mesh
+    found = {f"params/{name}": array for name, array in checkpoint.load(mesh)}
+    if part:
+        found = {name: array for name, array in found.items() if name in places}
+    _check_fit(directory / HF_CONFIG, found, places)
+    return unflatten_dict(found, sep="/")
 
 
 def _check_fit(path: AnyPath, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:

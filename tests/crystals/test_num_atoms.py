@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Composition
 from symmetric_crystals import random_symmetric
 
-from jaxcrystal.crystals import known, num_atoms
+from jaxcrystal.crystals import known_formulas, num_atoms
 from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
 from jaxcrystal.crystals.dataset import load
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
@@ -29,7 +29,9 @@ def test_an_orbit_counts_with_all_its_atoms():
     batch = SymmetricBatch.of([[crystal] for crystal in crystals])
     whole = CrystalBatch.from_crystals([crystal.to_crystal() for crystal in crystals])
     assert num_atoms.ranges(batch) == num_atoms.ranges(whole)
-    assert known.formulas(batch) == known.formulas(whole) == sorted({crystal.formula for crystal in crystals})
+    assert (
+        known_formulas.found(batch) == known_formulas.found(whole) == sorted({crystal.formula for crystal in crystals})
+    )
 
 
 def test_they_are_read_as_they_were_written(tmp_path):

@@ -23,7 +23,7 @@ from jaxcrystal.training.loop import train
 from jaxcrystal.weights.config_map import read_hf, read_peft
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export, parse_size
-from jaxcrystal.weights.saved import load_model
+from jaxcrystal.weights.saved import load_model, read_description
 
 TARGETS = ("q_proj", "v_proj", "down_proj")
 LLAMA3 = dict(
@@ -131,9 +131,34 @@ def test_an_export_is_a_model_directory_too(dtype, tmp_path):
         assert tables[0]["text"].tolist() == tables[1]["text"].tolist()
     convert(tmp_path / "hf", tmp_path / "again")
     assert load_model(tmp_path / "again").text == before.text
+    assert (tmp_path / "again/formulas.txt").read_bytes() == (tmp_path / "run/formulas.txt").read_bytes()
+    with pytest.raises(UserError, match="adapters are float32"):
+        export(tmp_path / "run", tmp_path / "peft", "peft", dtype=dtype)
     (tmp_path / "hf/model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match="hf"):
         load_model(tmp_path / "hf")
+
+
+def test_an_export_is_a_base_too(tmp_path):
+    """Adapters that are trained on it are read again; and what is merged is no longer what was converted."""
+    shape = ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=1", "num_attention_heads=2"]
+    common = ["data.train=prototypes:validation", "data.tokens_per_row=512", "data.rows_per_batch=2", "mesh.data=1"]
+    common += ["mesh.fsdp=1", "steps=2"]
+    keys = ["tokenizer=compact", *(f"model.{one}" for one in (*shape, "num_key_value_heads=2", "head_dim=16"))]
+    train(load(Recipe, None, [*common, *keys, f"out={tmp_path / 'run'}"]))
+    export(tmp_path / "run", tmp_path / "hf", "hf")
+    convert(tmp_path / "hf", tmp_path / "base")
+    lora = ["lora.rank=2", "lora.alpha=4", "lora.dropout=0", "lora.targets=[q_proj]"]
+    for base in ("hf", "base"):
+        train(load(Recipe, None, [*common, *lora, f"base={tmp_path / base}", f"out={tmp_path / f'on_{base}'}"]))
+    found, expected = load_model(tmp_path / "on_hf"), load_model(tmp_path / "on_base")
+    for one, other in zip(*map(jax.tree.leaves, (found.adapters, expected.adapters)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    export(tmp_path / "on_base", tmp_path / "merged", "hf")
+    checksum = read_description(tmp_path / "base").float_checksum
+    assert checksum is not None and read_description(tmp_path / "merged").float_checksum is None
+    export(tmp_path / "base", tmp_path / "same", "hf")
+    assert read_description(tmp_path / "same").float_checksum == checksum
 
 
 def test_pad_is_exported_and_the_rows_beyond_it_are_not(checkpoint, pieces, tmp_path):

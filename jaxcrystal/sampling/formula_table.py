@@ -21,7 +21,7 @@ DIVISORS = np.arange(1, 65)  #: of numbers of atoms
 
 
 @struct.dataclass
-class Known:
+class FormulaTable:
     """At least one formula."""
 
     first: UInt32[Array, "formulas"]  #: rising
@@ -29,7 +29,7 @@ class Known:
     numbers: UInt32[Array, "2 elements"]  #: a and b, by atomic number; 0 of none
 
     @classmethod
-    def of(cls, formulas: Sequence[str]) -> Known:
+    def of(cls, formulas: Sequence[str]) -> FormulaTable:
         """Raises UserError for what is no formula."""
         counts = np.zeros((len(formulas), len(ELEMENTS)), np.uint32)
         for row, formula in enumerate(formulas):
