@@ -24,12 +24,13 @@ def lines(text: str) -> dict[str, tuple[str, str]]:
 def test_a_sound_installation(capsys):
     assert main(["doctor"]) == 0
     told = lines(capsys.readouterr().out)
-    assert list(told) == ["versions", "devices", "attention", "tokens", "potential"]
+    assert list(told) == ["versions", "devices", "attention", "tokens", "box", "potential"]
     assert {state for state, _ in told.values()} == {"ok"}
     assert re.search(r"jaxcrystal \S+, Python 3\.\d+\.\d+, jax \d.*, pymatgen \d", told["versions"][1])
     assert re.fullmatch(r"8 x .+ \(cpu\)", told["devices"][1])
     assert told["attention"][1].startswith("blocks (cpu has no kernel of its own), within 0.0")
     assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
+    assert told["box"][1] == "4 files of data are those that shipped"
     assert re.match(r"CHGNet \S+ passes its self-check \(worst error 0\.\d{3} eV/atom\)", told["potential"][1])
 
 
