@@ -259,7 +259,11 @@ class Hull:
         """
         phases = [phase for system in self.phases.values() for phase in system]
         phases.sort(key=lambda phase: phase.formula)  # neighbours that share a beginning take half the room
-        table = pa.table({COLUMNS[0]: [p.formula for p in phases], COLUMNS[1]: [p.energy for p in phases]})
+        columns = [
+            pa.array([p.formula for p in phases], pa.string()),
+            pa.array([p.energy for p in phases], pa.float64()),
+        ]
+        table = pa.table(columns, names=list(COLUMNS))
         metadata = {
             "name": self.name,
             "sha256": self.sha256,
