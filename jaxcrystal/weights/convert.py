@@ -106,7 +106,8 @@ def convert(
         save_weights(partial, {"params": unflatten_dict(params, sep="/")})
         ours = (path / MODEL_FILE).exists()  # an export, which says how its texts are written
         text = read_description(path).text if ours else TextFormat()
-        copy_of_training(path, partial)
+        if ours:
+            copy_of_training(path, partial)
         description = Description(config, None, text, None, read.fingerprint, source=origin, **tokenizer.ends)
         write_description(partial, description, tokenizer)
     return config

@@ -84,7 +84,9 @@ def adapted(model, **changes):
 def test_hugging_face_there_and_back_is_exact(dtype, changes, checkpoint, pieces, tmp_path):
     theirs, source = checkpoint(**changes)
     theirs.to(getattr(torch, dtype)).save_pretrained(source)
+    (source / "recipe.yaml").write_text("a stranger's")
     convert(source, tmp_path / "ours", make_mesh(MeshConfig(1, 2, 4)))
+    assert not (tmp_path / "ours/recipe.yaml").exists()
     report = export(tmp_path / "ours", tmp_path / "hf", "hf", pad_token=False, mesh=make_mesh(MeshConfig(1, 4, 2)))
     assert_same_tensors(tensors_of(tmp_path / "hf"), tensors_of(source))
     assert (report.files, report.tensors) == (1, len(tensors_of(source)))
