@@ -2,7 +2,8 @@
 
 The compact tokenizers (digits, separators, elements, the words of the prompts, bytes for all the rest) are for models
 trained from scratch, whose embedding would otherwise be most of their weights: `compact` (448 pieces) for P1 texts,
-`compact-symmetry` with a piece for two digits, an element behind a space, a Wyckoff letter. They are built anew alike.
+`compact-symmetry` with a piece for two digits, an element behind a space, a Wyckoff letter, a sentence of the prompts.
+They are built anew alike.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.wyckoff import LETTERS
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
-from jaxcrystal.texts import prompts
+from jaxcrystal.texts import conditions, prompts
 from jaxcrystal.texts.p1.text import REQUEST
-from jaxcrystal.texts.prompts import MASK
+from jaxcrystal.texts.prompts import INFILL_INTRODUCTION, INFILL_REQUEST, INTRODUCTION, MASK
 from jaxcrystal.texts.symmetry import text as symmetry
 
 COMPACT = Path(__file__).with_name("compact.model")
@@ -122,7 +123,11 @@ def train_compact_symmetry() -> bytes:
     """`compact-symmetry.model`, built anew: it is exactly this."""
     numbers = [*"0123456789", *(f"{value:02}" for value in range(100))]
     behind_a_space = [f"▁{piece}" for piece in (*ELEMENTS[1:], *LETTERS)]
-    return train_compact(*numbers, *behind_a_space, request=symmetry.REQUEST)
+    # What every prompt says is one piece: a model from scratch reads it once, not word by word.
+    said = [f" {INTRODUCTION}", symmetry.REQUEST, f" {INFILL_INTRODUCTION}", INFILL_REQUEST]
+    said += [f" {subject}" for subject in conditions.subjects()]
+    sentences = [sentence.replace(" ", "▁") for sentence in said]
+    return train_compact(*numbers, *behind_a_space, *sentences, request=symmetry.REQUEST)
 
 
 def train_compact(*pieces: str, request: str = REQUEST) -> bytes:
