@@ -1,10 +1,12 @@
 """What ships with the package: the same crystals and hull as where they came from, and names that stand for them."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,13 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from symmetric_crystals import random_symmetric
 
+import jaxcrystal
 from jaxcrystal import box
 from jaxcrystal.config import Recipe, load
 from jaxcrystal.crystals import dataset, packed
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.sources import known_hull
+from jaxcrystal.model.llama import Llama
 from jaxcrystal.reader.preparing import prepare
 from jaxcrystal.reader.reading import read
+from jaxcrystal.sampling.sampling import sample
+from jaxcrystal.training.loop import train
+from jaxcrystal.weights.export import export
+from jaxcrystal.weights.saved import load_model
 
 
 @given(number=st.integers(1, 230), seed=st.integers(0, 2**32 - 1))
@@ -136,14 +144,94 @@ def test_recipes_find_what_is_prepared_from_it(tmp_path, monkeypatch):
     assert [part.part for part in named.parts] == ["mp20"]
 
 
-def test_it_trains_by_name(tmp_path):
-    from jaxcrystal.training.loop import train
+KEYS = ["data.train=mp20-val", "data.validation=mp20-test", "data.validation_rows=1", "data.tokens_per_row=512"]
+KEYS += ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "mesh.fsdp=1"]
+KEYS += ["model.num_attention_heads=2", "model.num_key_value_heads=2", "model.head_dim=16", "mesh.data=1"]
+KEYS += ["text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false", "data.rows_per_batch=2"]
 
-    keys = ["data.train=mp20-val", "data.validation=mp20-test", "data.validation_rows=1", "data.tokens_per_row=512"]
-    keys += ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "mesh.fsdp=1"]
-    keys += ["model.num_attention_heads=2", "model.num_key_value_heads=2", "model.head_dim=16", "mesh.data=1"]
-    keys += ["text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false", "data.rows_per_batch=2"]
-    report = train(load(Recipe, None, [*keys, f"out={tmp_path / 'run'}", "steps=2"]))
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("box") / "run"
+    report = train(load(Recipe, None, [*KEYS, f"out={folder}", "steps=2"]))
     assert report.steps == 2 and report.validation_loss is not None
+    return folder
+
+
+def test_it_trains_by_name(run, tmp_path):
+    assert (run / "formulas.txt").exists()
     with pytest.raises(UserError, match="the package's own data have one description of each crystal"):
-        train(load(Recipe, None, [*keys, f"out={tmp_path / 'other'}", "augment.descriptions=true"]))
+        train(load(Recipe, None, [*KEYS, f"out={tmp_path / 'other'}", "augment.descriptions=true"]))
+
+
+@pytest.fixture
+def boxed(run, tmp_path, monkeypatch):
+    """The folder of a box that holds the model `tiny` too."""
+    folder = tmp_path / "box"
+    shutil.copytree(box.FOLDER, folder)
+    export(run, folder / "tiny", "hf", dtype="bfloat16")
+    with jaxcrystal.load(folder / "tiny") as sampler:
+        own = sampler.fingerprint
+    yardstick = {"train": "mp20-val", "reference": "mp20-test", "hull": "mp", "potential": "chgnet"}
+    facts = {"fingerprint": own, "yardstick": yardstick, "sha256": box.sha256(folder / "tiny")}
+    (folder / "box.json").write_text(json.dumps(box.contents() | {"tiny": facts}))
+    monkeypatch.setattr(box, "FOLDER", folder)
+    monkeypatch.setattr(box, "MODELS", {"tiny": "tiny"})
+    return folder
+
+
+def test_a_model_is_known_by_name(boxed, tmp_path, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in boxed.rglob("*")}
+    samples = tmp_path / "samples.parquet"
+    assert sample("tiny", 3, samples, conditions={"pretty_formula": "NaCl"}, seed=1).attempts == 3
+    assert sample(boxed / "tiny", 3, samples, conditions={"pretty_formula": "NaCl"}, seed=1).resumed == 3
+    with jaxcrystal.load("tiny") as tiny:
+        drawn = tiny.sample(3, formula="NaCl", seed=1)
+    assert list(drawn.to_pandas()["text"]) == list(pd.read_parquet(samples)["text"])
+    tuned = train(load(Recipe, None, [*KEYS, f"out={tmp_path / 'tuned'}", "base=tiny", "steps=1"]))
+    assert tuned.steps == 1 and export("tiny", tmp_path / "exported", "hf").tensors > 0
+    assert {path: path.stat().st_mtime_ns for path in boxed.rglob("*")} == before  # it may be read-only
+
+    asked = []
+    monkeypatch.setattr("jaxcrystal.evaluation.evaluation.evaluate", lambda samples, out, **how: asked.append(how))
+    monkeypatch.setattr("jaxcrystal.report.report.write", lambda out: None)
+    monkeypatch.setattr(jaxcrystal.Evaluation, "read", lambda *folder: None)
+    capsys.readouterr()
+    for one in (samples, drawn, drawn[:1]):
+        jaxcrystal.evaluate(one)
+        note = "drawn by tiny: judged by train mp20-val, potential chgnet, hull mp; reference mp20-test adds coverage"
+        assert note in capsys.readouterr().err
+    jaxcrystal.evaluate(drawn, reference="mp20-test")
+    jaxcrystal.evaluate(list(drawn.crystals))
+    assert "note: train mp20 says what is new, potential chgnet with hull mp what is stable" in capsys.readouterr().err
+    theirs = [(how["train"], how["potential"], [str(path) for path in how["hull"]]) for how in asked]
+    assert theirs == [("mp20-val", "chgnet", ["mp"])] * 3 + [(None, None, [])] * 2
+
+
+def test_a_model_opens_with_transformers(boxed, run):
+    """Logits within 1e-4 of ours, both from bfloat16's weights, computed in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(boxed / "tiny", dtype=torch.float32)
+    ours = load_model(boxed / "tiny")
+    tokens = np.random.default_rng(0).integers(5, ours.tokenizer.vocab_size, (2, 40))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    variables = jax.tree.map(lambda x: x.astype("float32"), ours.variables)
+    found, _ = Llama(ours.config).apply(variables, tokens, np.broadcast_to(np.arange(40), (2, 40)))
+    pieces = ours.tokenizer.vocab_size
+    np.testing.assert_allclose(found[..., :pieces], expected[..., :pieces], atol=1e-4)
+
+
+def test_models_that_are_not_there_or_not_whole(boxed, tmp_path):
+    with pytest.raises(UserError, match=r"maxi is not a model directory: .*, and tiny comes with the package$"):
+        jaxcrystal.load("maxi")
+    whole = (boxed / "tiny/model.safetensors").read_bytes()
+    (boxed / "tiny/model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for use in (lambda: jaxcrystal.load("tiny"), lambda: sample("tiny", 1, tmp_path / "s.parquet"), box.check):
+        with pytest.raises(UserError, match=r"tiny is not what was shipped \(sha256 .*\); install jaxcrystal again$"):
+            use()
+    shutil.rmtree(boxed / "tiny")
+    with pytest.raises(UserError, match=r"tiny cannot be read: No such file or directory; install jaxcrystal again$"):
+        jaxcrystal.load("tiny")

@@ -108,6 +108,7 @@ def test_the_package_itself_imports_the_interface_alone():
         "contextlib",
         "os",
         "pathlib",
+        "sys",
         "typing",
     }
 

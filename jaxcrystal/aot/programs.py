@@ -18,7 +18,6 @@ from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.mesh import batch_sharding
 from jaxcrystal.model.llama import Llama, abstract_variables
-from jaxcrystal.paths import as_path
 from jaxcrystal.sampling.engine import Engine
 from jaxcrystal.sampling.sampler import SamplerSettings
 from jaxcrystal.texts.forms import form_of
@@ -42,7 +41,7 @@ def shape(recipe: Recipe) -> tuple[LlamaConfig, Tokenizer, str]:
     if recipe.base is None:
         tokenizer = load_tokenizer(recipe.tokenizer)
         return replace(recipe.model, vocab_size=tokenizer.vocab_size), tokenizer, "the recipe's model"
-    directory = as_path(recipe.base)
+    directory = saved.model_directory(recipe.base)
     if not (directory / saved.MODEL_FILE).exists():
         return recipe.model, load_tokenizer("compact"), f"the recipe's model; {directory} is not here"
     description = saved.read_description(directory)

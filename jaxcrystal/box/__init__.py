@@ -2,15 +2,17 @@
 
     mp20, mp20-val, mp20-test    crystals, the three parts of MP-20: wherever crystals or a data set are read
     mp                           a hull, the lowest formation energy of each composition: where `evaluate` takes a hull
+    mini                         a model, wherever a model directory is read
 
-`box.json` says of each file where it came from, under which licence, and the hash that `jaxcrystal doctor` checks;
-`launch/build_box.py` made them.
+`box.json` says of each where it came from, under which licence, and the hash that `jaxcrystal doctor` checks, and of a
+model with what its crystals are compared; `launch/build_box.py` made them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,18 @@ FOLDER = Path(__file__).parent
 CRYSTALS = {"mp20": "mp20.parquet", "mp20-val": "mp20-val.parquet", "mp20-test": "mp20-test.parquet"}
 PARTS = {"mp20": "train", "mp20-val": "val", "mp20-test": "test"}  #: as `prepare` calls them
 HULLS = {"mp": "hull-mp.parquet"}
+MODELS: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """With what the crystals of a model in the box are compared, by the names of the box."""
+
+    model: str
+    train: str  #: what it was trained on
+    reference: str  #: crystals of the same kind that it never saw
+    hull: str
+    potential: str
 
 
 def crystals(name: object) -> Path | None:
@@ -30,6 +44,24 @@ def crystals(name: object) -> Path | None:
 def hull(name: object) -> Path | None:
     """The hull that a name stands for; None as of `crystals`."""
     return _file(HULLS, name)
+
+
+def model(name: object) -> Path | None:
+    """The directory of the model that a name stands for; None as of `crystals`.
+
+    Raises UserError if its files are not those that shipped.
+    """
+    path = _file(MODELS, name)
+    if path is not None:
+        _check(path.name, contents().get(path.name, {}))
+    return path
+
+
+def yardstick(fingerprint: str) -> Yardstick | None:
+    """Of the model of that fingerprint (`sampling.sampling.fingerprint`); None if it is none of the box."""
+    told = contents()
+    found = (name for name, path in MODELS.items() if told.get(path, {}).get("fingerprint") == fingerprint)
+    return next((Yardstick(model=name, **told[MODELS[name]]["yardstick"]) for name in found), None)
 
 
 def _file(names: dict[str, str], name: object) -> Path | None:
@@ -45,13 +77,26 @@ def contents() -> dict[str, dict[str, Any]]:
 
 
 def check() -> int:
-    """How many files there are. Raises UserError for one that is missing, or whose bytes are not those that shipped."""
+    """How many there are. Raises UserError for one that is missing, or whose bytes are not those that shipped."""
     told = contents()
     for name, facts in told.items():
-        try:
-            found = hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"{FOLDER / name} cannot be read: {error.strerror}; install jaxcrystal again") from None
-        if found != facts["sha256"]:
-            raise UserError(f"{FOLDER / name} is not what was shipped (sha256 {found[:12]}…); install jaxcrystal again")
+        _check(name, facts)
     return len(told)
+
+
+def sha256(path: Path) -> str:
+    """Of a file its bytes; of a folder the names and hashes of its files, line by line. Raises OSError."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = (f"{file.name} {sha256(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check(name: str, facts: dict[str, Any]) -> None:
+    path = FOLDER / name
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; install jaxcrystal again") from None
+    if found != facts.get("sha256"):
+        raise UserError(f"{path} is not what was shipped (sha256 {found[:12]}…); install jaxcrystal again")

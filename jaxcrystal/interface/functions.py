@@ -18,6 +18,7 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
@@ -194,6 +195,9 @@ def evaluate(
       a table of formula and formation_energy_per_atom in eV/atom.
     - `limit`: only the first so many attempts.
 
+    With none of train, truth, reference, potential and hull, attempts of a model that comes with the package are
+    compared with what it was trained on, relaxed, and placed against the package's hull, which is said.
+
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
     """
     from tempfile import TemporaryDirectory
@@ -203,6 +207,9 @@ def evaluate(
     from jaxcrystal.locks import held
     from jaxcrystal.report import report
 
+    others = (train, truth, reference, potential)
+    if isinstance(hull, (list, tuple)) and not hull and all(source is None for source in others):
+        train, potential, hull = _yardstick(samples)
     kept = None
     if out is None:
         kept = TemporaryDirectory(prefix="jaxcrystal-")
@@ -275,6 +282,29 @@ def relax(
         )
         rows = [Relaxed.of(sample, None if sample.crystal is None else next(found)) for sample in samples]
     return Relaxations(rows, judge.name)
+
+
+def _yardstick(samples: Source) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Training set, potential and hull for samples of which none were given, by what drew them; said on stderr."""
+    from jaxcrystal import box
+    from jaxcrystal.interface.tables import Attempts
+    from jaxcrystal.sampling.ledger import model_of
+
+    fingerprint = samples.model if isinstance(samples, Attempts) else model_of(samples) if _is_place(samples) else None
+    known = None if fingerprint is None else box.yardstick(fingerprint)
+    if known is None:
+        note = (
+            "train mp20 says what is new, potential chgnet with hull mp what is stable; without, crystals are checked"
+        )
+        found: tuple[str | None, str | None, tuple[str, ...]] = (None, None, ())
+    else:
+        note = (
+            f"drawn by {known.model}: judged by train {known.train}, potential {known.potential}, hull {known.hull}; "
+            f"reference {known.reference} adds coverage, and takes minutes the first time"
+        )
+        found = known.train, known.potential, (known.hull,)
+    print(f"note: {note}", file=sys.stderr)
+    return found
 
 
 def _rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:

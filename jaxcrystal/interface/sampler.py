@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from jaxcrystal.interface.tables import Attempts
 from jaxcrystal.sampling import sampler
+from jaxcrystal.sampling.sampling import fingerprint
 
 
 class Sampler(sampler.Sampler):
@@ -19,7 +21,12 @@ class Sampler(sampler.Sampler):
 
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
-        return Attempts(self.stream(num, **request), self.settings)
+        return Attempts(self.stream(num, **request), self.settings, self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the model, as ledgers have it."""
+        return fingerprint(self.model, self.tokenizer)
 
     def __repr__(self) -> str:
         return f"<Sampler of {self.name}{', closed' if self.closed else ''}>"

@@ -208,16 +208,19 @@ class Crystals(_Table[Row]):
 class Attempts(_Table[Attempt]):
     """Attempts to draw a crystal: `Attempt`s, with `text`, `status`, `crystal`, `structure`, `log_probability` …"""
 
-    def __init__(self, rows: Iterable[Attempt], settings: SamplerSettings | None = None) -> None:
+    def __init__(
+        self, rows: Iterable[Attempt], settings: SamplerSettings | None = None, model: str | None = None
+    ) -> None:
         self._rows = tuple(rows)
         self.settings = settings  #: of the sampler that drew them
+        self.model = model  #: fingerprint of its model, as a ledger has it
 
     @property
     def rows(self) -> tuple[Attempt, ...]:
         return self._rows
 
     def _of(self, rows: tuple[Attempt, ...]) -> Attempts:
-        return Attempts(rows, self.settings)
+        return Attempts(rows, self.settings, self.model)
 
     @property
     def crystals(self) -> list[Crystal | None]:

@@ -269,6 +269,14 @@ def finished(out: str | Path, request: Request) -> Counter[str] | None:
     return _finished(Path(out), request, may_change=True)
 
 
+def model_of(out: str | Path) -> str | None:
+    """The fingerprint of the model that drew a ledger's attempts; None for what is no ledger."""
+    try:
+        return json.loads(_beside(Path(out), ".json").read_text())["request"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def effective_number(out: str | Path) -> float | None:
     """To how many independent draws the attempts of a finished ledger amount, all prompts together; None if they were
     not resampled."""

@@ -22,7 +22,7 @@ from jaxcrystal.crystals.crystal import formula_of
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.paths import AnyPath, as_path
+from jaxcrystal.paths import AnyPath
 from jaxcrystal.sampling.attempt import KNOWN_FORMULA, NAN_LOGITS, TRUNCATED, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
 from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
@@ -34,7 +34,7 @@ from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.forms import Grammar, Limits, form_of
 from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.texts.token_tables import TokenTables
-from jaxcrystal.weights.saved import load_model
+from jaxcrystal.weights.saved import load_model, model_directory
 
 UNFINISHED = {  #: status of a text without its end
     Ending.TRUNCATED: TRUNCATED,
@@ -132,18 +132,19 @@ class Sampler:
         compilation_cache.enable()
         self.settings = settings
         self.mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()) if mesh is None else mesh
-        self.trained = Trained.read(as_path(model_dir))
+        self.name = str(model_dir)
+        model_dir = model_directory(model_dir)
+        self.trained = Trained.read(model_dir)
         if (name := settings.of_composition) and not form_of(self.trained.text).composition_first:
             raise UserError(
                 f"{name} is for texts that begin with their composition, as those of the symmetry form do; {model_dir} "
                 f"writes the {self.trained.text.form} form"
             )
-        self.known = known_formulas.load(as_path(model_dir)) if settings.new else []  #: formulas that are not drawn
+        self.known = known_formulas.load(model_dir) if settings.new else []  #: formulas that are not drawn
         self.model = load_model(model_dir, self.mesh, base)
         self.tokenizer = self.model.tokenizer
         self.form = form_of(self.model.text)
         self.closed = False
-        self.name = str(model_dir)
         self._engines: dict[Any, Engine] = {}
         self._judges = Judges(self.form)
         self._drawing: weakref.WeakSet[Generator[Draw, None, None]] = weakref.WeakSet()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
 from jaxcrystal.errors import UserError
-from jaxcrystal.paths import AnyPath, as_path
+from jaxcrystal.paths import AnyPath
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.attempts_table import more_symmetric, redrawn
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
@@ -30,7 +30,7 @@ from jaxcrystal.sampling.resampling import check_exact
 from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.tokenizer import Tokenizer
-from jaxcrystal.weights.saved import SavedModel
+from jaxcrystal.weights.saved import SavedModel, model_directory
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sample(
         if not shaped.grammar:
             raise UserError("resample weighs what the grammar allowed; without a grammar the draws are the model's own")
         check_exact([*shaped.methods, *(shaped.composition_methods or [])], shaped.guidance)
-    trained = Trained.read(as_path(model_dir))
+    trained = Trained.read(model_directory(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):

@@ -69,7 +69,7 @@ def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
     out = paths.as_path(recipe.out)
     mesh = make_mesh(recipe.mesh)
-    shape = recipe.model if recipe.base is None else saved.read_description(recipe.base).model
+    shape = recipe.model if recipe.base is None else saved.read_description(saved.model_directory(recipe.base)).model
     check_activations(mesh, shape, recipe.data.rows_per_batch, recipe.data.accumulate)
     tokenizer, config, variables, checksum = _start(recipe, mesh)
     writer = Writer.of(tokenizer, recipe.text, recipe.augment)
@@ -98,7 +98,8 @@ def train(recipe: Recipe) -> TrainReport:
     with hosts.together():
         if hosts.is_first():
             _check_same(out, recipe)
-            saved.describe(out, config, recipe.lora, recipe.text, tokenizer, recipe.base)
+            base = None if recipe.base is None else saved.model_directory(recipe.base)
+            saved.describe(out, config, recipe.lora, recipe.text, tokenizer, base)
     with hosts.together():
         if not (out / saved.MODEL_FILE).exists():
             raise UserError(f"{out} is another folder on this host; `out` must be on a disk that all see, or gs://...")
@@ -123,7 +124,7 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Tokenizer, LlamaCon
         tokenizer = load_tokenizer(recipe.tokenizer)
         config = replace(recipe.model, vocab_size=tokenizer.vocab_size)
         return tokenizer, config, initialize(Llama(config, recipe.lora), jax.random.key(recipe.seed), mesh), None
-    base = saved.load_model(recipe.base, mesh)
+    base = saved.load_model(saved.model_directory(recipe.base), mesh)
     if base.lora is not None:
         raise UserError(f"base {recipe.base} is a run with adapters of its own; give the model that it was trained on")
     if recipe.model.weights not in ("float", base.config.weights):

@@ -43,6 +43,7 @@ from jaxcrystal.weights.saved import (
     SavedModel,
     copy_of_training,
     load_model,
+    model_directory,
     read_description,
     read_origin,
     write_json,
@@ -85,7 +86,7 @@ def export(
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
     """
-    model_dir, out, size = as_path(model_dir), paths.local(out), parse_size(shard_size)
+    model_dir, out, size = model_directory(model_dir), paths.local(out), parse_size(shard_size)
     description = read_description(model_dir)
     if format == "peft" and dtype is not None:
         raise UserError("PEFT's adapters are float32, as they are trained; leave dtype out")

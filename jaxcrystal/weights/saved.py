@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from jaxcrystal import locks, paths
+from jaxcrystal import box, locks, paths
 from jaxcrystal.config import (
     EXECUTION,
     LlamaConfig,
@@ -112,6 +112,11 @@ class SavedModel:
     def variables(self) -> dict[str, Any]:
         """What `module.apply` takes first."""
         return {"params": self.params} | ({} if self.adapters is None else {"lora": self.adapters})
+
+
+def model_directory(model: str | AnyPath) -> AnyPath:
+    """The directory itself, or that of the package's model of this name. Raises UserError as `box.model`."""
+    return box.model(model) or as_path(model)
 
 
 def read_origin(directory: AnyPath, description: Description) -> Origin | None:
@@ -195,10 +200,14 @@ def read_description(directory: str | AnyPath) -> Description:
         reason = os.strerror(errno.ENOENT) if isinstance(error, FileNotFoundError) else error.strerror or error
         raise UserError(
             f"{directory} is not a model directory: {path.name}: {reason}; "
-            "`jaxcrystal convert` and `jaxcrystal train` make one"
+            f"`jaxcrystal convert` and `jaxcrystal train` make one{_shipped()}"
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def _shipped() -> str:
+    return f", and {', '.join(box.MODELS)} comes with the package" if box.MODELS else ""
 
 
 def copy_of_training(source: AnyPath, directory: AnyPath) -> None:
