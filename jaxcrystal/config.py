@@ -183,6 +183,7 @@ class LlamaConfig(Settings):
     weights: Weights = "float"  #: how the layers' kernels are stored; int8 and nf4 are a frozen base for adapters
     attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"  #: auto: the platform's kernel, or blocks
     remat: Literal["none", "dots", "full"] = "none"  #: backward repeats: nothing, all but matrix products, everything
+    dropout: Annotated[float, Bounds(0, 0.9)] = 0.0  #: in training, of what attention and feed-forward add
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,8 +74,8 @@ class Llama(nn.Module):
         """Logits of the next token after each of `tokens`, and the cache with these tokens appended.
 
         `positions` count from 0 in each sequence, a cached prefix and tail included. Tokens attend within equal
-        `segments`, 0 being padding; None makes each row one segment. Without `deterministic`, adapters draw their
-        dropout from the rng `dropout`.
+        `segments`, 0 being padding; None makes each row one segment. Without `deterministic`, layers and
+        adapters draw their dropout from the rng `dropout`.
         """
         hidden, cache = self.hidden(tokens, positions, segments, cache, deterministic)
         return self.logits(hidden), cache
@@ -168,9 +168,10 @@ class Layer(nn.Module):
         eps = self.config.rms_norm_eps
         h = RMSNorm(eps, name="input_layernorm")(x)
         h, written = Attention(self.config, self.lora, name="self_attn")(h, rotation, view, number, deterministic)
-        x = x + h
+        dropout = nn.Dropout(self.config.dropout)
+        x = x + dropout(h, deterministic)
         h = RMSNorm(eps, name="post_attention_layernorm")(x)
-        x = x + FeedForward(self.config, self.lora, name="mlp")(h, deterministic)
+        x = x + dropout(FeedForward(self.config, self.lora, name="mlp")(h, deterministic), deterministic)
         # Constrained in every layer: left alone, the compiler may divide the activations' width as the parameters' is.
         return constrain(x, "batch", None, None), None if number is None else written
 

@@ -163,7 +163,9 @@ def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
         return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # modulo 2³²: exact in any order of summation
 
     # What came to the configuration later counts where it is set: older ledgers go on.
-    shape = {key: value for key, value in to_dict(model.config).items() if value or key not in ("qkv_bias", "qk_norm")}
+    later = ("qkv_bias", "qk_norm")
+    shape = {key: value for key, value in to_dict(model.config).items() if value or key not in later}
+    del shape["dropout"]  # of training alone
     description = [shape, model.lora and to_dict(model.lora), tokenizer.sha256, *tokenizer.ends.values()]
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         description.append([jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(checksum(leaf))])

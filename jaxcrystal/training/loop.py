@@ -145,7 +145,7 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Tokenizer, LlamaCon
 
 def computed_as(base: LlamaConfig, model: LlamaConfig) -> LlamaConfig:
     """The shape of a base, computed in the way that a recipe's `model` sets."""
-    return replace(base, **{name: getattr(model, name) for name in ("dtype", *EXECUTION)})
+    return replace(base, **{name: getattr(model, name) for name in ("dtype", "dropout", *EXECUTION)})
 
 
 def _check_same(out: AnyPath, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,6 +174,31 @@ def test_packed_rows_equal_their_sequences_alone():
         alone, _ = apply(variables, tokens[:, start : start + n], np.arange(n)[None])
         np.testing.assert_allclose(packed[:, start : start + n], alone, atol=1e-6)
         start += n
+
+
+def test_what_layers_add_is_dropped(monkeypatch):
+    """Each number that attention or feed-forward adds: 0 with the probability stated, else enlarged by its inverse."""
+    model = Llama(dataclasses.replace(TINY, dropout=0.4, attention="xla", scan_layers=False))
+    variables = initialize(model, jax.random.key(0), make_mesh(ONE))
+    tokens, positions = draw_tokens(64, batch=8, time=48)
+    seen = []
+    dropped = nn.Dropout.__call__
+
+    def record(self, x, deterministic):
+        y = dropped(self, x, deterministic)
+        jax.debug.callback(lambda x, y: seen.append((np.array(x), np.array(y))), x, y)
+        return y
+
+    monkeypatch.setattr(nn.Dropout, "__call__", record)
+    model.apply(variables, tokens, positions, deterministic=False, rngs={"dropout": jax.random.key(1)})
+    jax.effects_barrier()
+    assert len(seen) == 2 * TINY.num_hidden_layers
+    for x, y in seen:
+        kept = y != 0
+        np.testing.assert_allclose(y[kept], x[kept] / 0.6, rtol=1e-6)
+        assert abs(kept.mean() - 0.6) < 0.02
+    masks = [(y != 0).ravel() for _, y in seen]
+    assert all((a != b).mean() > 0.4 for i, a in enumerate(masks) for b in masks[:i])  # each of its own
 
 
 def test_hidden_and_head_are_the_whole():

@@ -238,16 +238,19 @@ def test_micro_batches_add_up_to_the_batch(mesh, parts, lora):
 
 def test_dropout_is_applied_in_training_and_not_in_validation():
     losses = {}
-    for lora in (DRY, WET):
-        trainer, state, examples = random_trainer(lora=lora)
+    for kind in (DRY, WET, "layers"):
+        dropped = kind == "layers"
+        trainer, state, examples = random_trainer(
+            config=replace(SMALL, dropout=0.3 * dropped), lora=DRY if dropped else kind
+        )
         told = trainer.compile_eval(state, examples)(state, examples, jax.random.key(0))
         step = trainer.compile_train(state, examples)
         state, first = step(state, examples, jax.random.key(0))
         _, second = step(state, examples, jax.random.key(0))  # the rate of the first step was 0
-        losses[lora] = [float(m.loss) for m in (told, first, second)]
-    dry, wet = losses[DRY], losses[WET]
-    assert wet[0] == dry[0] == pytest.approx(dry[1], rel=1e-6)
-    assert len({dry[1], wet[1], wet[2]}) == 3 and dry[1] == dry[2]
+        losses[kind] = [float(m.loss) for m in (told, first, second)]
+    dry, wet, layers = losses.values()
+    assert layers[0] == wet[0] == dry[0] == pytest.approx(dry[1], rel=1e-6)
+    assert len({dry[1], wet[1], wet[2], layers[1], layers[2]}) == 5 and dry[1] == dry[2]
 
 
 def test_micro_batches_draw_dropout_of_their_own():
