@@ -57,7 +57,7 @@ def crystals(origin: str, count: int) -> CrystalSet:
         kept = [row for row in checked if isinstance(row, Checked)]
         return CrystalSet.from_crystals([r.id for r in kept], [r.crystal for r in kept], [r.labels for r in kept])
     whole = dataset.load(origin)
-    return CrystalSet(whole.ids[:count], whole.batch[:count], whole.labels.slice(0, count))
+    return whole.first(count)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Work:
 
     @cached_property
     def validation(self) -> CrystalSet:
-        return _first(dataset.load(self.data / "val.parquet"), self.rows)
+        return dataset.load(self.data / "val.parquet").first(self.rows)
 
     @property
     def chosen_on(self) -> int:
@@ -92,6 +92,7 @@ class Work:
         """Of every run, without the places of files."""
         settings = to_dict(self.recipe(ADAPTERS, RATES[ADAPTERS][0]))
         kept = {name: settings[name] for name in ("lora", "model", "text", "augment", "optimizer", "seed")}
+        kept["model"].pop("dropout")  # 0, and a setting that came later: results go on
         return kept | {"tokens_per_row": self.tokens_per_row, "rows_per_batch": self.rows_per_batch}
 
     def recipe(self, variant: str, rate: float) -> Recipe:
@@ -136,10 +137,6 @@ def _feed(recipe: Recipe, crystals: CrystalSet, tokenizer: Tokenizer) -> Feed:
     )
 
 
-def _first(crystals: CrystalSet, count: int) -> CrystalSet:
-    return CrystalSet(crystals.ids[:count], crystals.batch[:count], crystals.labels.slice(0, count))
-
-
 def nats(model: SavedModel, recipe: Recipe, crystals: CrystalSet) -> np.ndarray:
     """-log p of each crystal's own text and its end, given the unconditional prompt; [crystals]."""
     feed = _feed(recipe, crystals, model.tokenizer)
@@ -173,7 +170,7 @@ def measured(work: Work, recipe: Recipe, folder: Path, model_dir: Path, count: i
     folder.mkdir(parents=True, exist_ok=True)
     found = [np.load(path) for path in sorted(folder.glob("nats_*.npy")) if int(path.stem[5:]) >= count]
     if not found:
-        found = [nats(load_model(model_dir), recipe, _first(work.validation, count))]
+        found = [nats(load_model(model_dir), recipe, work.validation.first(count))]
         np.save(folder / f"nats_{count}.npy", found[0])
     return found[0][:count]
 

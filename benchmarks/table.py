@@ -30,7 +30,8 @@ def rendered(directory: Path = RESULTS) -> str:
 def _section(result: dict[str, Any]) -> Iterator[str]:
     measured = result["measured"]
     shape = f", LLaMA {result['shape']}" if "shape" in result else ""
-    yield f"**{result['benchmark']}{shape}** on {measured['machine']}, {measured['date'][:10]}, {measured['commit']}"
+    title = result.get("title", result["benchmark"])
+    yield f"**{title}{shape}** on {measured['machine']}, {measured['date'][:10]}, {measured['commit']}"
     yield ""
     if result["benchmark"] == "writer":
         yield "| | crystals/s | device / this |"
@@ -125,14 +126,19 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         judges = sorted({f"{row['potential']}, {row['hull']}" for row in result["rows"]})
         yield f"{'; '.join(judges)}; shares of all attempts"
         yield ""
-        columns = "crystals seen | minutes | tokens | crystals/s | structural | compositional | metastable"
+        columns = "crystals seen | minutes | nats | tokens | crystals/s | structural | compositional | metastable"
         yield f"| model | attempts | {columns} | metastable S.U.N. |"
-        yield "| --- |" + " --: |" * 9
+        yield "| --- |" + " --: |" * 10
         for row in result["rows"]:
+            settings = ", ".join(
+                name if value is True else f"{name} {value}" for name, value in row["settings"].items()
+            )
+            name = f"{row['model']}, {settings}" if settings else row["model"]
+            held_out = f"{row['nats']:.1f}" if "nats" in row else ""
             shares = [f"{100 * x:.1f} % ({100 * a:.0f} to {100 * b:.0f})" for x, a, b in row["shares"].values()]
             spent = (f"{row['crystals_seen']:,}", f"{row['step_seconds'] / 60:.0f}")
             rates = (f"{row['tokens']:.0f}", f"{row['crystals_per_second']:.1f}")
-            yield _row(row["model"], f"{row['samples']:,}", *spent, *rates, *shares)
+            yield _row(name, f"{row['samples']:,}", *spent, held_out, *rates, *shares)
     elif result["benchmark"] == "stated_groups":
         yield "| crystals | tolerance, Å | | the stated group | more symmetric | the stated group, mean over groups |"
         yield "| --- | --: | --: | --: | --: | --: |"

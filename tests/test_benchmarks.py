@@ -410,13 +410,15 @@ def test_forms(tmp_path):
     (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
     elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
     (tmp_path / "references.json").write_text(json.dumps(elements))
-    command = [str(tmp_path / "tiny"), "--train", "prototypes:train", "--num", "4"]
+    command = [str(tmp_path / "tiny"), "--train", "prototypes:train", "--num", "4", "--validation", "prototypes:validation"]
     for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
         command += [f"--{name}", str(tmp_path / place)]
     assert forms.main(command) == 0
     (path,) = (tmp_path / "out").iterdir()
     (row,) = json.loads(path.read_text())["rows"]
-    assert (row["model"], row["form"], row["steps"]) == ("tiny", "symmetry", 3)
+    assert (row["model"], row["form"], row["steps"], row["settings"]) == ("tiny", "symmetry", 3, {})
+    low, high = row["nats_interval"]
+    assert low < row["nats"] < high and 100 < row["nats"] < 60 * np.log(700)  # hardly trained
     assert 3 * 8 < row["crystals_seen"] < 3 * 8 * 512 / 30 and row["step_seconds"] > 0
     drawn = pd.read_parquet(tmp_path / "work/tiny_4.parquet")
     assert row["tokens"] == drawn["tokens"].mean() and row["ok"] == (drawn["status"] == "ok").sum() == 4
@@ -427,6 +429,12 @@ def test_forms(tmp_path):
     assert forms.main(command) == 0  # nothing is done twice
     assert {place: place.stat().st_mtime_ns for place in (tmp_path / "work").rglob("*")} == times
     assert "| tiny | 4 |" in table.rendered(tmp_path / "out")
+    assert forms.main([*command, "--title", "settings", "--temperature", "0.5", "--new"]) == 0
+    (row,) = json.loads(next((tmp_path / "out").glob("settings_*.json")).read_text())["rows"]
+    assert row["settings"] == {"temperature": 0.5, "new": True} and row["redraws"] >= 0
+    cooler = pd.read_parquet(tmp_path / "work/tiny_4_temperature_0.5_new_True.parquet")
+    assert list(cooler["text"]) != list(drawn["text"])
+    assert "| tiny, temperature 0.5, new | 4 |" in table.rendered(tmp_path / "out")
 
 
 def test_stated_groups(tmp_path):

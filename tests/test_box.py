@@ -135,7 +135,9 @@ def test_the_hull_is_the_one_it_was_made_from(shared):
 
 def test_recipes_find_what_is_prepared_from_it(tmp_path, monkeypatch):
     rows = dataset.load("mp20-test")
-    few = replace(rows, ids=rows.ids[:20], batch=rows.batch[:20], labels=rows.labels.slice(0, 20))
+    few = rows.first(20)
+    assert len(few.symmetric()) == 20 and few.crystal(19) == rows.crystal(19) and few.canonical
+    assert few.attributes(19) == rows.attributes(19)
     monkeypatch.setattr("jaxcrystal.reader.sources.load", lambda name: few)
     report = prepare(["mp20", "mp20-test"], tmp_path / "data")
     assert [part.part for part in report.parts] == ["train", "test"] and report.parts[1].kept == 20

@@ -92,6 +92,12 @@ class CrystalSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def first(self, count: int) -> CrystalSet:
+        """The first so many of them, or all if they are fewer."""
+        few = slice(0, count)
+        labels, symmetric = self.labels.slice(0, count), self.symmetric
+        return CrystalSet(self.ids[few], self.batch[few], labels, lambda: symmetric()[few], self.canonical)
+
     def crystal(self, index: int) -> Crystal:
         """The structure of one row."""
         return self.batch.crystal(index)
