@@ -410,7 +410,15 @@ def test_forms(tmp_path):
     (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
     elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
     (tmp_path / "references.json").write_text(json.dumps(elements))
-    command = [str(tmp_path / "tiny"), "--train", "prototypes:train", "--num", "4", "--validation", "prototypes:validation"]
+    command = [
+        str(tmp_path / "tiny"),
+        "--train",
+        "prototypes:train",
+        "--num",
+        "4",
+        "--validation",
+        "prototypes:validation",
+    ]
     for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
         command += [f"--{name}", str(tmp_path / place)]
     assert forms.main(command) == 0

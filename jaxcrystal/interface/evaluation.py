@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from html import escape
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,6 +18,9 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation import results
 from jaxcrystal.evaluation.evaluation import summary
 from jaxcrystal.report.quantities import SECTIONS, measured
+
+if TYPE_CHECKING:
+    from jaxcrystal.interface.tables import Crystals, Pictures
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +54,39 @@ class Evaluation:
         except OSError as error:
             raise UserError(f"cannot save to {folder}: {error.strerror or error}; name a new folder") from None
         return Evaluation.read(folder)
+
+    def best(self, count: int, new: bool = True) -> Crystals:
+        """So many of the relaxed crystals, the nearest to the hull first; none twice.
+
+        Without `new` also those that match a crystal of the training set. Labels: `e_above_hull` and
+        `formation_energy_per_atom` (eV/atom), and `known_as`, the training crystal that it matches, or None.
+        Raises UserError where nothing was placed against a hull.
+        """
+        from jaxcrystal.interface.tables import Crystals
+        from jaxcrystal.reader.reading import crystal_from_cif
+        from jaxcrystal.reader.rows import Row, Rows
+
+        if "e_above_hull" not in self.table:
+            raise UserError(f"{self.out} has no distances to a hull; evaluate with a potential and a hull")
+        wanted = self.table["unique_relaxed"] & self.table["e_above_hull"].notna()
+        if new and "novel_relaxed" in self.table:
+            wanted &= self.table["novel_relaxed"]
+        rows = []
+        for found in self.table[wanted].sort_values("e_above_hull", kind="stable").head(count).to_dict("records"):
+            labels = {name: found[name] for name in ("e_above_hull", "formation_energy_per_atom")}
+            known = found.get("known_as_relaxed")
+            labels["known_as"] = known if isinstance(known, str) else None
+            cif = found["relaxed_cif"]
+            rows.append(Row(found["id"], found["row"], "ok", "", crystal_from_cif(cif), cif, labels))
+        digest = hashlib.sha256("".join(row.cif for row in rows).encode()).hexdigest()
+        return Crystals(Rows(self.out / "best", digest, tuple(rows), has_ids=True))
+
+    def pictures(self, count: int = 24, new: bool = True) -> Pictures:
+        """The `best`, drawn side by side with their distance to the hull, for a notebook."""
+        from jaxcrystal.interface.tables import Pictures
+
+        rows = self.best(count, new).rows
+        return Pictures.of([(r.crystal.to_structure(), f"{r.labels['e_above_hull']:+.3f} eV/atom") for r in rows])
 
     def __str__(self) -> str:
         return summary(dict(self.metrics))

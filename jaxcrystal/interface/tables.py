@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from html import escape
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from itertools import groupby, islice
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 import numpy as np
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
+from jaxcrystal.interface import files
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
 from jaxcrystal.sampling.attempt import Attempt
@@ -33,7 +36,9 @@ DRAWN_ATOMS = 40  #: a cell of more is not drawn
 _STYLE = (
     "<style>.jaxcrystal td, .jaxcrystal th {text-align: left; vertical-align: middle; white-space: nowrap} "
     ".jaxcrystal .picture svg {width: 84px; height: 84px} .jaxcrystal .why {white-space: normal; max-width: 28em} "
-    ".jaxcrystal .edge {stroke: #8b909b; stroke-width: 1.1} .jaxcrystal .bond {stroke-width: 4}</style>"
+    ".jaxcrystal .edge {stroke: #8b909b; stroke-width: 1.1} .jaxcrystal .bond {stroke-width: 4} "
+    ".jaxcrystal.cards {display: flex; flex-wrap: wrap; gap: 10px} .jaxcrystal.cards figure {margin: 0; width: 132px} "
+    ".jaxcrystal.cards svg {width: 132px; height: 132px} .jaxcrystal.cards figcaption {text-align: center}</style>"
 )
 
 
@@ -130,6 +135,18 @@ class _Table(ABC, Generic[Kind]):
     def atoms(self) -> list[Atoms | None]:
         """ASE's, row by row; None where there is none."""
         return [None if structure is None else _atoms(structure) for structure in self.structures()]
+
+    def write(self, folder: str | PathLike[str], form: Literal["cif", "poscar"] = "cif") -> list[Path]:
+        """A file of each crystal in a new folder, FORMULA_ID.cif or .vasp, which others read; their paths.
+
+        Raises UserError if the folder exists and is not empty, or cannot be written.
+        """
+        return files.write(zip(self.ids, self.structures(), strict=True), Path(folder), form)
+
+    def pictures(self, count: int = 24) -> Pictures:
+        """The first so many crystals, drawn side by side: what a notebook shows of it."""
+        found = (pair for pair in zip(self.ids, self.structures(), strict=True) if pair[1] is not None)
+        return Pictures.of([(structure, name) for name, structure in islice(found, count)])
 
     def __repr__(self) -> str:
         return f"<{self._summary()}>"
@@ -249,6 +266,14 @@ class Attempts(_Table[Attempt]):
             rows = tuple(group)
             yield rows, weights([row.grammar_log_probability for row in rows])
 
+    def best(self, count: int) -> Attempts:
+        """So many of the crystals, the likeliest first by log-probability a token; none twice."""
+        ok: dict[str, Attempt] = {}
+        for row in self.rows:
+            if row.crystal is not None:
+                ok.setdefault(row.text, row)
+        return self._of(tuple(sorted(ok.values(), key=lambda row: -row.log_probability / row.tokens)[:count]))
+
     def structures(self) -> list[Structure | None]:
         return [row.structure for row in self.rows]
 
@@ -314,6 +339,26 @@ class Relaxations(_Table[Relaxed]):
             cells.append([_picture(row.structure), escape(row.id), formula, *measures, *ends])
         heads = ["", "id", "formula", "eV/atom", "moved, Å", "volume", "steps", "outcome", "why"]
         return _table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Drawings side by side, for a notebook."""
+
+    html: str
+
+    @classmethod
+    def of(cls, drawn: Sequence[tuple[Structure, str]]) -> Pictures:
+        """Of structures, each with a line below its formula."""
+        cards = (
+            f"<figure>{_picture(structure)}<figcaption>{Crystal.from_structure(structure).formula_html}"
+            f"<br><small>{escape(line)}</small></figcaption></figure>"
+            for structure, line in drawn
+        )
+        return cls(f'{_STYLE}<div class="jaxcrystal cards">{"".join(cards)}</div>')
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def _atoms(structure: Structure) -> Atoms:

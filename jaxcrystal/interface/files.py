@@ -1,0 +1,50 @@
+"""Crystals as files that other programs read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.errors import UserError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+ENDINGS = {"cif": ".cif", "poscar": ".vasp"}
+
+
+def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str) -> list[Path]:
+    """FORMULA_ID in `folder` for each that is a crystal; of ids that read alike, the later ones are numbered.
+
+    Raises UserError for an unknown form, a folder that holds something, or what the disk refuses.
+    """
+    if form not in ENDINGS:
+        raise UserError(f"crystals are written as {' or '.join(ENDINGS)}, not as {form!r}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; choose another")
+    paths: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, structure in named:
+            if structure is None:
+                continue
+            crystal = Crystal.from_structure(structure)
+            stem = f"{crystal.formula}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:80]}"
+            path, number = folder / f"{stem}{ENDINGS[form]}", 1
+            while path.exists():
+                number += 1
+                path = folder / f"{stem}-{number}{ENDINGS[form]}"
+            path.write_text(crystal.to_cif() if form == "cif" else _poscar(structure), encoding="utf-8")
+            paths.append(path)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    return paths
+
+
+def _poscar(structure: Structure) -> str:
+    from pymatgen.io.vasp import Poscar
+
+    return Poscar(structure, sort_structure=True).get_str(significant_figures=12)
