@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from jaxcrystal import box
 from jaxcrystal.crystals.crystal import ELEMENTS, CrystalBatch, formula_of
-from jaxcrystal.crystals.formulas import read_formula
+from jaxcrystal.crystals.formulas import read_formula, reduced
 from jaxcrystal.crystals.num_atoms import compositions
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.errors import UserError
@@ -23,6 +28,20 @@ def found(crystals: CrystalBatch | SymmetricBatch) -> list[str]:
         for row in np.unique(counts, axis=0):
             formulas.add(formula_of({ELEMENTS[z]: int(row[z]) for z in np.flatnonzero(row)}))
     return sorted(formulas)
+
+
+def is_compound(formula: str) -> bool:
+    """Whether the package's hull has a compound of this formula, spelled as `Crystal.formula` has it."""
+    wanted = reduced(read_formula(formula))
+    table = _compounds()
+    for symbol in wanted:
+        table = table.filter(pc.match_substring(table, symbol))
+    return any(reduced(read_formula(other)) == wanted for other in table.to_pylist())
+
+
+@cache
+def _compounds() -> pa.ChunkedArray:
+    return pq.read_table(box.FOLDER / box.HULLS["mp"], columns=["formula"])["formula"]
 
 
 def store(formulas: Iterable[str], model_dir: AnyPath) -> None:

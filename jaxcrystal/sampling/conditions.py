@@ -12,11 +12,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, TextFormat, load
+from jaxcrystal.crystals import known_formulas
 from jaxcrystal.crystals import num_atoms as sizes
+from jaxcrystal.crystals.crystal import formula_of
+from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
 from jaxcrystal.texts.conditions import BY_ATTRIBUTE, checked
@@ -78,6 +82,13 @@ class Trained:
     attributes: Collection[str] | None = None  #: that they stated; None: not known, as of a converted model
     num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
     text: TextFormat = field(default_factory=TextFormat)  #: how they are written
+    model_dir: AnyPath | None = field(default=None, compare=False)
+
+    @cached_property
+    def formulas(self) -> frozenset[str] | None:
+        """Of the training set; None where that is not known. Raises UserError for a file that cannot be read."""
+        known = self.model_dir is not None and (self.model_dir / known_formulas.FILE).exists()
+        return frozenset(known_formulas.load(self.model_dir)) if known else None
 
     @classmethod
     def read(cls, model_dir: AnyPath) -> Trained:
@@ -87,7 +98,7 @@ class Trained:
         attributes = None if recipe is None else _stated(recipe.augment, recipe.text.paper_compat)
         described = (model_dir / saved.MODEL_FILE).exists()
         text = saved.read_description(model_dir).text if described else TextFormat()
-        return cls(attributes, sizes.load(model_dir), text)
+        return cls(attributes, sizes.load(model_dir), text, model_dir)
 
 
 def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
@@ -129,6 +140,7 @@ def targets(
     as_trained = num_atoms is None and constraints.num_atoms == ANY
     unstated: dict[str, None] = {}
     limited: list[str] = []
+    strange: list[str] = []
 
     def target(row: Mapping[str, Any]) -> Target:
         wanted = checked(row)
@@ -146,6 +158,9 @@ def targets(
             low, high = trained.num_atoms[size]
             kept = replace(kept, num_atoms=(low, high))
             limited.append(f"{kept.formula}: {low} to {high}")
+        formula = kept.formula or wanted.get("pretty_formula")
+        if formula and trained.formulas and formula_of(read_formula(formula)) not in trained.formulas:
+            strange.append(formula)
         stated = {name: value for name, value in wanted.items() if name not in unstated}
         return Target(stated, kept if grammar else None)
 
@@ -156,23 +171,33 @@ def targets(
             raise UserError(
                 f"conditions, row {number}: the same as row {other}; raise num for more crystals of one prompt"
             )
-    return found, _notes(list(unstated), limited)
+    return found, _notes(
+        list(unstated), limited, strange, max((most for _, most in trained.num_atoms.values()), default=0)
+    )
 
 
-def _notes(unstated: Sequence[str], limited: Sequence[str]) -> dict[str, str]:
+def _notes(unstated: Sequence[str], limited: Sequence[str], strange: Sequence[str], largest: int) -> dict[str, str]:
     notes = {}
+    if strange:
+        known = next((formula for formula in strange if known_formulas.is_compound(formula)), None)
+        cells = f", whose cells have at most {largest} atoms" if largest else ""
+        more = f" A compound of {known} is known, perhaps of larger cells." if known else ""
+        notes["strange"] = f"{_first(strange)}: not in the training set{cells}; what is drawn is extrapolation.{more}"
     if unstated:
         notes["unstated"] = (
             f"the model was not trained on {' and '.join(unstated)}: the prompt does not state it, the grammar alone "
             "keeps to it"
         )
     if limited:
-        more = f" and {len(limited) - 1} more" if len(limited) > 1 else ""
         notes["num_atoms"] = (
-            f"atoms of a cell are as many as training had for formulas of that size ({limited[0]}{more}); num_atoms "
+            f"atoms of a cell are as many as training had for formulas of that size ({_first(limited)}); num_atoms "
             "says otherwise, and `any` leaves it to the model"
         )
     return notes
+
+
+def _first(found: Sequence[str]) -> str:
+    return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else found[0]
 
 
 def _narrowed(

@@ -180,3 +180,29 @@ def test_a_cell_is_as_large_as_training_had_it_for_such_a_formula():
         target_of({}, Constraints(num_atoms=(6, 6)), 6)
     with pytest.raises(UserError, match="nothing to keep the constraints"):
         target_of({}, num_atoms=6, grammar=False)
+
+
+def test_a_formula_that_training_had_not_is_said_to_be_extrapolation(tmp_path):
+    (tmp_path / "formulas.txt").write_text("ClNa\nHNe\n")
+    (tmp_path / "num_atoms.json").write_text('{"2": [2, 20]}')
+    trained = Trained.read(tmp_path)
+
+    def said(*formulas, **how):
+        rows = [{"formula": formula} for formula in formulas]
+        return targets(rows, NONE, grammar=True, trained=trained, **how)[1].get("strange")
+
+    assert said("NaCl") is None and said("Na2Cl2") is None and Trained().formulas is None
+    assert said("LiFePO4") == (
+        "LiFePO4: not in the training set, whose cells have at most 20 atoms; what is drawn is extrapolation. A "
+        "compound of LiFePO4 is known, perhaps of larger cells."
+    )
+    assert said("NaCl", "LiXeKr", "MgO").startswith("LiXeKr and 1 more: not in the training set")
+    assert said("NaCl", "LiXeKr", "MgO").endswith("A compound of MgO is known, perhaps of larger cells.")
+    assert "known, perhaps" not in said("LiXeKr")
+    _, notes = targets({}, Constraints(formula="LiFePO4"), grammar=True, trained=trained)
+    assert "LiFePO4: not in the training set" in notes["strange"]
+    _, notes = targets({"formula": "LiFePO4"}, NONE, grammar=False, trained=trained)
+    assert "LiFePO4: not in the training set" in notes["strange"]
+    (tmp_path / "formulas.txt").write_text("Xx\n")
+    with pytest.raises(UserError, match=r"formulas\.txt: 'Xx' of the formula 'Xx' is no chemical element"):
+        said("NaCl")
