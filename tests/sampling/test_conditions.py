@@ -205,4 +205,4 @@ def test_a_formula_that_training_had_not_is_said_to_be_extrapolation(tmp_path):
     assert "LiFePO4: not in the training set" in notes["strange"]
     (tmp_path / "formulas.txt").write_text("Xx\n")
     with pytest.raises(UserError, match=r"formulas\.txt: 'Xx' of the formula 'Xx' is no chemical element"):
-        said("NaCl")
+        targets({"formula": "NaCl"}, NONE, grammar=True, trained=Trained.read(tmp_path))
