@@ -147,6 +147,19 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             shares = [f"{100 * row['equal']:.1f} % ({low:.1f} to {high:.1f})", f"{100 * row['more_symmetric']:.1f} %"]
             evenly = f"{100 * row['evenly']:.1f} % of {row['groups']}"
             yield _row(row["crystals_are"], f"{row['symprec']:g}", f"{row['crystals']:,}", *shares, evenly)
+    elif result["benchmark"] == "ground_states":
+        for kind, told in result["found"].items():
+            low, high = (100 * x for x in told["interval"])
+            share = f"{told['found']} of {told['compounds']} ({low:.0f} to {high:.0f} %)"
+            drawn = f"temperature {result['temperature']:g}, top-p {result['top_p']:g}"
+            yield f"{kind}: {share} among {result['rows'][0]['attempts']} attempts, {drawn}"
+            yield ""
+        yield ""
+        yield "| | compound | id | space group | atoms | of the attempts | the first |"
+        yield "| --- | --- | --- | --: | --: | --: | --: |"
+        for row in result["rows"]:
+            cells = [row["kind"], row["formula"], row["material_id"], str(row["space_group"]), str(row["num_atoms"])]
+            yield _row(*cells, str(row["ground_state"]), "none" if row["first"] is None else str(row["first"]))
     elif result["benchmark"] == "train_step":
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"

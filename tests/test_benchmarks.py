@@ -393,32 +393,60 @@ def test_decimals(tmp_path):
     assert "| symmetry | 2, 2, 1 |" in table.rendered(tmp_path)
 
 
-def test_forms(tmp_path):
-    """What its log says of a model, and shares that are those of its evaluation."""
-    import forms
-    import table
-
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model of the symmetry form that was hardly trained."""
     from jaxcrystal.config import Recipe, load
     from jaxcrystal.training.loop import train
 
+    folder = tmp_path_factory.mktemp("models") / "tiny"
     shape = ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=1", "num_attention_heads=2"]
     shape += ["num_key_value_heads=2", "head_dim=16"]
     data = ["data.train=prototypes:validation", "data.tokens_per_row=512", "data.rows_per_batch=8"]
     data += ["mesh.data=1", "mesh.fsdp=1"]
-    keys = [f"out={tmp_path / 'tiny'}", "text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false"]
+    keys = [f"out={folder}", "text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false"]
     train(load(Recipe, None, [*keys, *data, *(f"model.{one}" for one in shape), "steps=3", "log_every=2"]))
+    return folder
+
+
+def test_ground_states(tiny, tmp_path, monkeypatch):
+    """Compounds on the hull, of formulas that are in train or are not; attempts that are the compound are found."""
+    import ground_states
+    import table
+
+    from jaxcrystal.crystals import dataset
+    from jaxcrystal.interface.tables import Attempts
+
+    trained = dataset.load("mp20")
+    formulas = trained.labels["pretty_formula"].to_pylist()
+    (one,) = ground_states.ground_states("mp20", set(), 1, 0)
+    labels = trained.attributes(trained.ids.index(one["material_id"]))
+    lowest = min(
+        trained.attributes(i)["formation_energy_per_atom"] for i, f in enumerate(formulas) if f == one["formula"]
+    )
+    assert labels["e_above_hull"] == 0 and labels["formation_energy_per_atom"] == lowest
+    (other,) = ground_states.ground_states("mp20-test", set(formulas), 1, 0)
+    assert other["formula"] not in formulas
+    command = [str(tiny), "--count", "1", "--num", "3", "--out", str(tmp_path)]
+    truth = one["structure"]
+    monkeypatch.setattr(Attempts, "structures", lambda self: [None, truth, truth.copy().apply_strain(0.02)])
+    assert ground_states.main(command) == 0
+    (path,) = tmp_path.iterdir()
+    found = json.loads(path.read_text())
+    assert [(row["ground_state"], row["first"]) for row in found["rows"]] == [(2, 2), (0, None)]
+    assert [told["found"] for told in found["found"].values()] == [1, 0]
+    assert f"| of train | {one['formula']} |" in table.rendered(tmp_path)
+
+
+def test_forms(tiny, tmp_path):
+    """What its log says of a model, and shares that are those of its evaluation."""
+    import forms
+    import table
+
     (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
     elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
     (tmp_path / "references.json").write_text(json.dumps(elements))
-    command = [
-        str(tmp_path / "tiny"),
-        "--train",
-        "prototypes:train",
-        "--num",
-        "4",
-        "--validation",
-        "prototypes:validation",
-    ]
+    command = [str(tiny), "--train", "prototypes:train", "--num", "4", "--validation", "prototypes:validation"]
     for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
         command += [f"--{name}", str(tmp_path / place)]
     assert forms.main(command) == 0

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,7 @@ def load(path: str | Path) -> CrystalSet:
     if name == PROTOTYPES:
         return _prototypes(side)
     if (file := box.crystals(path)) is not None:
-        return _unpacked(packed.read(file))
+        return _boxed(file)
     try:
         with local(path).open("rb") as file:
             table = pq.ParquetFile(file).read()  # one file: read_table would merge whatever a folder holds
@@ -284,8 +284,10 @@ def _offsets(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().offsets.to_numpy()
 
 
-def _unpacked(rows: Sequence[dict[str, Any]]) -> CrystalSet:
-    """Crystals as the package has them, with one description of each."""
+@cache
+def _boxed(file: Path) -> CrystalSet:
+    """A file of the package's, with one description of each crystal; it does not change while a program runs."""
+    rows = packed.read(file)
     crystals = [packed.unpacked(row) for row in rows]
     labels = pa.Table.from_pylist([row | {"elements": packed.elements(row)} for row in rows], schema=LABELS)
     ids = tuple(row["material_id"] for row in rows)
