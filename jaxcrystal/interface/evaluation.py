@@ -20,7 +20,8 @@ from jaxcrystal.evaluation.evaluation import summary
 from jaxcrystal.report.quantities import SECTIONS, measured
 
 if TYPE_CHECKING:
-    from jaxcrystal.interface.tables import Crystals, Pictures
+    from jaxcrystal.interface.pictures import Pictures
+    from jaxcrystal.interface.tables import Crystals
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +84,7 @@ class Evaluation:
 
     def pictures(self, count: int = 24, new: bool = True) -> Pictures:
         """The `best`, drawn side by side with their distance to the hull, for a notebook."""
-        from jaxcrystal.interface.tables import Pictures
+        from jaxcrystal.interface.pictures import Pictures
 
         rows = self.best(count, new).rows
         return Pictures.of([(r.crystal.to_structure(), f"{r.labels['e_above_hull']:+.3f} eV/atom") for r in rows])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.formulas import spelled
 from jaxcrystal.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str
             if structure is None:
                 continue
             crystal = Crystal.from_structure(structure)
-            stem = f"{crystal.formula}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:80]}"
+            stem = f"{spelled(crystal.formula)}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:80]}"
             path, number = folder / f"{stem}{ENDINGS[form]}", 1
             while path.exists():
                 number += 1

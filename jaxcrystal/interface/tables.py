@@ -19,6 +19,7 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.interface import files
+from jaxcrystal.interface.pictures import Pictures, picture
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
 from jaxcrystal.sampling.attempt import Attempt
@@ -31,14 +32,11 @@ if TYPE_CHECKING:
     from jaxcrystal.sampling.sampler import SamplerSettings
 
 SHOWN = 10  #: rows that a notebook shows
-DRAWN_ATOMS = 40  #: a cell of more is not drawn
 
 _STYLE = (
     "<style>.jaxcrystal td, .jaxcrystal th {text-align: left; vertical-align: middle; white-space: nowrap} "
     ".jaxcrystal .picture svg {width: 84px; height: 84px} .jaxcrystal .why {white-space: normal; max-width: 28em} "
-    ".jaxcrystal .edge {stroke: #8b909b; stroke-width: 1.1} .jaxcrystal .bond {stroke-width: 4} "
-    ".jaxcrystal.cards {display: flex; flex-wrap: wrap; gap: 10px} .jaxcrystal.cards figure {margin: 0; width: 132px} "
-    ".jaxcrystal.cards svg {width: 132px; height: 132px} .jaxcrystal.cards figcaption {text-align: center}</style>"
+    ".jaxcrystal .edge {stroke: #8b909b; stroke-width: 1.1} .jaxcrystal .bond {stroke-width: 4}</style>"
 )
 
 
@@ -217,7 +215,7 @@ class Crystals(_Table[Row]):
             crystal, why = row.crystal, "; ".join(filter(None, (row.reason, *row.notes)))
             shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
             structure = None if crystal is None else crystal.to_structure()
-            cells.append([_picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
+            cells.append([picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
         return _table(self._summary(), heads, cells, len(self))
 
@@ -287,7 +285,7 @@ class Attempts(_Table[Attempt]):
             crystal = row.crystal
             shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
             group = "" if row.space_group is None else str(row.space_group)
-            cells.append([_picture(row.structure), row.id, *shape, group, escape(row.outcome)])
+            cells.append([picture(row.structure), row.id, *shape, group, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
         return _table(self._summary(), heads, cells, len(self))
 
@@ -336,29 +334,9 @@ class Relaxations(_Table[Relaxed]):
             formula = "" if row.start is None else row.start.formula_html
             measures = [number(row.energy_per_atom), number(row.rmsd), number(row.volume_change, "+.1%")]
             ends = [str(row.steps), escape(row.outcome), escape(row.reason)]
-            cells.append([_picture(row.structure), escape(row.id), formula, *measures, *ends])
+            cells.append([picture(row.structure), escape(row.id), formula, *measures, *ends])
         heads = ["", "id", "formula", "eV/atom", "moved, Å", "volume", "steps", "outcome", "why"]
         return _table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Drawings side by side, for a notebook."""
-
-    html: str
-
-    @classmethod
-    def of(cls, drawn: Sequence[tuple[Structure, str]]) -> Pictures:
-        """Of structures, each with a line below its formula."""
-        cards = (
-            f"<figure>{_picture(structure)}<figcaption>{Crystal.from_structure(structure).formula_html}"
-            f"<br><small>{escape(line)}</small></figcaption></figure>"
-            for structure, line in drawn
-        )
-        return cls(f'{_STYLE}<div class="jaxcrystal cards">{"".join(cards)}</div>')
-
-    def _repr_html_(self) -> str:
-        return self.html
 
 
 def _atoms(structure: Structure) -> Atoms:
@@ -366,15 +344,6 @@ def _atoms(structure: Structure) -> Atoms:
 
     symbols = [site.specie.symbol for site in structure]
     return Atoms(symbols, scaled_positions=structure.frac_coords, cell=structure.lattice.matrix, pbc=True)
-
-
-def _picture(structure: Structure | None) -> str:
-    if structure is None or len(structure) > DRAWN_ATOMS or not np.isfinite(structure.lattice.matrix).all():
-        return ""
-    from jaxcrystal.report.drawing import draw
-
-    # Outputs of a notebook share a page: a name of its own keeps each picture's colours its own.
-    return draw(structure, prefix="c" + sha256(repr(structure).encode()).hexdigest()[:12])
 
 
 def _cell(crystal: Crystal) -> str:

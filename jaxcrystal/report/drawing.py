@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from jaxcrystal.crystals.symmetry import SYMPREC
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 SIZE = 240
+DRAWN_ATOMS = 40  #: a cell of more is too crowded to be seen
 #: An atom is drawn with this share of its covalent radius, so that bonds show between atoms.
 BALL = 0.55
 #: Two atoms are joined if they are closer than this multiple of the sum of their covalent radii.
@@ -58,6 +61,18 @@ def draw(structure: Structure, *, prefix: str) -> str:
     body = "".join(shape for _, shape in sorted(shapes, key=lambda item: item[0]))
     name = structure.composition.reduced_formula
     return f'<svg viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="{name}"><defs>{gradients}</defs>{body}</svg>'
+
+
+def conventional(structure: Structure) -> tuple[Structure, int | None]:
+    """The conventional cell, which shows symmetry best, and its space group; the cell as it is if that is crowded."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
+
+    try:
+        symmetry = SpacegroupAnalyzer(structure, symprec=SYMPREC)
+        found = symmetry.get_conventional_standard_structure()
+    except (SymmetryUndeterminedError, ValueError, TypeError):
+        return structure, None
+    return found if len(found) <= DRAWN_ATOMS else structure, symmetry.get_space_group_number()
 
 
 def colour(z: int) -> str:

@@ -20,14 +20,13 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
-from jaxcrystal.crystals.symmetry import SYMPREC
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.results import Results, nearest_training, read
@@ -35,16 +34,12 @@ from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import crystal_from_cif
 from jaxcrystal.reader.rows import PARSED
 from jaxcrystal.report import packed, plots
-from jaxcrystal.report.drawing import colour, draw
+from jaxcrystal.report.drawing import colour, conventional, draw
 from jaxcrystal.report.quantities import SECTIONS, Measured, measured
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 GALLERY = 6  #: crystals that are drawn
 SPACE_GROUPS = 12  #: most frequent ones that are listed
 #: A conventional cell of more atoms is too crowded to be read as a picture; the cell as it stands is drawn instead.
-DRAWN_ATOMS = 40
 
 #: Bytes of crystals that a page holds; base64 makes 10 MB of them. 10,000 of MP-20's size, sampled, relaxed and with
 #: their nearest training crystals, take 3 MB.
@@ -245,7 +240,7 @@ def _gallery(table: pd.DataFrame) -> str:
     for place, row in enumerate(best.head(GALLERY).itertuples()):
         relaxed = getattr(row, "relaxed_cif", None)
         crystal = crystal_from_cif(relaxed if isinstance(relaxed, str) else row.cif)
-        structure, number = _conventional(crystal.to_structure())
+        structure, number = conventional(crystal.to_structure())
         at = table.index.get_loc(row.Index)
         distance = getattr(row, "e_above_hull", None)
         note = "" if pd.isna(distance) else f"<br>{distance:+.3f} eV/atom".replace("-", "−")
@@ -255,18 +250,6 @@ def _gallery(table: pd.DataFrame) -> str:
             f"<span>{_symbol(number)} · no. {escape(row.id)}{note}</span></figcaption></button></figure>"
         )
     return "".join(figures) or '<p class="note">No attempt got far enough to be drawn.</p>'
-
-
-def _conventional(structure: Structure) -> tuple[Structure, int | None]:
-    """The conventional cell, which shows symmetry best, and its space group; the cell as it is if that is crowded."""
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
-
-    try:
-        symmetry = SpacegroupAnalyzer(structure, symprec=SYMPREC)
-        conventional = symmetry.get_conventional_standard_structure()
-    except (SymmetryUndeterminedError, ValueError, TypeError):
-        return structure, None
-    return conventional if len(conventional) <= DRAWN_ATOMS else structure, symmetry.get_space_group_number()
 
 
 def _histograms(table: pd.DataFrame, reference: pd.DataFrame | None) -> str:

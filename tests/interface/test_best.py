@@ -1,5 +1,7 @@
 """Which crystals are shown and written, of many."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,8 @@ import jaxcrystal
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.interface.tables import Attempts
 from jaxcrystal.sampling.attempt import Attempt
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def rock_salt(one: str, other: str, a: float) -> Structure:
@@ -23,7 +27,7 @@ def test_crystals_are_written_and_read_again(form, tmp_path):
     crystals = jaxcrystal.read({"a/b": SALTS[0], "a b": SALTS[0], "nothing": None, "ü": SALTS[2]})
     paths = crystals.write(tmp_path / "out", form)
     ending = {"cif": ".cif", "poscar": ".vasp"}[form]
-    assert [p.name for p in paths] == [f"ClNa_a-b{ending}", f"ClNa_a-b-2{ending}", f"MgO_-{ending}"]
+    assert [p.name for p in paths] == [f"NaCl_a-b{ending}", f"NaCl_a-b-2{ending}", f"MgO_-{ending}"]
     again = jaxcrystal.read(tmp_path / "out")
     assert again.counts == {"ok": 3}
     for structure, row in zip([SALTS[0], SALTS[0], SALTS[2]], again, strict=True):
@@ -85,14 +89,22 @@ def test_the_best_of_an_evaluation_are_the_nearest_to_the_hull(tmp_path):
     known = found.best(1, new=False)
     assert known.ids == ["b"] and known["b"].labels["known_as"] == "mp-22851"
     assert list(best.to_pandas()["e_above_hull"]) == [0.02, 0.04]
-    html = found.pictures(5)._repr_html_()
-    assert html.count("<figure>") == html.count("<svg") == 2 and "+0.020 eV/atom" in html
+    svg = ElementTree.fromstring(found.pictures(5)._repr_svg_())
+    assert len(svg.findall(f"{SVG}g/{SVG}svg")) == 2 and "+0.020 eV/atom" in list(svg.itertext())
     with pytest.raises(jaxcrystal.UserError, match="no distances to a hull; evaluate with a potential and a hull"):
         jaxcrystal.Evaluation(tmp_path, {}, table().drop(columns="e_above_hull")).best(1)
 
 
-def test_pictures_are_of_crystals_alone():
+def test_pictures_are_of_crystals_alone(tmp_path):
     crystals = jaxcrystal.read({"<b>": SALTS[0], "nothing": None, "c": SALTS[1], "d": SALTS[2]})
-    html = crystals.pictures(2).html
-    assert html.count("<figure>") == html.count("<svg") == 2
-    assert "&lt;b&gt;" in html and "<b>" not in html and "Cl<sub>" not in html
+    path = crystals.pictures(2).write(tmp_path / "two.svg")
+    svg = ElementTree.parse(path).getroot()
+    assert len(svg.findall(f"{SVG}g/{SVG}svg")) == 2 and svg.get("width") == "300"
+    assert {"<b>", "c"} < set(svg.itertext()) and "d" not in set(svg.itertext())
+    ids = [element.get("id") for element in svg.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) == 4  # colours of each picture are its own
+    many = ElementTree.fromstring(jaxcrystal.read(SALTS * 5).pictures(7).svg)
+    assert (many.get("width"), many.get("height")) == ("900", "380")
+    assert ElementTree.fromstring(crystals[1:2].pictures().svg).findall(f"{SVG}g") == []
+    with pytest.raises(jaxcrystal.UserError, match=r"cannot write .*nowhere/x.svg: No such file or directory"):
+        crystals.pictures().write(tmp_path / "nowhere/x.svg")
