@@ -41,7 +41,7 @@ def doctor(potential: str = "chgnet") -> bool:
         ("devices", _devices),
         ("attention", _attention),
         ("tokens", _tokens),
-        ("box", lambda: f"{box.check()} files of data are those that shipped"),
+        ("box", lambda: f"{box.check()} parts of it are those that shipped"),
         ("potential", lambda: _potential(potential)),
     ]
     sound = True

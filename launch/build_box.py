@@ -1,18 +1,24 @@
-"""Makes what ships in `jaxcrystal/box`: `python launch/build_box.py SHARED`, some minutes on two cores.
+"""Makes what ships in `jaxcrystal/box`.
+
+    python launch/build_box.py data SHARED                       crystals and hull, some minutes on two cores
+    python launch/build_box.py model mini RUN --worth RESULT     the model of a run that `jaxcrystal train` wrote
 
 SHARED holds `data/mp20/{train,val,test}.parquet` and `data/hull/`. Every crystal is made symmetric within 0.01 Å,
 packed, unpacked, and compared with the one it was: by pymatgen's StructureMatcher, and by how far the atom that moved
 most is from where it was. One that has no symmetry, or is not the same, is left out and told; `box.json` keeps the
 counts. The hull keeps the lowest energy of each composition.
+
+RESULT is what `benchmarks/forms.py` wrote of RUN; the model's card says its figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
+import shutil
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +29,9 @@ import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
+import jaxcrystal
 from jaxcrystal import box
+from jaxcrystal.config import Recipe, load
 from jaxcrystal.crystals import packed
 from jaxcrystal.crystals.symmetric import SymmetricCrystal
 from jaxcrystal.hull.formation import ElementReferences
@@ -32,6 +40,8 @@ from jaxcrystal.hull.phases import Phase, table_phases
 from jaxcrystal.reader.checks import Checks, Finding, check
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.rows import Row
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE
+from jaxcrystal.weights.export import export
 
 SYMPREC = 0.01  #: Å
 #: Cells as they are; and where these differ, primitive ones, which pymatgen may choose otherwise for the same crystal.
@@ -120,19 +130,86 @@ def hull(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+CARD = """# {name}
+
+A language model of {weights:.2f} million weights that writes crystals by their space group and free parameters
+(docs/symmetry.md), from random weights on `mp20`: MP-20's training set, of which the copy that it saw has 27,108 of
+27,136 rows. {epochs:.1f} epochs ({steps:,} steps) on two CPU cores, {hours:.1f} hours. `recipe.yaml` is all of it;
+`formulas.txt` and `num_atoms.json` say what it has seen.
+
+Of {samples:,} attempts at the defaults of `jaxcrystal sample` (seed 0), judged by {potential} and {hull}, with 95 %
+intervals: {shares}.
+
+Limits: at most 20 atoms in a primitive cell and the chemistry of MP-20; prompts can state {stated}; no more is known of
+what it draws than an evaluation says, and that rests on a potential, not on experiments.
+
+It opens with `jaxcrystal sample --model {name}`, `jaxcrystal.load("{name}")`, and transformers' `AutoModelForCausalLM`.
+The weights are Apache-2.0; what they learned from is CC-BY-4.0 (`../README.md`, with whom to cite). The method: N.
+Gruver et al., "Fine-Tuned Language Models Generate Stable Inorganic Materials as Text", ICLR 2024, arXiv 2402.04379.
+"""
+WORDS = {
+    "validity.structural": "structurally valid",
+    "validity.compositional": "compositionally valid",
+    "stability.metastable_rate": "metastable",
+    "sun.metastable_rate": "metastable, unique and new",
+}
+
+
+def model(name: str, run: Path, worth: Path) -> dict[str, Any]:
+    """Writes a model as bfloat16, with its card; what `box.json` says of it."""
+    folder = box.FOLDER / box.MODELS[name]
+    shutil.rmtree(folder, ignore_errors=True)
+    report = export(run, folder, "hf", dtype="bfloat16")
+    recipe = load(Recipe, run / "recipe.yaml")
+    (row,) = (row for row in json.loads(worth.read_text())["rows"] if row["model"] == run.name and not row["settings"])
+    shares = [
+        f"{100 * x:.1f} % {WORDS[key]} ({100 * a:.1f} to {100 * b:.1f})" for key, (x, a, b) in row["shares"].items()
+    ]
+    numbers = {"epochs": row["crystals_seen"] / 27108, "hours": row["step_seconds"] / 3600}
+    judge = {key: row[key] for key in ("steps", "samples", "potential", "hull")}
+    stated = ", ".join(BY_ATTRIBUTE[name].name for name in recipe.augment.attributes)
+    card = CARD.format(
+        name=name, weights=report.bytes / 2e6, shares=", ".join(shares), stated=stated, **numbers, **judge
+    )
+    paragraphs = (textwrap.fill(part, 120, break_long_words=False) for part in card.split("\n\n"))
+    (folder / "README.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    with jaxcrystal.load(folder) as sampler:
+        fingerprint = sampler.fingerprint
+    return {
+        "what": f"a model of {report.bytes / 2e6:.2f} million weights that writes crystals of MP-20 by their symmetry",
+        "license": "Apache-2.0; trained on data under CC-BY-4.0",
+        "citation": f"{MATERIALS_PROJECT['citation']}; N. Gruver et al., ICLR 2024 (the method)",
+        "made_from": f"{name}'s recipe.yaml, seed {recipe.seed}, on {recipe.data.train}",
+        "fingerprint": fingerprint,
+        "yardstick": {"train": "mp20", "reference": "mp20-test", "hull": "mp", "potential": "chgnet"},
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path)
-    data = parser.parse_args(arguments).shared / "data"
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("data").add_argument("shared", type=Path)
+    of_model = kinds.add_parser("model")
+    of_model.add_argument("name", choices=list(box.MODELS))
+    of_model.add_argument("run", type=Path)
+    of_model.add_argument("--worth", type=Path, required=True)
+    options = parser.parse_args(arguments)
     told = {}
-    for name, file in box.HULLS.items():
-        told[file] = hull(name, data / "hull")
-    for name, part in box.PARTS.items():
-        told[box.CRYSTALS[name]] = crystals(name, data / f"mp20/{part}.parquet")
+    if options.kind == "model":
+        told[box.MODELS[options.name]] = model(options.name, options.run, options.worth)
+    else:
+        for name, file in box.HULLS.items():
+            told[file] = hull(name, options.shared / "data/hull")
+        for name, part in box.PARTS.items():
+            told[box.CRYSTALS[name]] = crystals(name, options.shared / f"data/mp20/{part}.parquet")
     for file, facts in told.items():
-        content = (box.FOLDER / file).read_bytes()
-        facts |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (box.FOLDER / "box.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path = box.FOLDER / file
+        files = [path] if path.is_file() else list(path.iterdir())
+        facts |= {"bytes": sum(each.stat().st_size for each in files), "sha256": box.sha256(path)}
+    all_of = json.dumps(box.contents() | told, indent=1, ensure_ascii=False)
+    (box.FOLDER / "box.json").write_text(all_of + "\n", encoding="utf-8")
     print(json.dumps(told, indent=1, ensure_ascii=False))
     return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job, small and offline: train on the embedded crystals, sample, relax, place against a hull, report.
+# mini, which comes with the package, designs crystals; they are relaxed, placed against a hull, and reported. Offline.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

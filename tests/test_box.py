@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from symmetric_crystals import random_symmetric
 
 import jaxcrystal
 from jaxcrystal import box
 from jaxcrystal.config import Recipe, load
-from jaxcrystal.crystals import dataset, packed
+from jaxcrystal.crystals import dataset, known_formulas, packed
 from jaxcrystal.errors import UserError
 from jaxcrystal.hull.sources import known_hull
 from jaxcrystal.model.llama import Llama
@@ -43,7 +45,7 @@ def test_a_crystal_is_packed_and_unpacked(number, seed):
 
 
 def test_the_files_are_those_that_shipped(tmp_path, monkeypatch):
-    assert box.check() == len(box.CRYSTALS) + len(box.HULLS) == len(box.contents())
+    assert box.check() == len(box.CRYSTALS | box.HULLS | box.MODELS) == len(box.contents())
     assert all(facts["license"] and facts["citation"] and facts["made_from"] for facts in box.contents().values())
     shutil.copytree(box.FOLDER, tmp_path / "box")
     monkeypatch.setattr(box, "FOLDER", tmp_path / "box")
@@ -60,6 +62,25 @@ def test_the_files_are_those_that_shipped(tmp_path, monkeypatch):
     (tmp_path / "box/box.json").write_text("{")
     with pytest.raises(UserError, match=r"box\.json cannot be read"):
         box.check()
+
+
+def test_the_model_that_ships(tmp_path):
+    """Small, whole, its own fingerprint, its card's figures, and crystals from the first draw on."""
+    told, folder = box.contents()["mini"], box.FOLDER / "mini"
+    assert told["bytes"] == sum(file.stat().st_size for file in folder.iterdir()) < 14e6
+    with safe_open(folder / "model.safetensors", "np") as file:
+        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    assert weights <= 6e6 and f"{weights / 1e6:.2f} million weights" in (folder / "README.md").read_text()
+    yardstick = box.yardstick(told["fingerprint"])
+    assert (yardstick.model, yardstick.train, yardstick.hull, yardstick.potential) == ("mini", "mp20", "mp", "chgnet")
+    assert box.crystals(yardstick.train) and box.crystals(yardstick.reference) and box.hull(yardstick.hull)
+    assert known_formulas.load(folder) == known_formulas.found(dataset.load("mp20").symmetric())
+    with jaxcrystal.load("mini") as mini:
+        assert mini.fingerprint == told["fingerprint"]
+        drawn = mini.sample(40, formula="SrTiO3", seed=0)
+    assert drawn.counts == {"ok": 40} and {row.formula for row in drawn} == {"O3SrTi"}
+    assert any(row.space_group == 221 for row in drawn)  # the cubic perovskite is among them
+    assert sum(file.stat().st_size for file in box.FOLDER.rglob("*") if file.is_file()) < 20e6
 
 
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):

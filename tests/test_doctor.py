@@ -30,7 +30,7 @@ def test_a_sound_installation(capsys):
     assert re.fullmatch(r"8 x .+ \(cpu\)", told["devices"][1])
     assert told["attention"][1].startswith("blocks (cpu has no kernel of its own), within 0.0")
     assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
-    assert told["box"][1] == "4 files of data are those that shipped"
+    assert told["box"][1] == "5 parts of it are those that shipped"
     assert re.match(r"CHGNet \S+ passes its self-check \(worst error 0\.\d{3} eV/atom\)", told["potential"][1])
 
 

@@ -1,4 +1,4 @@
-"""`jaxcrystal demo`: train, sample, evaluate and report, small and offline, in minutes."""
+"""`jaxcrystal demo`: what mini designs, relaxed, placed and reported, in minutes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def add(verb: Callable) -> None:
     command = verb(
         "demo",
         run,
-        "train, sample, evaluate and report, small and offline, in minutes",
-        "Ends with DIR/report/report.html. A demo that was stopped goes on when it is started again.",
+        "what mini designs, relaxed, placed against a hull and reported: offline, in minutes",
+        "mini is a small model that comes with the package. Ends with DIR/new/report.html. A demo that was stopped goes on when it is started again.",
         resumes=True,
     )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to")

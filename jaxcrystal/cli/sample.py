@@ -23,7 +23,11 @@ def add(verb: Callable) -> None:
         resumes=True,
     )
     command.add_argument(
-        "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
+        "--model",
+        required=True,
+        type=options.place,
+        metavar="DIR",
+        help="written by train or convert; or mini, which comes with the package",
     )
     command.add_argument(
         "--base",

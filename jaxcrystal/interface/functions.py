@@ -138,7 +138,9 @@ def train(recipe: Place | Recipe | Mapping[str, Any], overrides: Mapping[str, An
 
 
 def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **settings: Any) -> Sampler:
-    """A sampler of the model that `train` or `jaxcrystal convert` wrote: loaded once, it draws for call after call.
+    """A sampler of a model, which `train` or `jaxcrystal convert` wrote, or "mini", which comes with the package.
+
+    It is loaded once, and draws for call after call.
 
     - `base`: for adapters, another base than the one they were trained on, made of the same float weights: such as what
       `jaxcrystal convert --weights int8` made of them.
