@@ -13,7 +13,8 @@ def add(verb: Callable) -> None:
         "demo",
         run,
         "what mini designs, relaxed, placed against a hull and reported: offline, in minutes",
-        "mini is a small model that comes with the package. Ends with DIR/new/report.html. A demo that was stopped goes on when it is started again.",
+        "mini is a small model that comes with the package. Ends with DIR/new/report.html. A demo that was stopped "
+        "goes on when it is started again.",
         resumes=True,
     )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to")

@@ -93,4 +93,6 @@ def run(args: argparse.Namespace) -> None:
         workers=args.dask or args.workers,
     )
     print(found)
+    if not {"novelty", "stability", "coverage", "prediction"} & found.metrics.keys():
+        print("--train mp20 says what is new, --potential chgnet --hull mp what is stable")
     print(f"written to {found.out}: structures.parquet, metrics.json, report.html")

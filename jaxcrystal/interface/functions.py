@@ -295,18 +295,13 @@ def _yardstick(samples: Source) -> tuple[str | None, str | None, tuple[str, ...]
     fingerprint = samples.model if isinstance(samples, Attempts) else model_of(samples) if _is_place(samples) else None
     known = None if fingerprint is None else box.yardstick(fingerprint)
     if known is None:
-        note = (
-            "train mp20 says what is new, potential chgnet with hull mp what is stable; without, crystals are checked"
-        )
-        found: tuple[str | None, str | None, tuple[str, ...]] = (None, None, ())
-    else:
-        note = (
-            f"drawn by {known.model}: judged by train {known.train}, potential {known.potential}, hull {known.hull}; "
-            f"reference {known.reference} adds coverage, and takes minutes the first time"
-        )
-        found = known.train, known.potential, (known.hull,)
-    print(f"note: {note}", file=sys.stderr)
-    return found
+        return None, None, ()
+    print(
+        f"note: drawn by {known.model}: judged by train {known.train}, potential {known.potential}, hull {known.hull}; "
+        f"reference {known.reference} adds coverage, and takes minutes the first time",
+        file=sys.stderr,
+    )
+    return known.train, known.potential, (known.hull,)
 
 
 def _rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:
