@@ -134,7 +134,7 @@ CARD = """# {name}
 
 A language model of {weights:.2f} million weights that writes crystals by their space group and free parameters
 (docs/symmetry.md), from random weights on `mp20`: MP-20's training set, of which the copy that it saw has 27,108 of
-27,136 rows. {epochs:.1f} epochs ({steps:,} steps) on two CPU cores, {hours:.1f} hours. `recipe.yaml` is all of it;
+27,136 rows. {epochs:.1f} epochs ({steps:,} steps) on two CPU cores. `recipe.yaml` is all of it;
 `formulas.txt` and `num_atoms.json` say what it has seen.
 
 Of {samples:,} attempts at the defaults of `jaxcrystal sample` (seed 0), judged by {potential} and {hull}, with 95 %
@@ -165,7 +165,7 @@ def model(name: str, run: Path, worth: Path) -> dict[str, Any]:
     shares = [
         f"{100 * x:.1f} % {WORDS[key]} ({100 * a:.1f} to {100 * b:.1f})" for key, (x, a, b) in row["shares"].items()
     ]
-    numbers = {"epochs": row["crystals_seen"] / 27108, "hours": row["step_seconds"] / 3600}
+    numbers = {"epochs": row["crystals_seen"] / 27108}
     judge = {key: row[key] for key in ("steps", "samples", "potential", "hull")}
     stated = ", ".join(BY_ATTRIBUTE[name].name for name in recipe.augment.attributes)
     card = CARD.format(

@@ -39,7 +39,6 @@ from jaxcrystal.report.quantities import SECTIONS, Measured, measured
 
 GALLERY = 6  #: crystals that are drawn
 SPACE_GROUPS = 12  #: most frequent ones that are listed
-#: A conventional cell of more atoms is too crowded to be read as a picture; the cell as it stands is drawn instead.
 
 #: Bytes of crystals that a page holds; base64 makes 10 MB of them. 10,000 of MP-20's size, sampled, relaxed and with
 #: their nearest training crystals, take 3 MB.
