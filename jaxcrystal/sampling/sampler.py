@@ -183,10 +183,10 @@ class Sampler:
             grammar=self.settings.grammar,
             trained=self.trained,
         )
-        say(line for kind, line in notes.items() if kind not in self._said)
-        self._said |= notes.keys()
         plan = self.plan(wanted)
         draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
+        say(line for kind, line in notes.items() if kind not in self._said)
+        self._said |= notes.keys()
         return self._while_open(self.attempts(draws, plan, num, seed, symprec, exact_symmetry))
 
     def plan(self, wanted: Sequence[Target]) -> Plan:

@@ -104,8 +104,6 @@ def sample(
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
-    if hosts.is_first():
-        say(notes.values())
     with Sampler(model_dir, shaped, mesh, base) as sampler:
         plan = sampler.plan(wanted)
         request = Request(
@@ -128,6 +126,8 @@ def sample(
         )
         tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
+        if hosts.is_first():
+            say(notes.values())
         there = finished(out, request) or (join(out, request) if part.of == 1 else None)
         if there is not None:
             place = Path(out)
