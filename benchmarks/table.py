@@ -122,7 +122,7 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 continue
             moved, volume = (f"{x['median']:.3f} ({x['p95']:.3f})" for x in (row["moved"], row["volume"]))
             yield _row(row["text"], ", ".join(map(str, row["decimals"])), f"{row['tokens']:.1f}", moved, volume, *told)
-    elif result["benchmark"] == "forms":
+    elif result["benchmark"] == "worth":
         judges = sorted({f"{row['potential']}, {row['hull']}" for row in result["rows"]})
         yield f"{'; '.join(judges)}; shares of all attempts"
         yield ""

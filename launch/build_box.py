@@ -8,7 +8,7 @@ packed, unpacked, and compared with the one it was: by pymatgen's StructureMatch
 most is from where it was. One that has no symmetry, or is not the same, is left out and told; `box.json` keeps the
 counts. The hull keeps the lowest energy of each composition.
 
-RESULT is what `benchmarks/forms.py` wrote of RUN; the model's card says its figures.
+RESULT is what `benchmarks/worth.py` wrote of RUN; the model's card says its figures.
 """
 
 from __future__ import annotations

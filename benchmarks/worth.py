@@ -1,10 +1,10 @@
 """What models and settings are worth: as many samples, the same judge, a row each.
 
     jaxcrystal train tiny_symmetry_cpu && jaxcrystal train tiny_cpu
-    python benchmarks/forms.py runs/tiny_symmetry_cpu runs/tiny_cpu --work runs/forms --train data/mp20/train.parquet \\
+    python benchmarks/worth.py runs/tiny_symmetry_cpu runs/tiny_cpu --work runs/worth --train data/mp20/train.parquet \\
         --potential M3GNet-MP-2021.2.8-PES --hull mp_formation_energies.parquet --references mp_references.json.gz
 
-    python benchmarks/forms.py runs/mini ... --title temperatures --temperature 0.7 --top-p 1 --new --num 500
+    python benchmarks/worth.py runs/mini ... --title temperatures --temperature 0.7 --top-p 1 --new --num 500
 
 Of each model: the crystals it has seen and the seconds of its steps, by its own log; nats of the first 1,000 crystals
 of --validation (text and end, given the unconditional prompt, written as they are); tokens of a sampled text, its end
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="model directories of `jaxcrystal train`")
     parser.add_argument("--work", type=Path, required=True, help="where ledgers and evaluations are kept")
-    parser.add_argument("--title", default="forms", help="of the result, and so of its file (forms)")
+    parser.add_argument("--title", default="worth", help="of the result, and so of its file (worth)")
     parser.add_argument("--train", default="mp20", help="the training crystals, for novelty (mp20)")
     parser.add_argument("--validation", default="mp20-val", help="crystals on which nats are taken (mp20-val)")
     parser.add_argument("--potential", default="chgnet")
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     measured = machine.facts(uses_accelerator=True)
     path = machine.place(options.title, measured, options.out)
-    new = {"benchmark": "forms", "title": options.title, "rows": []}
+    new = {"benchmark": "worth", "title": options.title, "rows": []}
     result = json.loads(path.read_text()) if path.exists() else new
     options.work.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(options, name) for name in SETTINGS}
@@ -145,4 +145,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(f"forms.py: {error}")
+        sys.exit(f"worth.py: {error}")
