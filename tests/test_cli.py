@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from jaxcrystal import __version__, cli
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.conditions import Range
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.workers import Workers
 
@@ -81,6 +83,9 @@ OPTIONS = [
     ("sample", ["--formation-energy", "-1.5"], {"conditions": {"formation_energy_per_atom": -1.5}}),
     ("sample", ["--band-gap", "0"], {"conditions": {"band_gap": 0.0}}),  # zero is a wish, not the lack of one
     ("sample", ["--e-above-hull", "0.05"], {"conditions": {"e_above_hull": 0.05}}),
+    ("sample", ["--band-gap", "1:2"], {"conditions": {"band_gap": Range(1, 2)}}),
+    ("sample", ["--formation-energy", "-3:-1"], {"conditions": {"formation_energy_per_atom": Range(-3, -1)}}),
+    ("sample", ["--spacegroup", "195:"], {"conditions": {"spacegroup.number": Range(195, math.inf)}}),
     ("sample", ["--num-atoms", "8"], {"num_atoms": (8, 8)}),
     ("sample", ["--num-atoms", "4-12"], {"num_atoms": (4, 12)}),
     ("sample", ["--num-atoms", "any"], {"num_atoms": "any"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def add(verb: Callable) -> None:
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     conditions = command.add_argument_group("conditions, stated in the prompt")
+    command._negative_number_matcher = re.compile(r"-[\d.]")  # of argparse: what is no option though it begins with -
     for each in CONDITIONS:
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
     conditions.add_argument(

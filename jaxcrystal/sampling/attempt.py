@@ -50,6 +50,8 @@ class Attempt:
     redraws: int | None = (
         None  #: how often its composition was one of the training set's, where new ones were asked for
     )
+    asked: str | None = None  #: what was asked for, by attribute, and `num_atoms`, as JSON; a range as its two ends
+    forced: str | None = None  #: of these, what the grammar saw to, as a JSON list
     form: InitVar[Form | None] = None  #: that reads the text; no column: without it, the one that states such a group
 
     def __post_init__(self, form: Form | None) -> None:

@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
         ("written_group", pa.int64()),
         ("higher_symmetry", pa.bool_()),
         ("redraws", pa.int64()),
+        ("asked", pa.string()),
+        ("forced", pa.string()),
     ]
 )
 ROWS_PER_GROUP = 1024

@@ -5,11 +5,15 @@ In a CSV a row is a prompt, and an empty cell is not stated:
 pretty_formula,band_gap
 LiFePO4,3.5
 NaCl,
+,1:2
+
+Within a range, each crystal's own prompt states a value (`ranges`).
 """
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,15 +21,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, TextFormat, load
-from jaxcrystal.crystals import known_formulas
+from jaxcrystal.crystals import known_formulas, training_labels
 from jaxcrystal.crystals import num_atoms as sizes
 from jaxcrystal.crystals.crystal import formula_of
 from jaxcrystal.crystals.formulas import read_formula
+from jaxcrystal.crystals.training_labels import Labels
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, checked
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, Range, checked
 from jaxcrystal.texts.constraints import Constraints
-from jaxcrystal.texts.forms import form_of
+from jaxcrystal.texts.forms import Form, form_of
 from jaxcrystal.weights import saved
 
 T = TypeVar("T")
@@ -40,6 +45,25 @@ class Target:
 
     conditions: Mapping[str, Any]  #: by attribute, stated in the prompt; spelled as training texts spell them
     constraints: Constraints | None  #: kept by the grammar; None without one
+    #: By attribute, and `num_atoms`: what was asked for, whether the prompt states it or not.
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    forced: tuple[str, ...] = field(default=(), compare=False, repr=False)  #: of these, what the grammar sees to
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Of the conditions, those that each crystal's prompt states a value of."""
+        return {name: value for name, value in self.conditions.items() if isinstance(value, Range)}
+
+    def stating(self, values: Mapping[str, Any], form: Form | None = None) -> Target:
+        """With values in the place of its ranges; with a `form` the grammar keeps to them, as far as it can.
+
+        Raises UserError for a value that the constraints forbid.
+        """
+        kept = self.constraints
+        if kept is not None and form is not None:
+            for attribute, value in values.items():
+                kept = _narrowed(kept, **form.implied(attribute, value))
+        return replace(self, conditions={**self.conditions, **values}, constraints=kept)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -90,6 +114,13 @@ class Trained:
         known = self.model_dir is not None and (self.model_dir / known_formulas.FILE).exists()
         return frozenset(known_formulas.load(self.model_dir)) if known else None
 
+    @cached_property
+    def labels(self) -> Labels:
+        """Of the training set. Raises UserError where they are not known, or the file cannot be read."""
+        if self.model_dir is None:
+            raise UserError("it is not known what the training crystals were labelled; ask for one value, not a range")
+        return training_labels.load(self.model_dir)
+
     @classmethod
     def read(cls, model_dir: AnyPath) -> Trained:
         """Of a model directory. Raises UserError for files that cannot be read."""
@@ -118,8 +149,9 @@ def targets(
     """The target of each row of conditions, and what is to be said of them: lines by their kind.
 
     An attribute that the training texts never stated would be noise to the model: it is not stated if the grammar keeps
-    to it, and refused if not. `num_atoms` of the cell, a number or the least and the most, is by default what training
-    had for a formula of that size; `any` leaves it to the model.
+    to it, and refused if not. A range stays one, to be drawn from for each crystal (`Target.ranges`). `num_atoms` of
+    the cell, a number or the least and the most, is by default what training had for a formula of that size; `any`
+    leaves it to the model.
 
     Raises UserError, with the number of the row where there are several, for conditions that do not exist, that the
     model was not trained on, or that contradict each other or the constraints; for a row that is there twice; for
@@ -137,7 +169,7 @@ def targets(
     if not rows:
         raise UserError("there is no row of conditions, not even an empty one")
     form = form_of(trained.text)
-    as_trained = num_atoms is None and constraints.num_atoms == ANY
+    as_trained, sized = num_atoms is None and constraints.num_atoms == ANY, constraints.num_atoms != ANY
     unstated: dict[str, None] = {}
     limited: list[str] = []
     strange: list[str] = []
@@ -145,6 +177,7 @@ def targets(
     def target(row: Mapping[str, Any]) -> Target:
         wanted = checked(row)
         kept = constraints
+        forced = ["num_atoms"] if sized else []
         for attribute, value in wanted.items():
             implied = form.implied(attribute, value) if grammar else {}
             if trained.attributes is not None and attribute not in trained.attributes:
@@ -153,6 +186,7 @@ def targets(
                     raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
                 unstated[attribute] = None
             kept = _narrowed(kept, **implied)
+            forced += [attribute] if implied else []
         size = sum(kept.unit.values())
         if as_trained and grammar and size in trained.num_atoms:
             low, high = trained.num_atoms[size]
@@ -162,7 +196,8 @@ def targets(
         if formula and trained.formulas and formula_of(read_formula(formula)) not in trained.formulas:
             strange.append(formula)
         stated = {name: value for name, value in wanted.items() if name not in unstated}
-        return Target(stated, kept if grammar else None)
+        asked = wanted | ({"num_atoms": Range(*_atoms(constraints))} if sized else {})
+        return Target(stated, kept if grammar else None, asked, tuple(forced))
 
     found = of_each(rows, target)
     seen: dict[str, int] = {}
@@ -174,6 +209,11 @@ def targets(
     return found, _notes(
         list(unstated), limited, strange, max((most for _, most in trained.num_atoms.values()), default=0)
     )
+
+
+def _atoms(constraints: Constraints) -> tuple[float, float]:
+    low, high = constraints.num_atoms
+    return low, math.inf if high is None else high
 
 
 def _notes(unstated: Sequence[str], limited: Sequence[str], strange: Sequence[str], largest: int) -> dict[str, str]:

@@ -47,7 +47,7 @@ class Request:
     """All that decides what the ledger's rows will be."""
 
     model: str  #: fingerprint of the weights
-    prompts: list[str]
+    prompts: list[str | None]  #: None where there are ranges, and so prompts for them
     conditions: list[str]  #: of each prompt, as JSON
     grammar: list[str] | None  #: each prompt's constraints, as JSON; None if the model writes what it likes
     guidance: str | None  #: with the prompt that states nothing; None without
@@ -61,6 +61,7 @@ class Request:
     resample: int | None = None  #: of each prompt's attempts, drawn again by the grammar's weights
     exact_symmetry: bool | None = None  #: what is more symmetric than its text says is not ok
     composition_methods: list[str] | None = None  #: of the composition; None: as the rest
+    labels: str | None = None  #: hash of those that values within ranges are drawn from; None without ranges
     new: str | None = None  #: hash of the formulas that are not drawn; None without
     draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 
@@ -398,7 +399,8 @@ def _row(line: bytes, request: Request) -> dict[str, Any] | None:
         if row.pop("crc32") != _crc32(row):
             return None
         prompt, draw = divmod(row["index"], request.num)
-        good = row["draw"] == draw and row["prompt"] == request.prompts[prompt] and row["seed"] == request.seed
+        good = row["draw"] == draw and row["prompt"] == (request.prompts[prompt] or row["prompt"])
+        good = good and row["seed"] == request.seed
         return row if good and isinstance(row["status"], str) and line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None

@@ -25,13 +25,15 @@ from jaxcrystal.mesh import make_mesh
 from jaxcrystal.paths import AnyPath
 from jaxcrystal.sampling.attempt import KNOWN_FORMULA, NAN_LOGITS, TRUNCATED, Attempt
 from jaxcrystal.sampling.conditions import NumAtoms, Target, Trained, of_each, targets
-from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task, check_context
+from jaxcrystal.sampling.engine import Draw, Ending, Engine, Task
 from jaxcrystal.sampling.formula_table import FormulaTable
 from jaxcrystal.sampling.judging import Judgement, Judges
 from jaxcrystal.sampling.memory import fitting, memory_left
 from jaxcrystal.sampling.methods import Guidance, Method, MinP, Temperature, TopK, TopP
+from jaxcrystal.sampling.planning import Plan, Planner
+from jaxcrystal.sampling.ranges import as_json
 from jaxcrystal.texts.constraints import Constraints
-from jaxcrystal.texts.forms import Grammar, Limits, form_of
+from jaxcrystal.texts.forms import Grammar, form_of
 from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.texts.token_tables import TokenTables
 from jaxcrystal.weights.saved import load_model, model_directory
@@ -41,7 +43,6 @@ UNFINISHED = {  #: status of a text without its end
     Ending.NAN_LOGITS: NAN_LOGITS,
     Ending.KNOWN_FORMULA: KNOWN_FORMULA,
 }
-LONGEST_TEXT = 512  #: tokens that are allowed by default; 20 atoms with two decimals take about 400
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,6 @@ class SamplerSettings:
         methods += [TopP(self.top_p)]
         methods += [] if self.min_p is None else [MinP(self.min_p)]
         return methods
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is drawn for a request: all of it is checked."""
-
-    targets: Sequence[Target]
-    prompts: list[str]
-    tokens: list[list[int]]  #: of each prompt, with the beginning of sequence
-    limits: list[Limits] | None  #: that the grammar keeps behind each prompt; None without grammar
-    max_new_tokens: int
 
 
 class Sampler:
@@ -167,6 +157,8 @@ class Sampler:
         What the prompt states comes as keywords (`formula="LiFePO4"`, `elements`, `spacegroup`, `formation_energy` and
         `e_above_hull` in eV per atom, `band_gap` in eV), or as `conditions`, a mapping; a list of them makes as many
         prompts, of `num` attempts each. The grammar keeps to `constraints`, and to a stated formula or elements.
+        Numbers may be ranges, `band_gap=(1, 2)` or `e_above_hull=(None, 0.05)`: each crystal's prompt states what some
+        training crystal had (`ranges`).
         `num_atoms` of the cell, a number or the least and the most, is by default what training had for a formula of
         that size; "any" leaves it to the model.
         `symprec`, in Å, is how far a crystal may be from the symmetry that is found of it.
@@ -183,36 +175,27 @@ class Sampler:
             grammar=self.settings.grammar,
             trained=self.trained,
         )
-        plan = self.plan(wanted)
-        draws = self.draws(plan, seed, [Task(prompt, i) for prompt in range(len(wanted)) for i in range(num)])
+        plan = self.plan(wanted, num, seed)
+        draws = self.draws(plan, seed, plan.tasks)
         say(line for kind, line in notes.items() if kind not in self._said)
         self._said |= notes.keys()
-        return self._while_open(self.attempts(draws, plan, num, seed, symprec, exact_symmetry))
+        return self._while_open(self.attempts(draws, plan, range(len(plan.tasks)), seed, symprec, exact_symmetry))
 
-    def plan(self, wanted: Sequence[Target]) -> Plan:
-        """Prompts and room for the texts behind them.
-
-        Raises UserError for a prompt that the context cannot hold, for guidance behind a prompt that states nothing,
-        for constraints that no text of so many tokens meets.
-        """
+    def plan(self, wanted: Sequence[Target], num: int, seed: int) -> Plan:
+        """Prompts of `num` crystals of each wish, and room for the texts behind them. Raises UserError as `Planner`,
+        and where new crystals of a known formula are asked for."""
         self._check_open()
-        prompts = of_each(wanted, lambda target: generation_prompt(self.form, target.conditions))
-        for number, prompt in enumerate(prompts, start=1):
-            if self.settings.guidance is not None and prompt == generation_prompt(self.form, {}):
-                raise UserError(
-                    f"guidance weighs what the prompt states, and prompt {number} states nothing that this model was "
-                    "trained on"
-                )
         of_each(wanted, self._check_new)
-        tokens = [self._encoded(prompt) for prompt in prompts]
-        longest = max(map(len, tokens))
-        limit = self.settings.max_new_tokens
-        if limit is None:
-            limit = max(1, min(LONGEST_TEXT, self.model.config.max_position_embeddings - longest))
-        check_context(self.model.config, longest, limit)
-        grammar = self._grammar(limit)
-        limits = grammar and of_each(wanted, lambda target: grammar.limits(target.constraints))
-        return Plan(wanted, prompts, tokens, limits, limit)
+        planner = Planner(
+            self.form,
+            self.trained,
+            self._encoded,
+            self._grammar,
+            self.model.config,
+            self.settings.max_new_tokens,
+            self.settings.guidance is not None,
+        )
+        return planner.plan(wanted, num, seed)
 
     def draws(self, plan: Plan, seed: int, tasks: Sequence[Task], slots: int | None = None) -> Iterator[Draw]:
         """The draw of each task, in their order, by `slots` a copy of the model (default: as `slots` has it).
@@ -229,9 +212,15 @@ class Sampler:
         return self._engine(plan, tasks).slots // self._copies
 
     def attempts(
-        self, draws: Iterator[Draw], plan: Plan, num: int, seed: int, symprec: float, exact_symmetry: bool = False
+        self,
+        draws: Iterator[Draw],
+        plan: Plan,
+        rows: Iterable[int],
+        seed: int,
+        symprec: float,
+        exact_symmetry: bool = False,
     ) -> Iterator[Attempt]:
-        """The row of each draw, judged in other processes; row `num` · prompt + index."""
+        """The attempt of each draw, judged in other processes; `rows` says which of the plan's tasks they are."""
 
         def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
             for draw in draws:
@@ -239,13 +228,14 @@ class Sampler:
                 text = self.tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
                 yield (draw, text), text if ended else None
 
-        for (draw, text), found in self._judges.judged(texts(), symprec):
+        for row, ((draw, text), found) in zip(rows, self._judges.judged(texts(), symprec), strict=False):
+            wish = plan.wanted[row // plan.num]
             if found is None:
                 found = Judgement(UNFINISHED[draw.ending])
             elif exact_symmetry:
                 found = found.exact()
             yield Attempt(
-                index=draw.prompt * num + draw.index,
+                index=row,
                 draw=draw.index,
                 seed=seed,
                 prompt=plan.prompts[draw.prompt],
@@ -255,6 +245,8 @@ class Sampler:
                 grammar_log_probability=_finite(draw.grammar_log_probability) if self.settings.grammar else None,
                 tokens=len(draw.tokens),
                 redraws=draw.redraws if self.settings.new else None,
+                asked=as_json(wish.asked),
+                forced=json.dumps(wish.forced),
                 **vars(found),
                 form=self.form,
             )

@@ -19,16 +19,20 @@ from tqdm import tqdm
 
 from jaxcrystal import hosts, locks
 from jaxcrystal.config import to_dict
+from jaxcrystal.crystals.training_labels import digest
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
 from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.attempts_table import more_symmetric, redrawn
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
-from jaxcrystal.sampling.engine import Draw, Task
+from jaxcrystal.sampling.engine import Draw
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
+from jaxcrystal.sampling.planning import Plan
+from jaxcrystal.sampling.ranges import as_json
 from jaxcrystal.sampling.resampling import check_exact
-from jaxcrystal.sampling.sampler import Plan, Sampler, SamplerSettings, check_request, say
+from jaxcrystal.sampling.sampler import Sampler, SamplerSettings, check_request, say
 from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.weights.saved import SavedModel, model_directory
 
@@ -101,15 +105,19 @@ def sample(
         check_exact([*shaped.methods, *(shaped.composition_methods or [])], shaped.guidance)
     trained = Trained.read(model_directory(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
+    if resample is not None and any(target.ranges for target in wanted):
+        raise UserError(
+            "resample weighs the attempts of one prompt, and within a range each has its own: leave one out"
+        )
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
     with Sampler(model_dir, shaped, mesh, base) as sampler:
-        plan = sampler.plan(wanted)
+        plan = sampler.plan(wanted, num, seed)
         request = Request(
             model=fingerprint(sampler.model, sampler.tokenizer),
-            prompts=plan.prompts,
-            conditions=[json.dumps(target.conditions) for target in wanted],
+            prompts=[None if t.ranges else generation_prompt(sampler.form, t.conditions) for t in wanted],
+            conditions=[as_json(target.conditions) for target in wanted],
             grammar=[_as_json(target.constraints) for target in wanted] if shaped.grammar else None,
             guidance=shaped.guide and repr(shaped.guide),
             methods=[repr(method) for method in shaped.methods],
@@ -121,10 +129,11 @@ def sample(
             num_valid=num_valid,
             resample=resample,
             exact_symmetry=exact_symmetry or None,
+            labels=digest(trained.labels) if any(target.ranges for target in wanted) else None,
             new=hashlib.sha256("\n".join(sampler.known).encode()).hexdigest()[:16] if shaped.new else None,
             composition_methods=shaped.composition_methods and list(map(repr, shaped.composition_methods)),
         )
-        tasks = [Task(*divmod(row, num)) for row in part.rows(request.rows)]
+        tasks = [plan.tasks[row] for row in part.rows(request.rows)]
         draws = sampler.draws(plan, seed, tasks)  # refuses before anything is written
         if hosts.is_first():
             say(notes.values())
@@ -137,11 +146,11 @@ def sample(
         with hosts.apart("sampled"):
             ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)))
             say(ledger.notes)
-            resumed = len(ledger)
+            resumed, rows = len(ledger), ledger.missing
             if resumed and not ledger.complete:
                 draws = _rest(sampler, plan, ledger)
             if not ledger.complete:
-                _record(sampler.attempts(draws, plan, num, seed, symprec, exact_symmetry), ledger)
+                _record(sampler.attempts(draws, plan, rows, seed, symprec, exact_symmetry), ledger)
             ledger.finish()
     counts, place = ledger.counts, ledger.out
     if part.of > 1 and hosts.is_first() and all(path.exists() for path in part.paths(Path(out))):
@@ -181,7 +190,7 @@ def _as_json(constraints: Constraints) -> str:
 
 def _rest(sampler: Sampler, plan: Plan, ledger: Ledger) -> Iterator[Draw]:
     """The draws that the ledger lacks, by as many slots as drew the others. Raises UserError where those do not fit."""
-    tasks = [Task(*divmod(row, ledger.request.num)) for row in ledger.missing]
+    tasks = [plan.tasks[row] for row in ledger.missing]
     asked = sampler.slots(plan, len(ledger.rows))
     if sampler.settings.slots is not None and asked != ledger.slots:
         say([f"{ledger.out} was begun with {ledger.slots} slots and goes on with them, not with {asked}"])

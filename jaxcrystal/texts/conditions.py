@@ -6,6 +6,8 @@ subject                    how its sentence begins                             T
 typed, checked             the text of an option or of a cell -> the value
 spelled, written           -> the value as training texts spell it -> its text in the sentence
 implied                    what the grammar keeps to where it is stated
+
+A number may be asked for as a `Range`, of which each crystal's prompt states a value (`sampling.ranges`).
 """
 
 from __future__ import annotations
@@ -13,12 +15,45 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxcrystal.config import Attribute
 from jaxcrystal.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; infinite where it is open. Typed as 1:2, :0.05 or 195:"""
+
+    low: float
+    high: float
+
+    @classmethod
+    def read(cls, text: str) -> Range:
+        """Of typed text. Raises ValueError for what is none."""
+        low, high = text.split(":")
+        return cls(float(low or -math.inf), float(high or math.inf))
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """None where it is open: what JSON has for it."""
+        low, high = (x if math.isfinite(x) else None for x in (self.low, self.high))
+        return low, high
+
+    def __str__(self) -> str:
+        return ":".join("" if x is None else f"{x:g}" for x in self.ends)
+
+
+def number_or_range(text: str) -> float | Range:
+    """Of typed text. Raises ValueError for what is none."""
+    return Range.read(text) if ":" in text else float(text)
+
+
+def group_or_range(text: str) -> int | Range:
+    """Of typed text. Raises ValueError for what is none."""
+    return Range.read(text) if ":" in text else int(text)
 
 
 def _symbols(text: str) -> list[str]:
@@ -86,6 +121,7 @@ class Condition:
     written: Callable[[Any, bool], str] = lambda value, paper_compat: str(value)  #: `paper_compat`: as the original did
     implied: Callable[[Any], dict[str, Any]] | None = None  #: fields of `Constraints`, in every form
     metavar: str = "X"
+    ranged: bool = False  #: whether it may be asked for as a `Range`
 
     @property
     def option(self) -> str:
@@ -93,11 +129,24 @@ class Condition:
         return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: Any) -> Any:
-        """The value as training texts spell it. Raises UserError for one that the attribute cannot have."""
+        """The value as training texts spell it; a pair, of which None leaves an end open, as a `Range`.
+
+        Raises UserError for one that the attribute cannot have, and for an empty range.
+        """
         try:
+            if self.ranged and isinstance(value, Range | tuple | list):
+                return self._checked_range(value)
             return self.spelled(self.checked(value))
         except (TypeError, ValueError, OverflowError):
             raise UserError(f"{value!r} is no value of {self.attribute}") from None
+
+    def _checked_range(self, value: Range | Sequence[float | None]) -> Range:
+        low, high = value.ends if isinstance(value, Range) else value
+        low = -math.inf if low is None else float(self.checked(low))
+        high = math.inf if high is None else float(self.checked(high))
+        if low > high:
+            raise UserError(f"{self.attribute} from {low:g} to {high:g} is an empty range")
+        return Range(low, high)
 
     def read(self, text: str) -> Any:
         """`check` of a value that was typed. Raises UserError as it."""
@@ -133,26 +182,44 @@ CONDITIONS = (
         metavar="A,B",
     ),
     Condition(
-        "spacegroup.number", "spacegroup", "The spacegroup number is", "1 to 230", int, _space_group, metavar="N"
+        "spacegroup.number",
+        "spacegroup",
+        "The spacegroup number is",
+        "1 to 230, or a range as 195:230",
+        group_or_range,
+        _space_group,
+        metavar="N",
+        ranged=True,
     ),
     Condition(
         "formation_energy_per_atom",
         "formation_energy",
         "The formation energy per atom is",
-        "eV per atom",
-        float,
+        "eV per atom, or a range as -3:-1",
+        number_or_range,
         _number,
         written=_decimals,
+        ranged=True,
     ),
-    Condition("band_gap", "band_gap", "The band gap is", "eV", float, _number, written=_decimals),
+    Condition(
+        "band_gap",
+        "band_gap",
+        "The band gap is",
+        "eV, or a range as 1:2",
+        number_or_range,
+        _number,
+        written=_decimals,
+        ranged=True,
+    ),
     Condition(
         "e_above_hull",
         "e_above_hull",
         "The energy above the convex hull is",
-        "eV per atom",
-        float,
+        "eV per atom, or a range as :0.05",
+        number_or_range,
         _number,
         written=_decimals,
+        ranged=True,
     ),
 )
 BY_ATTRIBUTE: dict[str, Condition] = {condition.attribute: condition for condition in CONDITIONS}

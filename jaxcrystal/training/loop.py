@@ -3,6 +3,7 @@
     OUT/recipe.yaml        the recipe, as it was run
     OUT/num_atoms.json     of the training set, by size of formula (`crystals.num_atoms`)
     OUT/formulas.txt       of the training set (`crystals.known_formulas`)
+    OUT/labels.parquet     the numbers that its prompts may state (`crystals.training_labels`)
     OUT/metrics.jsonl      a line every `log_every` steps, every validation, every start: one JSON object each
     OUT/model.json, tokenizer.model, checkpoints/    what `jaxcrystal sample --model OUT` reads
 
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from jaxcrystal import hosts, locks, paths
 from jaxcrystal.config import EXECUTION, LlamaConfig, Recipe, from_dict, to_dict
-from jaxcrystal.crystals import dataset, known_formulas, num_atoms
+from jaxcrystal.crystals import dataset, known_formulas, num_atoms, training_labels
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, check_activations, make_mesh
 from jaxcrystal.model.kernels import count_weights
@@ -114,6 +115,7 @@ def train(recipe: Recipe) -> TrainReport:
                     saved.record_checksum(out, checksum)
                 num_atoms.store(feed.examples.crystals, out)
                 known_formulas.store(known_formulas.found(feed.examples.crystals), out)
+                training_labels.store(feed.labels, out)
         return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
 
 

@@ -11,9 +11,10 @@ sentences), and translation, permutation and digits do not change them. So rows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,7 @@ class Feed:
 
     examples: Examples  #: numpy arrays of the whole set
     ids: Sequence[str]  #: what the set calls its crystals
+    labels: Sequence[Mapping[str, Any]]  #: what prompts may state of each
     writer: Writer
     row_length: int
     rows_per_batch: int
@@ -101,7 +103,7 @@ class Feed:
                 f"set data.tokens_per_row to {longest[worst]} or more, or prepare with fewer --max-atoms"
             )
         slots = min(row_length // int(shortest.min()), math.ceil(SPARE_SLOTS * row_length / shortest.mean()))
-        return cls(examples, crystals.ids, writer, row_length, rows_per_batch, slots, seed)
+        return cls(examples, crystals.ids, labels, writer, row_length, rows_per_batch, slots, seed)
 
     def key(self, epoch: int) -> PRNGKeyArray:
         """The key of all draws of an epoch; with a crystal's index it decides how that crystal is written."""

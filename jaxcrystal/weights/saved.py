@@ -8,7 +8,8 @@
     DIR/tokenizer.json       byte-level BPE
     DIR/checkpoints/STEP/    written by Orbax; the item `weights` is {"params": ...}, or only {"lora": ...} on a base
     DIR/config.json          instead, in what `export --format hf` wrote: Hugging Face's files of the whole model
-    DIR/recipe.yaml, num_atoms.json, formulas.txt    of a training run: what its texts stated and its crystals were
+    DIR/recipe.yaml          of a training run: what its texts stated;
+    DIR/num_atoms.json, formulas.txt, labels.parquet    and what its crystals were
 
 DIR is a folder, or `gs://BUCKET/FOLDER` (`jaxcrystal.paths`). `base` is the model directory whose parameters the
 adapters belong to, as a path relative to DIR, so that the two can be moved together; absolute where only one of them
@@ -43,7 +44,7 @@ from jaxcrystal.config import (
     from_dict,
     to_dict,
 )
-from jaxcrystal.crystals import known_formulas, num_atoms
+from jaxcrystal.crystals import known_formulas, num_atoms, training_labels
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
@@ -53,7 +54,7 @@ from jaxcrystal.weights.checkpoint_map import open_checkpoint
 from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, CHECKPOINTS, HF_CONFIG = "model.json", "checkpoints", "config.json"
-OF_TRAINING = ("recipe.yaml", num_atoms.FILE, known_formulas.FILE)
+OF_TRAINING = ("recipe.yaml", num_atoms.FILE, known_formulas.FILE, training_labels.FILE)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
+from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, Range
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.symmetry.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.symmetry.grammar import DECIMALS, Grammar
@@ -58,7 +59,8 @@ class Symmetry:
 
     def implied(self, attribute: str, value: Any) -> dict[str, Any]:
         if attribute == "spacegroup.number":
-            return {"space_groups": (int(value),)}
+            low, high = (value.low, value.high) if isinstance(value, Range) else (value, value)
+            return {"space_groups": tuple(number for number in GROUPS if low <= number <= high)}
         known = BY_ATTRIBUTE[attribute].implied
         return {} if known is None else known(value)
 
