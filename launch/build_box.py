@@ -135,7 +135,7 @@ CARD = """# {name}
 A language model of {weights:.2f} million weights that writes crystals by their space group and free parameters
 (docs/symmetry.md), from random weights on `mp20`: MP-20's training set, of which the copy that it saw has 27,108 of
 27,136 rows. {epochs:.1f} epochs ({steps:,} steps) on two CPU cores. `recipe.yaml` is all of it;
-`formulas.txt` and `num_atoms.json` say what it has seen.
+`formulas.txt`, `num_atoms.json` and `labels.parquet` say what it has seen.
 
 Of {samples:,} attempts at the defaults of `jaxcrystal sample` (seed 0), judged by {potential} and {hull}, with 95 %
 intervals: {shares}.

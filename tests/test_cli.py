@@ -113,6 +113,8 @@ OPTIONS = [
     ("sample", ["--cache-dtype", "int8"], {"cache_dtype": "int8"}),
     ("evaluate", ["--out", "x"], {"out": Path("x")}),
     ("evaluate", ["--train", "t"], {"train": "t"}),
+    ("evaluate", ["--unconditional", "u"], {"unconditional": "u"}),
+    ("evaluate", ["--symprec", "0.01"], {"symprec": 0.01}),
     ("evaluate", ["--nearest"], {"nearest": True}),
     ("evaluate", ["--truth", "t"], {"truth": "t"}),
     ("evaluate", ["--reference", "r"], {"reference": "r"}),

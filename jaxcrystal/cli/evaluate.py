@@ -38,6 +38,12 @@ def add(verb: Callable) -> None:
         "--reference", metavar="FILE", help="crystals to compare with: adds coverage and distributions"
     )
     command.add_argument(
+        "--unconditional",
+        metavar="DIR",
+        help="what evaluate wrote of crystals for which nothing was asked: adds how many of these meet what was asked "
+        "for SAMPLES",
+    )
+    command.add_argument(
         "--protocol",
         default="cdvae",
         metavar="P",
@@ -62,6 +68,7 @@ def add(verb: Callable) -> None:
     options.add_labels(command, "--hull-labels")
     command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
+    command.add_argument("--symprec", type=float, default=0.1, metavar="X", help="Å, of space groups (0.1)")
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
     where = command.add_mutually_exclusive_group()
     where.add_argument(
@@ -81,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         nearest=args.nearest,
         truth=args.truth,
         reference=args.reference,
+        unconditional=args.unconditional,
         protocol=args.protocol,
         cutoffs=args.cutoffs,
         potential=args.potential,
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         hull_labels=args.hull_labels,
         fmax=args.fmax,
         max_steps=args.max_steps,
+        symprec=args.symprec,
         limit=args.limit,
         workers=args.dask or args.workers,
     )

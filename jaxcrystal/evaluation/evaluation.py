@@ -12,14 +12,16 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.symmetry import SYMPREC, space_group
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluation import results
+from jaxcrystal.evaluation import conditions, results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
@@ -30,7 +32,7 @@ from jaxcrystal.evaluation.table import Provenance, describe
 from jaxcrystal.reader.inputs import Input, count, name_as_text, require_crystals
 from jaxcrystal.reader.reading import crystal_from_cif, read
 from jaxcrystal.reader.rows import Rows
-from jaxcrystal.workers import Workers
+from jaxcrystal.workers import Workers, each
 
 if TYPE_CHECKING:
     from jaxcrystal.hull.hull import Hull
@@ -47,6 +49,7 @@ def evaluate(
     nearest: bool = False,
     truth: str | Path | None = None,
     reference: str | Path | None = None,
+    unconditional: str | Path | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: str | None = None,
@@ -55,6 +58,7 @@ def evaluate(
     hull_labels: str = "relaxed",
     fmax: float = 0.1,
     max_steps: int = 500,
+    symprec: float = SYMPREC,
     workers: Workers | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -66,10 +70,13 @@ def evaluate(
     - `truth`: the true crystals, of which the samples are predictions, paired by the ids of both files, or by row where
       neither has ids; adds match rate and RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
+    - `unconditional`: the folder of an evaluation of crystals for which nothing was asked; adds how many of these meet
+      what was asked of the samples.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. One file that `jaxcrystal hull build` wrote; or, with
       `references` (elemental reference entries), one table of formation energies on their scale; or sets of crystals,
       which the potential itself labels, `relaxed` or by a `single-point` (`hull_labels`).
+    - `symprec`: in Å, within which space groups are found.
     - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
       which then dies of whatever crystal kills it.
 
@@ -80,6 +87,7 @@ def evaluate(
     """
     convention = protocol_named(protocol)
     coverage_cutoffs(cutoffs)
+    unasked = None if unconditional is None else results.read(Path(unconditional))
     hull = [hull] if isinstance(hull, str | Path) else list(hull)
     if hull and potential is None:
         raise UserError(
@@ -105,7 +113,7 @@ def evaluate(
         raise UserError("hull labels need a hull: they say how the potential labels its crystals")
 
     samples = read(samples_path, workers=workers, limit=limit)
-    versions = _programs() | {"samples": _fingerprint(samples)}
+    versions = _programs() | {"samples": _fingerprint(samples), "space groups": f"within {symprec:g} Å"}
     inputs = {"samples": count(samples)}
     # Every input is read before hours of relaxation begin: one of them may be refused.
     true = known = others = None
@@ -122,7 +130,7 @@ def evaluate(
         others = read(reference, workers=workers)
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
-    table = describe(samples.rows, convention, workers=workers)
+    table = describe(samples.rows, convention, symprec=symprec, workers=workers)
     if true is not None:
         table = _with_truth(table, samples, true, truths, convention, workers)
     sound = [s.crystal if ok else None for s, ok in zip(samples.rows, table["structural_valid"], strict=True)]
@@ -152,6 +160,9 @@ def evaluate(
         table = _with_stability(table, rows, placed=phases is not None)
         relaxed = [None if pd.isna(cif) else crystal_from_cif(cif) for cif in table["relaxed_cif"]]
         table = _with_likeness(table, relaxed, known, "_relaxed")
+        find = partial(_group, symprec=symprec)
+        groups = each(find, relaxed, workers, label="space groups", lost=lambda crystal, why: None)
+        table = table.assign(spacegroup_relaxed=pd.array(groups, dtype="Int64"))
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
         if judge.check.unchecked:
             versions["potential not checked"] = f"for {', '.join(judge.check.unchecked)}"
@@ -175,8 +186,13 @@ def evaluate(
         compared = with_nearest(compared, theirs, own, table["id"], "generated")
 
     provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
-    metrics = metrics_from_table(table, provenance, compared)
-    results.write(out, table, metrics, provenance, reference=compared, known=None if train is None else known.rows)
+    base = None
+    if unasked is not None:
+        base = conditions.comparable(unasked, table, versions)
+        versions["unconditional"] = unasked.metrics["versions"]["samples"]
+    metrics = metrics_from_table(table, provenance, compared, base)
+    rows_known = None if known is None else known.rows
+    results.write(out, table, metrics, provenance, reference=compared, known=rows_known, unconditional=base)
     return metrics
 
 
@@ -203,6 +219,7 @@ def summary(metrics: dict[str, Any]) -> str:
             f"  {none:>6} of {counts['placed']} placed where the hull knows no phase of their elements together"
         )
         lines.append(f"  {few:>6} where it knows fewer than {FEW}")
+    lines += [f"  {n:>6} asked for {name}, which nothing judged" for name, n in counts.get("not_judged", {}).items()]
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
         if (counted.left_out and role != "samples") or counted.unread:
@@ -289,6 +306,10 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
     measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
     found = found.astype(dict.fromkeys(measures, "float64") | dict.fromkeys(["steps", *numbers], "Int64"))
     return table.join(found if placed else found.drop(columns=[*of_hull, *numbers]))
+
+
+def _group(crystal: Crystal | None, symprec: float) -> int | None:
+    return None if crystal is None else space_group(crystal, symprec)
 
 
 def _programs() -> dict[str, str]:

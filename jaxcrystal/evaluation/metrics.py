@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.evaluation import coverage
+from jaxcrystal.evaluation import conditions, coverage
 from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
 from jaxcrystal.evaluation.prediction import prediction
 from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
@@ -29,13 +30,17 @@ FEW = 3
 
 
 def metrics_from_table(
-    table: pd.DataFrame, provenance: Provenance, reference: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    provenance: Provenance,
+    reference: pd.DataFrame | None = None,
+    unconditional: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The contents of `metrics.json` (DESIGN.md's contract); energies in eV/atom, RMSD in Å, densities in g/cm³.
 
-    `reference` is the table of `reference.parquet`, if there is one. A rate is over all attempts. So are those of
-    `validity` where a protocol leaves out what is no crystal at all; `_of_constructed` is without those. What
-    `coverage.py` counts has the protocol's own denominator, and is counted over all rows too, as `_of_all`.
+    `reference` is the table of `reference.parquet`, `unconditional` that of `unconditional.parquet`, if there are any.
+    A rate is over all attempts. So are those of `validity` where a protocol leaves out what is no crystal at all;
+    `_of_constructed` is without those. What `coverage.py` counts has the protocol's own denominator, and is counted
+    over all rows too, as `_of_all`. What was asked for is counted by `conditions.py`.
 
     Uniqueness, novelty and S.U.N. are of the relaxed crystals where crystals were relaxed, as the field has it (Zeni et
     al., Nature 639, 624, 2025); one that did not relax is neither unique nor novel. What they are before the
@@ -103,7 +108,9 @@ def metrics_from_table(
             valid_ones = int(masks[name].sum())
             flat[f"{name}_of_constructed"] = valid_ones / counts["constructed"]
             intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
-    for numbers, ranges in _compared(table, reference, provenance):
+    if without := conditions.unjudged(table):
+        counts["not_judged"] = without
+    for numbers, ranges in chain(_compared(table, reference, provenance), conditions.met(table, unconditional)):
         flat, intervals = flat | numbers, intervals | ranges
     if "truth_displacement" in table:
         counts["no_match"] = _tally(table["no_match_because"][table["truth_displacement"].isna()])

@@ -3,6 +3,7 @@
 structures.parquet   one row an attempt (`table.py`)
 metrics.json         sums over that table (`metrics.py`)
 reference.parquet    one row a reference crystal; only with a reference
+unconditional.parquet    crystals for which nothing was asked, one row each: what base rates are of; only with such
 training.parquet     ids and CIFs of the training crystals that attempts match or are nearest to; only with a
                      training set (older versions did not write it)
 """
@@ -60,18 +61,23 @@ def write(
     *,
     reference: pd.DataFrame | None = None,
     known: Sequence[Row] | None = None,
+    unconditional: pd.DataFrame | None = None,
 ) -> None:
     """Writes the files to the folder `out`, and removes those of an earlier evaluation that this one does not have.
 
     - `reference`: the table of reference crystals.
+    - `unconditional`: the table of crystals for which nothing was asked.
     - `known`: the training set, of which the crystals that attempts match or are nearest to are kept.
     """
     write_table(table, provenance, out / "structures.parquet")
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in ("reference.parquet", "training.parquet"):
+    for name in ("reference.parquet", "training.parquet", "unconditional.parquet"):
         (out / name).unlink(missing_ok=True)
     if reference is not None:
         write_table(reference, provenance, out / "reference.parquet")
+    if unconditional is not None:
+        kept = unconditional.drop(columns=[name for name in ("cif", "relaxed_cif") if name in unconditional])
+        write_table(kept, provenance, out / "unconditional.parquet")
     if known is not None:
         wanted = set(nearest_training(table))
         rows = {s.id: s.crystal.to_cif() for s in known if s.id in wanted and s.crystal is not None}

@@ -1,11 +1,12 @@
 """The table of attempts, `structures.parquet`: one row for every sample, whatever became of it.
 
-Later steps of the evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth
-`truth_displacement`, `no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome), what
-`stability.py` finds, and of the relaxed crystals `group_relaxed`, `unique_relaxed`, `novel_relaxed`,
-`known_as_relaxed`; with a reference, or fingerprints of the training set, distances to the nearest of it and which one
-is most like the crystal, `reference_nearest`, `train_nearest` (`coverage.py`). `reference.parquet`, one row a reference
-crystal, has the same of the generated ones. Every published number is a sum over these rows.
+Of a ledger in which something was asked it has `asked` and `forced` too (`conditions.py`). Later steps of the
+evaluation add columns: `group`, `unique`; with a training set `novel`, `known_as`; with the truth `truth_displacement`,
+`no_match_because`, `truth_valid`; with a potential `relaxation` (its outcome), what `stability.py` finds, and of the
+relaxed crystals `group_relaxed`, `unique_relaxed`, `novel_relaxed`, `known_as_relaxed`, `spacegroup_relaxed`; with a
+reference, or fingerprints of the training set, distances to the nearest of it and which one is most like the crystal,
+`reference_nearest`, `train_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the same of
+the generated ones. Every published number is a sum over these rows.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcrystal.crystals.crystal import reduced_composition
-from jaxcrystal.crystals.symmetry import space_group
+from jaxcrystal.crystals.symmetry import SYMPREC, space_group
 from jaxcrystal.evaluation.protocols import Protocol
 from jaxcrystal.evaluation.validity import compositional, structural
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.rows import Row
+from jaxcrystal.reader.sources import WISHES
 from jaxcrystal.workers import Lost, Workers, each
 
 _METADATA = b"jaxcrystal"
@@ -46,7 +48,7 @@ class Attempt:
     chemical_system: str | None = None  #: element symbols, sorted, joined by `-`
     num_elements: int | None = None  #: distinct ones
     num_atoms: int | None = None  #: in the cell as sampled
-    spacegroup: int | None = None  #: within 0.1 Å; None also where none is found
+    spacegroup: int | None = None  #: None also where none is found
     a: float | None = None  #: lengths in Å
     b: float | None = None
     c: float | None = None
@@ -72,12 +74,21 @@ class Provenance:
 
 
 def describe(
-    samples: Sequence[Row], protocol: Protocol, *, symmetry: bool = True, workers: Workers | None = None
+    samples: Sequence[Row],
+    protocol: Protocol,
+    *,
+    symmetry: bool = True,
+    symprec: float = SYMPREC,
+    workers: Workers | None = None,
 ) -> pd.DataFrame:
-    """The columns of `Attempt`; without `symmetry` space groups, the slowest part of it, stay unknown."""
-    one = partial(_describe, protocol=protocol, symmetry=symmetry)
+    """The columns of `Attempt`, and of what was asked, where something was; without `symmetry` space groups (within
+    `symprec` Å), the slowest part of it, stay unknown."""
+    one = partial(_describe, protocol=protocol, symprec=symprec if symmetry else None)
     rows = each(one, samples, workers, label="validity", lost=_lost)
     table = pd.DataFrame([asdict(row) for row in rows])
+    wishes = {name: [str(sample.labels.get(name, "")) for sample in samples] for name in WISHES}
+    if any(text not in ("", "{}") for text in wishes["asked"]):
+        table = table.assign(**wishes)
     whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
     measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
     return table.astype(whole | measures)
@@ -87,7 +98,7 @@ def _lost(sample: Row, why: Lost) -> Attempt:
     return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
 
 
-def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
+def _describe(sample: Row, protocol: Protocol, symprec: float | None) -> Attempt:
     notes = "; ".join(sample.notes)
     if sample.crystal is None:
         return Attempt(sample.id, sample.row, sample.outcome, sample.reason, notes=notes, cif=sample.cif)
@@ -106,7 +117,7 @@ def _describe(sample: Row, protocol: Protocol, symmetry: bool) -> Attempt:
         chemical_system=structure.composition.chemical_system,
         num_elements=len(set(sample.crystal.symbols)),
         num_atoms=len(structure),
-        spacegroup=space_group(sample.crystal) if symmetry and shape.valid else None,
+        spacegroup=space_group(sample.crystal, symprec) if symprec is not None and shape.valid else None,
         **dict(zip("abc", map(float, sample.crystal.lengths), strict=True)),
         **dict(zip(("alpha", "beta", "gamma"), map(float, sample.crystal.angles), strict=True)),
         volume=float(structure.volume),

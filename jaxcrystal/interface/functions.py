@@ -170,6 +170,7 @@ def evaluate(
     nearest: bool = False,
     truth: Source | None = None,
     reference: Source | None = None,
+    unconditional: Place | Evaluation | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: Place | None = None,
@@ -178,6 +179,7 @@ def evaluate(
     hull_labels: Literal["relaxed", "single-point"] = "relaxed",
     fmax: float = 0.1,
     max_steps: int = 500,
+    symprec: float = 0.1,
     limit: int | None = None,
     workers: int | str = 0,
 ) -> Evaluation:
@@ -189,12 +191,15 @@ def evaluate(
     - `nearest`: of each attempt the training crystal most like it; minutes for tens of thousands of them, once.
     - `truth`: the true crystals that `samples` predict, by ids, or in order if neither has ids; adds match rate, RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
+    - `unconditional`: an evaluation of crystals for which nothing was asked, or its folder; adds which share of these
+      meets what was asked for the samples, as a base rate.
     - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. `mp`, the package's; what `jaxcrystal hull build`
       wrote; crystals, which the potential labels (`hull_labels`); or, with `references` (elemental reference entries),
       a table of formula and formation_energy_per_atom in eV/atom.
+    - `symprec`: in Å, within which space groups are found.
     - `limit`: only the first so many attempts.
 
     With none of train, truth, reference, potential and hull, attempts of a model that comes with the package are
@@ -230,6 +235,7 @@ def evaluate(
             nearest=nearest,
             truth=given(truth, "truth"),
             reference=given(reference, "reference"),
+            unconditional=unconditional.out if isinstance(unconditional, Evaluation) else unconditional,
             protocol=protocol,
             cutoffs=cutoffs,
             potential=None if potential is None else str(potential),
@@ -238,6 +244,7 @@ def evaluate(
             hull_labels=hull_labels,
             fmax=fmax,
             max_steps=max_steps,
+            symprec=symprec,
             limit=limit,
             workers=pool,
         )

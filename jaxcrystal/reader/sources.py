@@ -50,6 +50,7 @@ KINDS = (
 
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
+WISHES = ("asked", "forced")  #: of a ledger: what was asked of each attempt, and what the grammar saw to, as JSON
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
 _OPTIMADE_BESIDE = ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
@@ -304,7 +305,8 @@ def _table(
             continue
         values = dict(zip(plain, row, strict=False))
         name = "/".join(map(_as_id, (values[part] for part in ids))) if ids else ""
-        stated = {label: values[label] for label in ATTRIBUTES if str(values.get(label)).strip().lower() not in _EMPTY}
+        labels = (*ATTRIBUTES, *WISHES) if ledger else ATTRIBUTES
+        stated = {label: values[label] for label in labels if str(values.get(label)).strip().lower() not in _EMPTY}
         notes = ("empty fields behind the last column were dropped",) if row[-1] else ()
         record = {"id": name or str(number), "row": number, "labels": stated, "notes": notes}
         status = values["status"] if ledger else None

@@ -46,6 +46,7 @@ SECTIONS = {
     "distribution": "Distributions beside the reference's",
     "diversity": "Diversity",
     "prediction": "Structure prediction",
+    "conditions": "What was asked for",
 }
 
 _KNOWN = [
@@ -80,6 +81,13 @@ _KNOWN = [
     Quantity("prediction.match_rate", "Match rate", "predictions that are the true crystal", headline=True),
     Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
 ]
+
+#: Of what was asked for, by the end of its name.
+_ASKED = {
+    "met_rate": "attempts that meet it, by the prompt alone",
+    "forced_rate": "attempts that meet it: the grammar saw to it, so that it says nothing of the model",
+    "base_rate": "crystals for which nothing was asked that would meet it",
+}
 
 #: Ends of names of numbers that are there a second time, with another denominator or of other crystals.
 _SUFFIXES = {
@@ -122,6 +130,10 @@ def _quantity(name: str) -> tuple[str, Quantity]:
         base = known.get(name.removesuffix(suffix))
         if name.endswith(suffix) and base is not None:
             return base.name, replace(base, name=name, title=f"{base.title}, {short}", meaning=meaning, headline=False)
+    if name.startswith("conditions."):
+        _, group, what, how = name.split(".")
+        title = f"{what.replace('_', ' ')}, where {group.replace('+', ', ').replace('_', ' ')} was asked"
+        return name, Quantity(name, title, _ASKED[how])
     return name, known.get(name) or Quantity(name, name, unit="%" if name.endswith("rate") else "")
 
 
