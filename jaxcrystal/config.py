@@ -112,6 +112,30 @@ def _problem(hint: Any, value: Any) -> str | None:
 
 
 @dataclass(frozen=True)
+class Property(Settings):
+    """A label of one's own (`jaxcrystal prepare --labels`) that prompts may state, as a sentence and its value."""
+
+    name: str  #: the column's
+    decimals: Annotated[int, Bounds(0, 6)] | None = 2  #: of a number; null: it is text
+    subject: str | None = None  #: how its sentence begins; null: "The NAME is", underscores as spaces
+    unit: str = ""  #: for help and reports; no sentence states it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name.strip() or set(self.name) & set("=,\n"):
+            raise SettingError("name", f"is {self.name!r}; it must be a column's name, without `=` and `,`")
+        if self.name in (*ATTRIBUTES, "num_atoms"):
+            raise SettingError("name", f"is {self.name!r}, which prompts state anyway; rename the column")
+        if not self.sentence[:1].isalpha() or "\n" in self.sentence:
+            raise SettingError("subject", f"is {self.subject!r}; it must be words, such as `The bulk modulus is`")
+
+    @property
+    def sentence(self) -> str:
+        """How it begins."""
+        return f"The {self.name.replace('_', ' ')} is" if self.subject is None else self.subject
+
+
+@dataclass(frozen=True)
 class TextFormat(Settings):
     """How a crystal is written as text (arXiv 2402.04379, figure 2)."""
 
@@ -120,6 +144,20 @@ class TextFormat(Settings):
     angle_decimals: Annotated[int, Bounds(0, 2)] = 0  #: decimals of α, β, γ in degrees
     paper_compat: bool = False  #: the original's quirks: angles truncated, a coordinate may read 1.00
     form: Literal["p1", "symmetry"] = "p1"  #: all atoms, as the paper has it; or space group and free parameters
+    properties: tuple[Property, ...] = ()  #: labels of one's own that prompts may state
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [each.name for each in self.properties]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise SettingError("properties", f"has {twice[0]!r} twice")
+        if self.properties and self.paper_compat:
+            raise SettingError("properties", "go beyond what the paper's code writes: leave paper_compat out")
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """All that prompts may state, in the order of tables."""
+        return (*ATTRIBUTES, *(each.name for each in self.properties))
 
 
 @dataclass(frozen=True)
@@ -130,7 +168,7 @@ class Augment(Settings):
     permute: bool = False  #: shuffle the order of the atoms
     descriptions: bool = False  #: of the symmetry form: any description, and any origin where it is free
     infill: Share = 0.34  #: probability of the infilling task instead of generation
-    attributes: tuple[Attribute, ...] = ATTRIBUTES  #: labels that a generation prompt may state
+    attributes: tuple[Attribute, ...] = ATTRIBUTES  #: labels that a generation prompt may state, beside one's own
     attribute_probability: Share = 0.5  #: each known label is stated with this probability, independently
     loss_on: Literal["all", "response"] = "all"  #: tokens that the loss counts: with the prompt, or without
 

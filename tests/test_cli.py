@@ -60,6 +60,7 @@ OPTIONS = [
     ("prepare", ["--max-atoms", "0"], {"max_atoms": None}),
     ("prepare", ["--symprec", "0.01"], {"symprec": 0.01}),
     ("prepare", ["--workers", "31"], {"workers": 31}),
+    ("prepare", ["--labels", "x"], {"labels": Path("x")}),
     ("convert", ["--out", "x"], {"out": Path("x")}),
     ("convert", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
     ("convert", ["--base", "x"], {"base": Path("x")}),
@@ -230,7 +231,8 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions")}
+    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
+    tested |= {("evaluate", "--judge")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }

@@ -69,6 +69,13 @@ def add(verb: Callable) -> None:
     command.add_argument("--fmax", type=float, default=0.1, metavar="F", help="relax until forces are below, eV/Å")
     command.add_argument("--max-steps", type=int, default=500, metavar="N", help="of one relaxation")
     command.add_argument("--symprec", type=float, default=0.1, metavar="X", help="Å, of space groups (0.1)")
+    command.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE:FUNCTION",
+        help="of a property of one's own: a Python function from a pymatgen Structure; MODULE may be FILE.py",
+    )
     command.add_argument("--limit", type=int, metavar="N", help="only the first N attempts")
     where = command.add_mutually_exclusive_group()
     where.add_argument(
@@ -80,6 +87,7 @@ def add(verb: Callable) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates, and prints the rates."""
     import jaxcrystal
+    from jaxcrystal.evaluation.own_judges import load
 
     found = jaxcrystal.evaluate(
         args.samples,
@@ -98,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
         fmax=args.fmax,
         max_steps=args.max_steps,
         symprec=args.symprec,
+        judges=dict(map(load, args.judge)),
         limit=args.limit,
         workers=args.dask or args.workers,
     )

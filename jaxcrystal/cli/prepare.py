@@ -27,6 +27,12 @@ def add(verb: Callable) -> None:
     command.add_argument("--no-niggli", dest="niggli", action="store_false", help="keep the cells as they are")
     command.add_argument("--max-atoms", type=int, default=20, metavar="N", help="leave larger cells out; 0: none")
     command.add_argument("--symprec", type=float, default=0.1, metavar="X", help="Å, how far from symmetric (0.1)")
+    command.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="CSV or parquet of labels of one's own, joined to the crystals by a column of ids (material_id)",
+    )
     command.add_argument("--workers", type=int, default=options.cores(), metavar="N", help="processes")
 
 
@@ -36,7 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
     most = args.max_atoms or None
     report = jaxcrystal.prepare(
-        args.inputs, args.out, niggli=args.niggli, max_atoms=most, symprec=args.symprec, workers=args.workers
+        args.inputs,
+        args.out,
+        niggli=args.niggli,
+        max_atoms=most,
+        symprec=args.symprec,
+        labels=args.labels,
+        workers=args.workers,
     )
     print(report)
     return 0 if all(part.kept for part in report.parts) else 1

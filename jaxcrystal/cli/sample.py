@@ -6,10 +6,11 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxcrystal.cli import options
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, CONDITIONS
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, CONDITIONS, Properties, condition
 
 
 def add(verb: Callable) -> None:
@@ -54,11 +55,19 @@ def add(verb: Callable) -> None:
     for each in CONDITIONS:
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
     conditions.add_argument(
+        "--property",
+        action="append",
+        default=[],
+        metavar="NAME=X",
+        help="a property of the model's own, or a range of it as NAME=1:2",
+    )
+    conditions.add_argument(
         "--conditions",
         type=Path,
         metavar="FILE",
         help="instead: a CSV, each of whose rows is a prompt with --num attempts of its own; columns are "
-        + ", ".join(BY_ATTRIBUTE),
+        + ", ".join(BY_ATTRIBUTE)
+        + ", and the model's own",
     )
     conditions.add_argument(
         "--guidance",
@@ -131,16 +140,30 @@ def add(verb: Callable) -> None:
     options.add_hosts(command)
 
 
+def _property(typed: str, properties: Properties) -> tuple[str, Any]:
+    """Name and value of what was typed. Raises UserError for a property that the model does not have."""
+    name, separator, value = typed.partition("=")
+    if not separator:
+        raise UserError(f"--property {typed}: write NAME=VALUE, or NAME=LOW:HIGH")
+    own = [each.name for each in properties]
+    if name not in own:
+        raise UserError(f"--property {typed}: the model has {', '.join(own) or 'none'}")
+    return name, condition(name, properties).read(value)
+
+
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how the attempts ended."""
     from jaxcrystal import hosts
     from jaxcrystal.mesh import copies_mesh
-    from jaxcrystal.sampling.conditions import read
+    from jaxcrystal.sampling.conditions import Trained, read
     from jaxcrystal.sampling.sampling import sample
     from jaxcrystal.texts.constraints import Constraints
+    from jaxcrystal.weights.saved import model_directory
 
+    properties = Trained.read(model_directory(args.model)).text.properties
     flags = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
     flags = {name: value for name, value in flags.items() if value is not None}
+    flags |= dict(_property(typed, properties) for typed in args.property)
     if flags and args.conditions is not None:
         raise UserError("conditions come from --conditions or from the other options, not from both")
     constraints = {
@@ -159,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
         base=args.base,
         num_valid=args.num_valid,
         resample=args.resample,
-        conditions=flags if args.conditions is None else read(args.conditions),
+        conditions=flags if args.conditions is None else read(args.conditions, properties),
         num_atoms=args.num_atoms,
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),
         grammar=args.grammar,

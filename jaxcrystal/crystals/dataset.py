@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcrystal import box
-from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals import packed
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, ELEMENTS, Crystal, CrystalBatch
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
@@ -71,6 +70,9 @@ SYMMETRY = pa.schema(
     ]
 )
 
+#: What a label of one's own may be.
+OWN_TYPES = (pa.float64(), pa.string())
+
 #: The key of the file's metadata under which `store` notes where the rows came from, as JSON.
 PROVENANCE = b"jaxcrystal"
 
@@ -84,7 +86,7 @@ class CrystalSet:
 
     ids: tuple[str, ...]
     batch: CrystalBatch  #: numpy arrays of all crystals, `[len(self), ...]`, padded to the largest
-    labels: pa.Table  #: columns of `LABELS`, one row a crystal, null where not known
+    labels: pa.Table  #: columns of `LABELS`, and of one's own; one row a crystal, null where not known
     #: All crystals by their symmetry. Raises UserError where a file does not hold it, or a crystal has none.
     symmetric: Callable[[], SymmetricBatch] = field(default=lambda: _unknown(), compare=False)
     canonical: bool = False  #: whether that has the canonical description of each alone
@@ -103,8 +105,9 @@ class CrystalSet:
         return self.batch.crystal(index)
 
     def attributes(self, index: int) -> dict[str, Any]:
-        """What is known of one row, in the order of `config.ATTRIBUTES`: str, list[str], int or float by name."""
-        values = {name: self.labels[name][index].as_py() for name in ATTRIBUTES}
+        """What is known of one row: `config.ATTRIBUTES` in their order, then one's own; str, list[str], int or float by
+        name."""
+        values = {name: self.labels[name][index].as_py() for name in self.labels.column_names}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
@@ -114,7 +117,10 @@ class CrystalSet:
         """From crystals one by one; `attributes[i]` holds what is known of `crystals[i]`."""
         if not len(ids) == len(crystals) == len(attributes):
             raise UserError(f"{len(crystals)} crystals with {len(ids)} ids and {len(attributes)} sets of attributes")
-        labels = pa.Table.from_pylist([dict(known) for known in attributes], schema=LABELS)
+        own = {name: value for known in attributes for name, value in known.items() if name not in LABELS.names}
+        types = [(name, pa.string() if isinstance(value, str) else pa.float64()) for name, value in own.items()]
+        schema = pa.schema([*LABELS, *map(pa.field, *zip(*types, strict=True))] if types else LABELS)
+        labels = pa.Table.from_pylist([dict(known) for known in attributes], schema=schema)
         looking = partial(SymmetricBatch.found, crystals, ids)
         return cls(tuple(ids), CrystalBatch.from_crystals(crystals), labels, looking)
 
@@ -155,9 +161,11 @@ def store(
     ]
     schema = SCHEMA
     if symmetries is not None:
-        schema = pa.schema([*SCHEMA, *SYMMETRY])
+        schema = pa.schema([*schema, *SYMMETRY])
         found = pa.Table.from_pylist([_row(one) for one in symmetries], schema=SYMMETRY)
         columns += [found[name] for name in SYMMETRY.names]
+    own = [field for field in crystals.labels.schema if field.name not in LABELS.names]
+    schema, columns = pa.schema([*schema, *own]), [*columns, *(crystals.labels[field.name] for field in own)]
     schema = schema.with_metadata({PROVENANCE: json.dumps(provenance)})
     with written_whole(path) as unfinished, unfinished.open("wb") as file:  # pyarrow takes no path that is not UTF-8
         pq.write_table(pa.table(columns, schema=schema), file)
@@ -189,8 +197,11 @@ def load(path: str | Path) -> CrystalSet:
         if found != column.type:
             raise UserError(f"{path}: column {column.name!r} holds {found}, expected {column.type}; {_remedy(path)}")
     looking = partial(_symmetric, table, path)
-    table = table.select(SCHEMA.names).combine_chunks()
-    return CrystalSet(tuple(table["material_id"].to_pylist()), _batch(table, path), table.select(LABELS.names), looking)
+    ours = {*SCHEMA.names, *SYMMETRY.names}
+    own = [field.name for field in table.schema if field.name not in ours and field.type in OWN_TYPES]
+    table = table.select([*SCHEMA.names, *own]).combine_chunks()
+    labels = table.select([*LABELS.names, *own])
+    return CrystalSet(tuple(table["material_id"].to_pylist()), _batch(table, path), labels, looking)
 
 
 def _row(found: Symmetrized | None) -> dict[str, Any]:

@@ -17,15 +17,22 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath, reaching, write
 
 FILE = "labels.parquet"  #: of a model directory: a row a crystal, NaN where a number is not known
-DECIMALS = 4  #: that a prompt has of them
+DECIMALS, OWN_DECIMALS = 4, 6  #: that a prompt has of them, and at most of one's own
 NUMBERS = tuple(field.name for field in LABELS if pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
 
 Labels = Mapping[str, Float64[np.ndarray, "crystals"]]
 
 
 def store(stated: Sequence[Mapping[str, Any]], model_dir: AnyPath) -> None:
-    """Writes what prompts may state of each crystal beside a model. Raises UserError if the place cannot be written."""
-    columns = {name: np.round([float(known.get(name, np.nan)) for known in stated], DECIMALS) + 0.0 for name in NUMBERS}
+    """Writes the numbers that prompts may state of each crystal beside a model, those of one's own properties too.
+
+    Raises UserError if the place cannot be written.
+    """
+    own = {name for known in stated for name, value in known.items() if isinstance(value, float)} - {*NUMBERS}
+    columns = {}
+    for name in (*NUMBERS, *sorted(own)):
+        values = np.array([known.get(name, np.nan) for known in stated], np.float64)
+        columns[name] = np.round(values, OWN_DECIMALS if name in own else DECIMALS) + 0.0  # no -0
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file, compression="zstd")
     try:
@@ -40,7 +47,7 @@ def load(model_dir: AnyPath) -> Labels:
     try:
         with reaching(path):
             table = pq.read_table(io.BytesIO(path.read_bytes()))
-        return {name: table[name].to_numpy().astype(np.float64) for name in NUMBERS}
+        return {name: table[name].to_numpy().astype(np.float64) for name in (*NUMBERS, *table.column_names)}
     except FileNotFoundError:
         raise UserError(
             f"{model_dir} does not say what its training crystals were labelled: it has no {FILE}, which `train` "
@@ -52,4 +59,4 @@ def load(model_dir: AnyPath) -> Labels:
 
 def digest(labels: Labels) -> str:
     """A hash of them."""
-    return hashlib.sha256(b"".join(labels[name].tobytes() for name in NUMBERS)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(labels[name].tobytes() for name in sorted(labels))).hexdigest()[:16]

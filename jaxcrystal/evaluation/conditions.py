@@ -10,8 +10,9 @@ the same attributes were asked are a group, `formula+spacegroup`, and of each gr
     ….base_rate                                          the share of crystals for which nothing was asked that would
                                                          meet the same wishes, taken over the wishes of the group
 
-A wish for a range is met within it, one for an energy within `TOLERANCE` of it. An attempt that is no crystal meets
-nothing, nor does one that was not relaxed where that is needed. Band gaps have no judge.
+A wish for a range is met within it, one for an energy within `TOLERANCE` of it, one for a property of one's own within
+`SHARE` of it, or word for word. An attempt that is no crystal meets nothing, nor does one that was not relaxed where
+that is needed. Band gaps have no judge, and properties the one that is given (`own_judges`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from jaxtyping import Bool
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean, wilson
+from jaxcrystal.evaluation.own_judges import column
 from jaxcrystal.evaluation.results import Results
 
 TOLERANCE = 0.05  #: eV/atom, of an energy that was asked for as one value
+SHARE = 0.05  #: of a property that was asked for as one value
 
 #: What is asked for, by attribute: as these numbers call it.
 NAMES = {
@@ -62,6 +65,16 @@ def _formula(wanted: Any, table: pd.DataFrame) -> Bool[np.ndarray, "attempts"]:
 
 def _elements(wanted: Any, table: pd.DataFrame) -> Bool[np.ndarray, "attempts"]:
     return table["chemical_system"].eq("-".join(sorted(wanted))).to_numpy(bool, na_value=False)
+
+
+def _property(place: str) -> Judge:
+    def judge(wanted: Any, table: pd.DataFrame) -> Bool[np.ndarray, "attempts"]:
+        if isinstance(wanted, str):
+            return table[place].eq(wanted).to_numpy(bool, na_value=False)
+        tolerance = 0.0 if isinstance(wanted, list) else SHARE * abs(wanted)
+        return _within(place, tolerance)(wanted, table)
+
+    return judge
 
 
 #: By attribute, and the name of what is told: the column that is judged, and how. A crystal below the hull is on it, as
@@ -114,7 +127,7 @@ def met(table: pd.DataFrame, unconditional: pd.DataFrame | None = None) -> Itera
         wishes = [asked[i] for i in rows]
         everywhere = set.intersection(*(forced[i] for i in rows))
         here = _each(wishes, table.iloc[rows])
-        place = f"conditions.{'+'.join(NAMES[name] for name in attributes)}"
+        place = f"conditions.{'+'.join(map(_name, attributes))}"
         numbers: Numbers = {}
         intervals: Intervals = {}
         for (what, attribute), hits in here.items():
@@ -134,13 +147,22 @@ def unjudged(table: pd.DataFrame) -> dict[str, int]:
     for wanted in asked_of(table):
         for attribute in wanted:
             if not _told(attribute, table):
-                found[NAMES[attribute]] = found.get(NAMES[attribute], 0) + 1
+                found[_name(attribute)] = found.get(_name(attribute), 0) + 1
     return found
+
+
+def _name(attribute: str) -> str:
+    """As numbers call it; a property's own, without what parts names."""
+    return NAMES.get(attribute) or attribute.translate(str.maketrans(".+", "__"))
 
 
 def _told(attribute: str, table: pd.DataFrame) -> dict[str, Judge]:
     """What can be told of an attribute, with its judge: of columns that the table has."""
-    return {name: judge for name, (column, judge) in _JUDGES.get(attribute, {}).items() if column in table}
+    own = {
+        f"{_name(attribute)}{suffix}": (column(attribute, suffix), _property(column(attribute, suffix)))
+        for suffix in ("", "_relaxed")
+    }
+    return {name: judge for name, (place, judge) in _JUDGES.get(attribute, own).items() if place in table}
 
 
 def _each(
@@ -157,7 +179,7 @@ def _each(
             for value, rows in _same([wanted[attribute] for wanted in wishes]).items():
                 hits[rows] = judge(json.loads(value), table.iloc[rows])
             found[name, attribute] = hits
-    sampled = [hits for (name, attribute), hits in found.items() if name == NAMES[attribute]]
+    sampled = [hits for (name, attribute), hits in found.items() if name == _name(attribute)]
     return found | ({("all", None): np.logical_and.reduce(sampled)} if len(sampled) > 1 else {})
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,6 +27,7 @@ from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversit
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
 from jaxcrystal.evaluation.metrics import FEW, metrics_from_table
+from jaxcrystal.evaluation.own_judges import Judge, judged
 from jaxcrystal.evaluation.prediction import displacements, paired
 from jaxcrystal.evaluation.protocols import Protocol, coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance, describe
@@ -59,6 +61,7 @@ def evaluate(
     fmax: float = 0.1,
     max_steps: int = 500,
     symprec: float = SYMPREC,
+    judges: Mapping[str, Judge] = MappingProxyType({}),
     workers: Workers | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def evaluate(
       `references` (elemental reference entries), one table of formation energies on their scale; or sets of crystals,
       which the potential itself labels, `relaxed` or by a `single-point` (`hull_labels`).
     - `symprec`: in Å, within which space groups are found.
+    - `judges`: functions from a Structure to a property, by its name.
     - `workers`: where the work on single crystals is done (`workers.local`, `workers.dask`); None: in this process,
       which then dies of whatever crystal kills it.
 
@@ -131,6 +135,8 @@ def evaluate(
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
     table = describe(samples.rows, convention, symprec=symprec, workers=workers)
+    versions |= {f"judge of {name}": f"{fn.__module__}:{fn.__qualname__}" for name, fn in judges.items()}
+    table = judged(table, [sample.crystal for sample in samples.rows], judges)
     if true is not None:
         table = _with_truth(table, samples, true, truths, convention, workers)
     sound = [s.crystal if ok else None for s, ok in zip(samples.rows, table["structural_valid"], strict=True)]
@@ -163,6 +169,7 @@ def evaluate(
         find = partial(_group, symprec=symprec)
         groups = each(find, relaxed, workers, label="space groups", lost=lambda crystal, why: None)
         table = table.assign(spacegroup_relaxed=pd.array(groups, dtype="Int64"))
+        table = judged(table, relaxed, judges, "_relaxed")
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
         if judge.check.unchecked:
             versions["potential not checked"] = f"for {', '.join(judge.check.unchecked)}"

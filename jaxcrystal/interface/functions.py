@@ -19,7 +19,7 @@ Nothing heavy is imported before a function is called.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from ase import Atoms
-    from pymatgen.core import IStructure
+    from pymatgen.core import IStructure, Structure
 
     from jaxcrystal.config import Recipe
     from jaxcrystal.crystals.crystal import Crystal
@@ -76,6 +76,7 @@ def prepare(
     niggli: bool = True,
     max_atoms: int | None = 20,
     symprec: float = 0.1,
+    labels: Place | None = None,
     workers: int = 0,
 ) -> PrepareReport:
     """Checks crystals, reduces them to the Niggli cell, and stores them in the folder `out`, as `train` reads them.
@@ -86,6 +87,7 @@ def prepare(
     - `niggli`: whether cells are reduced.
     - `max_atoms`: larger cells are left out; None: none is.
     - `symprec`: in Å, how far a crystal may be from symmetric, to be written by its symmetry too.
+    - `labels`: a CSV or parquet file of labels of one's own, joined by ids, which a recipe may name as properties.
 
     What is left out, and why, is in the report, and in `out`. Raises UserError if an input cannot be read, two have one
     name, or `out` cannot be written.
@@ -103,7 +105,7 @@ def prepare(
         named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
         places = [replace(_rows(source, name, None), path=Path(name)) for name, source in named.items()]
     return preparing.prepare(
-        places, Path(out), niggli=niggli, max_atoms=max_atoms, symprec=symprec, workers=max(workers, 1)
+        places, Path(out), niggli=niggli, max_atoms=max_atoms, symprec=symprec, labels=labels, workers=max(workers, 1)
     )
 
 
@@ -180,6 +182,7 @@ def evaluate(
     fmax: float = 0.1,
     max_steps: int = 500,
     symprec: float = 0.1,
+    judges: Mapping[str, Callable[[Structure], Any]] | None = None,
     limit: int | None = None,
     workers: int | str = 0,
 ) -> Evaluation:
@@ -200,6 +203,8 @@ def evaluate(
       wrote; crystals, which the potential labels (`hull_labels`); or, with `references` (elemental reference entries),
       a table of formula and formation_energy_per_atom in eV/atom.
     - `symprec`: in Å, within which space groups are found.
+    - `judges`: functions from a pymatgen Structure to a property of one's own, by its name; adds its columns, and how
+      many attempts meet it where it was asked for.
     - `limit`: only the first so many attempts.
 
     With none of train, truth, reference, potential and hull, attempts of a model that comes with the package are
@@ -245,6 +250,7 @@ def evaluate(
             fmax=fmax,
             max_steps=max_steps,
             symprec=symprec,
+            judges=judges or {},
             limit=limit,
             workers=pool,
         )

@@ -79,7 +79,7 @@ class Checked:
     id: str
     crystal: Crystal
     symmetry: Symmetrized | None  #: None where no space group is found at any tolerance
-    labels: dict[str, Any]  #: by name of `config.ATTRIBUTES`; only what is known
+    labels: dict[str, Any]  #: by name of `config.ATTRIBUTES`, and one's own; only what is known
     doubts: tuple[Finding, ...]
     notes: tuple[str, ...]  #: what reading changed, or did not use
     duplicate_key: str
@@ -91,8 +91,8 @@ class _LeftOut(Exception):
         super().__init__(message)
 
 
-def check(row: Row, checks: Checks) -> Checked | Finding:
-    """The crystal of a row, or the Finding that says why it is left out."""
+def check(row: Row, checks: Checks, own: Sequence[str] = ()) -> Checked | Finding:
+    """The crystal of a row, or the Finding that says why it is left out; `own` are labels that are kept as they are."""
     if row.crystal is None:
         return Finding(row.row, row.id, str(row.outcome), row.reason)
     try:
@@ -101,6 +101,7 @@ def check(row: Row, checks: Checks) -> Checked | Finding:
             crystal = _reduced(row.crystal, checks)
             distances = _distances(crystal.to_structure())
             labels, doubts = _labels(row.labels, crystal)
+            labels |= {name: row.labels[name] for name in own if name in row.labels}
     except _LeftOut as error:
         return Finding(row.row, row.id, error.reason, error.message)
     findings = tuple(Finding(row.row, row.id, kind, message) for kind, message in doubts)

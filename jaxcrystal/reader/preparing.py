@@ -30,6 +30,7 @@ from jaxcrystal.crystals.dataset import PROTOTYPES, CrystalSet, store, written_w
 from jaxcrystal.crystals.symmetry import SYMPREC
 from jaxcrystal.errors import UserError, printable
 from jaxcrystal.reader.checks import Checked, Checks, Finding, check
+from jaxcrystal.reader.own_labels import OwnLabels
 from jaxcrystal.reader.reading import interpret
 from jaxcrystal.reader.rows import Rows, tally
 from jaxcrystal.reader.sources import Record, Source, named, open_source, stem
@@ -54,7 +55,7 @@ class PartReport:
     unread: dict[str, tuple[str, ...]]  #: what a folder holds beside, by kind
     notes: dict[str, int]  #: kept rows by what was changed to read them, or is stated and not used
     doubts: dict[str, int]  #: disbelieved labels of kept rows, by `checks.Doubt`
-    missing: dict[str, int]  #: kept rows that lack a label, by name of `config.ATTRIBUTES`
+    missing: dict[str, int]  #: kept rows that lack a label, by its name
     atoms: dict[int, int]  #: kept rows by number of atoms
     symmetry: dict[str, int]  #: kept rows by what came of looking for their space group, see `_symmetry`
     repeated_ids: dict[str, int]  #: ids of more than one kept row, with their number
@@ -105,23 +106,26 @@ def prepare(
     niggli: bool = True,
     max_atoms: int | None = 20,
     symprec: float = SYMPREC,
+    labels: str | Path | None = None,
     workers: int = 2,
 ) -> PrepareReport:
     """Writes one part an input (a path, or what was read before) to the folder `out` (two for `prototypes`).
 
     Rows are reduced to the Niggli cell if `niggli`, left out if they have more than `max_atoms` atoms, written by their
-    symmetry too, which is looked for within `symprec` (Å), and checked in `workers` processes. Raises UserError if an
-    input cannot be read, two have one name, or `out` cannot be written.
+    symmetry too, which is looked for within `symprec` (Å), and checked in `workers` processes. `labels` is a table of
+    labels of one's own (`own_labels`). Raises UserError if an input or the labels cannot be read, two inputs have one
+    name, or `out` cannot be written.
     """
     started = time.monotonic()
     checks = Checks(niggli, max_atoms, symprec)
     # Read all before writing any: a misspelt last input must not cost the work on the others.
     sides = (f"{PROTOTYPES}:train", f"{PROTOTYPES}:validation")
     origins = [one for origin in inputs for one in (sides if str(origin) == PROTOTYPES else [origin])]
+    own = None if labels is None else OwnLabels.read(labels)
     parts = [
         (printable(source.path if isinstance(origin, Rows) else origin), _part(origin, source.path), source)
         for origin in origins
-        for source in [open_source(origin)]
+        for source in [open_source(origin) if own is None else own.joined(open_source(origin))]
     ]
     for name, count in Counter(part for _, part, _ in parts).items():
         if count > 1:
@@ -129,7 +133,8 @@ def prepare(
             raise UserError(f"{same} would all be written to {out / name}.parquet; rename them or choose two folders")
     versions = {"jaxcrystal": jaxcrystal.__version__}
     versions |= {name: importlib.metadata.version(name) for name in ("ase", "gemmi", "moyopy", "pymatgen", "spglib")}
-    settings = dataclasses.asdict(checks)
+    settings = dataclasses.asdict(checks) | ({} if own is None else {"labels": str(own.path)})
+    names = () if own is None else tuple(own.columns)
     _check_writable(out)
 
     reports, left_out, doubts, notes, groups = [], [], [], [], {}
@@ -137,7 +142,7 @@ def prepare(
     with local(workers) if workers > 1 and rows >= WORTH_PROCESSES else nullcontext() as pool:
         for origin, part, source in parts:
             clock = time.monotonic()
-            outcomes = each(partial(_checked, checks=checks), source.records, pool, label=part, lost=_lost)
+            outcomes = each(partial(_checked, checks=checks, own=names), source.records, pool, label=part, lost=_lost)
             kept = [outcome for outcome in outcomes if isinstance(outcome, Checked)]
             provenance = {"source": origin, "sha256": source.sha256, "settings": settings, "versions": versions}
             _store(kept, out / f"{part}.parquet", provenance)
@@ -148,7 +153,9 @@ def prepare(
             notes += [(origin, Finding(row.row, row.id, "note", note)) for row in kept for note in row.notes]
             for row in kept:
                 groups.setdefault(row.duplicate_key, []).append(f"{part}:{row.id}")
-            reports.append(_account(origin, part, source, kept, lost, disbelieved, symprec, time.monotonic() - clock))
+            reports.append(
+                _account(origin, part, source, kept, lost, disbelieved, symprec, names, time.monotonic() - clock)
+            )
 
     duplicates = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     report = PrepareReport(tuple(reports), duplicates, settings, versions, round(time.monotonic() - started, 1))
@@ -167,8 +174,8 @@ def _part(origin: str | Path | Rows, path: Path) -> str:
     return stem(name).replace(":", "_")
 
 
-def _checked(record: Record, checks: Checks) -> Checked | Finding:
-    return check(interpret(record), checks)
+def _checked(record: Record, checks: Checks, own: Sequence[str]) -> Checked | Finding:
+    return check(interpret(record), checks, own)
 
 
 def _lost(record: Record, why: Lost) -> Finding:
@@ -192,6 +199,7 @@ def _account(
     lost: Sequence[Finding],
     doubts: Sequence[Finding],
     symprec: float,
+    own: Sequence[str],
     seconds: float,
 ) -> PartReport:
     return PartReport(
@@ -205,7 +213,7 @@ def _account(
         unread=dict(source.unread),
         notes=tally(note for row in kept for note in row.notes),
         doubts=_counted(finding.kind.value for finding in doubts),
-        missing={name: sum(name not in row.labels for row in kept) for name in ATTRIBUTES},
+        missing={name: sum(name not in row.labels for row in kept) for name in (*ATTRIBUTES, *own)},
         atoms=_counted(len(row.crystal) for row in kept),
         symmetry=_symmetry(kept, symprec),
         repeated_ids={name: n for name, n in _counted(row.id for row in kept).items() if n > 1},

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from jaxcrystal.config import ATTRIBUTES, Augment, Recipe, TextFormat, load
+from jaxcrystal.config import Augment, Recipe, TextFormat, load
 from jaxcrystal.crystals import known_formulas, training_labels
 from jaxcrystal.crystals import num_atoms as sizes
 from jaxcrystal.crystals.crystal import formula_of
@@ -28,7 +28,7 @@ from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.crystals.training_labels import Labels
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, Range, checked
+from jaxcrystal.texts.conditions import Condition, Properties, Range, checked, known
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.forms import Form, form_of
 from jaxcrystal.weights import saved
@@ -66,35 +66,35 @@ class Target:
         return replace(self, conditions={**self.conditions, **values}, constraints=kept)
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read(path: str | Path, properties: Properties = ()) -> list[dict[str, Any]]:
     """The conditions of each row, in the order of the columns.
 
     Raises UserError that names file, row and value, if the file cannot be read, a column is none of
-    `config.ATTRIBUTES`, a row is longer or shorter than the header, or a value is none of its column.
+    `config.ATTRIBUTES` and of the model's `properties`, a row is longer or shorter than the header, or a value is none
+    of its column.
     """
+    there = known(properties)
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     except ValueError:
-        raise UserError(f"{path} is empty; expected a header of {', '.join(ATTRIBUTES)}, or some of these") from None
-    unknown = [name for name in header if name not in ATTRIBUTES]
+        raise UserError(f"{path} is empty; expected a header of {', '.join(there)}, or some of these") from None
+    unknown = [name for name in header if name not in there]
     if unknown or len(set(header)) < len(header):
         what = f"the column {unknown[0]!r}" if unknown else "a column twice"
-        raise UserError(f"{path} has {what}; columns are {', '.join(ATTRIBUTES)}, each at most once")
+        raise UserError(f"{path} has {what}; columns are {', '.join(there)}, each at most once")
     if not rows:
         raise UserError(f"{path} has a header and no row")
-    return [_cells(f"{path}, row {number}", header, row) for number, row in enumerate(rows, start=1)]
+    return [_cells(f"{path}, row {number}", header, row, there) for number, row in enumerate(rows, start=1)]
 
 
-def _cells(where: str, header: list[str], row: list[str]) -> dict[str, Any]:
+def _cells(where: str, header: list[str], row: list[str], there: Mapping[str, Condition]) -> dict[str, Any]:
     if len(row) != len(header):
         raise UserError(f"{where}: {len(row)} cells, the header has {len(header)}")
     try:
-        return {
-            name: BY_ATTRIBUTE[name].read(cell) for name, cell in zip(header, map(str.strip, row), strict=True) if cell
-        }
+        return {name: there[name].read(cell) for name, cell in zip(header, map(str.strip, row), strict=True) if cell}
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -126,16 +126,17 @@ class Trained:
         """Of a model directory. Raises UserError for files that cannot be read."""
         path = model_dir / "recipe.yaml"
         recipe = load(Recipe, path) if path.exists() else None
-        attributes = None if recipe is None else _stated(recipe.augment, recipe.text.paper_compat)
+        attributes = None if recipe is None else _stated(recipe.augment, recipe.text)
         described = (model_dir / saved.MODEL_FILE).exists()
         text = saved.read_description(model_dir).text if described else TextFormat()
         return cls(attributes, sizes.load(model_dir), text, model_dir)
 
 
-def _stated(augment: Augment, paper_compat: bool) -> frozenset[str]:
-    if augment.infill == 1 or (augment.attribute_probability == 0 and not paper_compat):
+def _stated(augment: Augment, text: TextFormat) -> frozenset[str]:
+    if augment.infill == 1 or (augment.attribute_probability == 0 and not text.paper_compat):
         return frozenset()
-    return frozenset(augment.attributes) - ({"elements"} if paper_compat else set())  # the original never states these
+    own = {each.name for each in text.properties}
+    return frozenset(augment.attributes) | own - ({"elements"} if text.paper_compat else set())  # the original never
 
 
 def targets(
@@ -175,14 +176,14 @@ def targets(
     strange: list[str] = []
 
     def target(row: Mapping[str, Any]) -> Target:
-        wanted = checked(row)
+        wanted = checked(row, trained.text.properties)
         kept = constraints
         forced = ["num_atoms"] if sized else []
         for attribute, value in wanted.items():
             implied = form.implied(attribute, value) if grammar else {}
             if trained.attributes is not None and attribute not in trained.attributes:
                 if not implied:
-                    names = ", ".join(name for name in ATTRIBUTES if name in trained.attributes) or "none"
+                    names = ", ".join(name for name in trained.text.attributes if name in trained.attributes) or "none"
                     raise UserError(f"the model was not trained on {attribute}; attributes that it knows: {names}")
                 unstated[attribute] = None
             kept = _narrowed(kept, **implied)

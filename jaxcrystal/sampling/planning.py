@@ -106,7 +106,9 @@ class Planner:
         return generation_prompt(self.form, target.conditions)
 
     def _values(self, target: Target) -> Values | None:
-        return Values.within(target.conditions, self.trained.labels) if target.ranges else None
+        return (
+            Values.within(target.conditions, self.trained.labels, self.form.text.properties) if target.ranges else None
+        )
 
     def _stated(self, target: Target, values: Values | None, num: int, seed: int) -> Stated:
         if values is None:

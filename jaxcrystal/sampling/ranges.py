@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Float64
 
 from jaxcrystal.crystals.training_labels import Labels
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, Range, sentence
+from jaxcrystal.texts.conditions import Properties, Range, known, sentence
 
 
 def as_json(wanted: Mapping[str, Any]) -> str:
@@ -32,9 +33,10 @@ class Values:
 
     found: Mapping[str, Float64[np.ndarray, "crystals"]]  #: by attribute
     wish: int  #: hash of the wish
+    properties: Properties = ()  #: of the model
 
     @classmethod
-    def within(cls, wanted: Mapping[str, Any], labels: Labels) -> Values:
+    def within(cls, wanted: Mapping[str, Any], labels: Labels, properties: Properties = ()) -> Values:
         """Of the ranges among the conditions of a wish. Raises UserError for one that no training crystal is in, which
         says what they have instead."""
         ranges = {name: value for name, value in wanted.items() if isinstance(value, Range)}
@@ -49,12 +51,12 @@ class Values:
             each = ", ".join(f"{_told(name, ranges[name])} ({here.sum():,})" for name, here in inside.items())
             raise UserError(f"no training crystal has all of these together: {each}; ask for wider ranges")
         wish = int.from_bytes(hashlib.sha256(as_json(wanted).encode()).digest()[:8], "little")
-        return cls({name: labels[name][together] for name in ranges}, wish)
+        return cls({name: labels[name][together] for name in ranges}, wish, properties)
 
     def only(self, attribute: str, possible: Callable[[Any], bool]) -> Values:
         """Without crystals whose value of an attribute is not possible; perhaps none is left."""
         column = self.found[attribute]
-        kept = np.isin(column, [value for value in np.unique(column) if possible(_of(attribute, value))])
+        kept = np.isin(column, [value for value in np.unique(column) if possible(self._of(attribute, value))])
         return replace(self, found={name: values[kept] for name, values in self.found.items()})
 
     def __len__(self) -> int:
@@ -63,16 +65,19 @@ class Values:
     def draw(self, seed: int, index: int) -> dict[str, Any]:
         """The values for one crystal, by attribute."""
         row = np.random.default_rng([seed, self.wish, index]).integers(len(self))
-        return {name: _of(name, values[row]) for name, values in self.found.items()}
+        return {name: self._of(name, values[row]) for name, values in self.found.items()}
 
     def longest(self) -> dict[str, Any]:
         """Of each attribute the value that takes the most letters: no crystal's prompt is longer than with these."""
-        each = {name: [_of(name, value) for value in np.unique(values)] for name, values in self.found.items()}
-        return {name: max(values, key=lambda value: len(sentence(name, value))) for name, values in each.items()}
+        each = {name: [self._of(name, value) for value in np.unique(values)] for name, values in self.found.items()}
 
+        def letters(name: str, value: Any) -> int:
+            return len(sentence(name, value, properties=self.properties))
 
-def _of(attribute: str, value: float) -> Any:
-    return BY_ATTRIBUTE[attribute].check(float(value))
+        return {name: max(values, key=partial(letters, name)) for name, values in each.items()}
+
+    def _of(self, attribute: str, value: float) -> Any:
+        return known(self.properties)[attribute].check(float(value))
 
 
 def _told(name: str, asked: Range) -> str:

@@ -17,9 +17,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from jaxcrystal.config import Attribute
+from jaxcrystal.config import Attribute, Property
 from jaxcrystal.errors import UserError
 
 
@@ -111,7 +112,7 @@ def _elements_kept(value: list[str]) -> dict[str, Any]:
 class Condition:
     """An attribute that a prompt can state."""
 
-    attribute: Attribute
+    attribute: Attribute | str  #: or the name of a property
     name: str
     subject: str  #: the sentence before its value
     unit: str  #: of the value, or what it looks like; for help
@@ -156,7 +157,7 @@ class Condition:
             raise UserError(f"{text!r} is no value of {self.attribute}") from None
 
 
-#: In the order of `config.ATTRIBUTES`.
+#: In the order of `config.ATTRIBUTES`; `known` adds a model's own properties.
 CONDITIONS = (
     Condition(
         "pretty_formula",
@@ -223,41 +224,81 @@ CONDITIONS = (
     ),
 )
 BY_ATTRIBUTE: dict[str, Condition] = {condition.attribute: condition for condition in CONDITIONS}
-_BY_NAME = BY_ATTRIBUTE | {condition.name: condition for condition in CONDITIONS}
+_BY_NAME = {condition.name: condition for condition in CONDITIONS}
+
+Properties = tuple[Property, ...]
 
 
-def condition(name: str) -> Condition:
+@cache
+def known(properties: Properties = ()) -> Mapping[str, Condition]:
+    """All that prompts may state, by attribute, in the order of `TextFormat.attributes`.
+
+    Raises UserError for a property whose name is that of a condition.
+    """
+    for own in properties:
+        if own.name in _BY_NAME:
+            raise UserError(f"the property {own.name!r} is called as a condition that prompts state anyway; rename it")
+    return BY_ATTRIBUTE | {own.name: _of_property(own) for own in properties}
+
+
+def _of_property(own: Property) -> Condition:
+    if own.decimals is None:
+        return Condition(own.name, own.name, own.sentence, own.unit or "text", str, _words)
+    decimals = own.decimals
+    return Condition(
+        own.name,
+        own.name,
+        own.sentence,
+        own.unit or "a number",
+        number_or_range,
+        _number,
+        written=lambda value, paper_compat: f"{value:.{decimals}f}",
+        ranged=True,
+    )
+
+
+def _words(value: Any) -> str:
+    """Text in one line. Raises TypeError or ValueError for what is none."""
+    if not isinstance(value, str):
+        raise TypeError
+    if not value.strip() or len(value.splitlines()) > 1:
+        raise ValueError
+    return value.strip()
+
+
+def condition(name: str, properties: Properties = ()) -> Condition:
     """The condition of that attribute or name. Raises UserError if there is none."""
-    if name not in _BY_NAME:
-        near = difflib.get_close_matches(name, _BY_NAME, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(BY_ATTRIBUTE)}"
+    named = {**known(properties), **_BY_NAME}
+    if name not in named:
+        near = difflib.get_close_matches(name, named, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known(properties))}"
         raise UserError(f"unknown condition {name!r}; {remedy}")
-    return _BY_NAME[name]
+    return named[name]
 
 
-def checked(conditions: Mapping[str, Any]) -> dict[str, Any]:
+def checked(conditions: Mapping[str, Any], properties: Properties = ()) -> dict[str, Any]:
     """Conditions by attribute, each spelled as training texts spell it; in the order given.
 
     Raises UserError for an unknown condition, one that is there under two names, or a value that it cannot have.
     """
     found: dict[str, Any] = {}
     for name, value in conditions.items():
-        known = condition(name)
-        if known.attribute in found:
-            raise UserError(f"{known.attribute} is stated twice, as {known.attribute} and as {known.name}")
-        found[known.attribute] = known.check(value)
+        one = condition(name, properties)
+        if one.attribute in found:
+            raise UserError(f"{one.attribute} is stated twice, as {one.attribute} and as {one.name}")
+        found[one.attribute] = one.check(value)
     return found
 
 
-def sentence(attribute: str, value: Any, paper_compat: bool = False) -> str:
+def sentence(attribute: str, value: Any, paper_compat: bool = False, properties: Properties = ()) -> str:
     """One condition, for example " The band gap is 1.1200.": energies in eV (per atom), gaps in eV, four decimals.
 
     The value keeps its spelling: it is of a data set, or went through `checked`. `paper_compat` writes energies as the
     original did, without trailing zeros. Raises UserError for an unknown attribute, or a value that it cannot have.
     """
-    known = condition(attribute)
+    one = condition(attribute, properties)
     try:
-        return f" {known.subject} {known.written(known.checked(value), paper_compat)}."
+        return f" {one.subject} {one.written(one.checked(value), paper_compat)}."
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{value!r} is no value of {attribute}") from None
 

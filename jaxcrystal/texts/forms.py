@@ -92,8 +92,8 @@ class Form(Written, Protocol):
         ...
 
     def stated(self, crystals: CrystalSet, arrays: Arrays) -> list[dict[str, Any]]:
-        """What prompts may state of each crystal, in the order of `config.ATTRIBUTES`: its labels, but nothing that its
-        text contradicts."""
+        """What prompts may state of each crystal, in the order of `TextFormat.attributes`: its labels, but nothing that
+        its text contradicts."""
         ...
 
     def tables(self, tokenizer: Tokenizer) -> TokenTables:

@@ -39,7 +39,7 @@ class Written(Protocol):
 
 def generation_prompt(form: Written, attributes: Mapping[str, Any]) -> str:
     """The prompt after which the model writes a crystal; `attributes` are stated in the order given."""
-    stated = (sentence(name, value, form.text.paper_compat) for name, value in attributes.items())
+    stated = (sentence(name, value, form.text.paper_compat, form.text.properties) for name, value in attributes.items())
     return INTRODUCTION + "".join(stated) + form.request
 
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts import prompts
-from jaxcrystal.texts.conditions import sentence
+from jaxcrystal.texts.conditions import Properties, known, sentence
 from jaxcrystal.texts.pieces import EMPTY, ragged
 from jaxcrystal.texts.prompts import MASK
 from jaxcrystal.texts.tokenizer import Tokenizer
@@ -116,10 +115,13 @@ class Comparison:
         answering = (prompts.INFILL_REQUEST, self.tables.infill_request)
         self.equal([asking, body, answering, (answer, self.tables.symbol_tokens(answer))])
 
-    def sentences(self) -> None:
+    def sentences(self, properties: Properties = ()) -> None:
         """Every sentence before and behind every other, and before the request."""
-        values = ("NaCl", ["Cl", "Na"], 225, -1.25, 8.5, 0.0)
-        stated = [sentence(name, value) for name, value in zip(ATTRIBUTES, values, strict=True)]
+        values: tuple[Any, ...] = ("NaCl", ["Cl", "Na"], 225, -1.25, 8.5, 0.0)
+        values += tuple("by hand" if own.decimals is None else 40.75 for own in properties)
+        stated = [
+            sentence(name, value, properties=properties) for name, value in zip(known(properties), values, strict=True)
+        ]
         encode = self.tokenizer.encode
         begin = len(encode(prompts.INTRODUCTION))
         each = [(words, encode(prompts.INTRODUCTION + words)[begin:]) for words in stated]

@@ -17,7 +17,7 @@ it and refuses a tokenizer that does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,22 +40,24 @@ FIRST = 4  #: words of a form that are drawn before those of the sentences
 
 
 def sentence_tokens(
-    tokenizer: Tokenizer, attributes: Sequence[dict[str, Any]], paper_compat: bool = False
+    tokenizer: Tokenizer,
+    labels: Sequence[Mapping[str, Any]],
+    text: TextFormat = TextFormat(),  # noqa: B008
 ) -> Int[np.ndarray, "crystals attributes width"]:
     """The tokens of every condition that could be stated of each crystal, on the host; EMPTY where none is known."""
     start = len(tokenizer.encode(prompts.INTRODUCTION))
     known: dict[str, list[int]] = {}
 
-    def tokens(name: str, label: dict[str, Any]) -> list[int]:
+    def tokens(name: str, label: Mapping[str, Any]) -> list[int]:
         if label.get(name) is None:
             return []
-        text = sentence(name, label[name], paper_compat)
-        if text not in known:
-            known[text] = tokenizer.encode(prompts.INTRODUCTION + text)[start:]
-        return known[text]
+        words = sentence(name, label[name], text.paper_compat, text.properties)
+        if words not in known:
+            known[words] = tokenizer.encode(prompts.INTRODUCTION + words)[start:]
+        return known[words]
 
-    flat = ragged([tokens(name, label) for label in attributes for name in ATTRIBUTES])
-    return flat.reshape(len(attributes), len(ATTRIBUTES), -1)
+    flat = ragged([tokens(name, label) for label in labels for name in text.attributes])
+    return flat.reshape(len(labels), len(text.attributes), -1)
 
 
 @struct.dataclass
@@ -111,7 +113,7 @@ class Writer:
         return jax.tree.map(lambda x: x.reshape(*examples.index.shape, *x.shape[1:]), draws)
 
     def _draw(self, key: PRNGKeyArray, example: Examples) -> Draws:
-        n, count = len(ATTRIBUTES), self.form.words(example.crystals, self.augment)
+        n, count = len(self.form.text.attributes), self.form.words(example.crystals, self.augment)
         words = jax.random.bits(jax.random.fold_in(key, example.index), (1 + 2 * n + count,), jnp.uint32)
         # Most of the form's words come last: those before them must not depend on how many it takes.
         task, first, chance, place, others = jnp.split(words, np.cumsum([1, FIRST, n, n]))
@@ -127,7 +129,8 @@ class Writer:
         place: UInt32[Array, "attributes"],
         known: Bool[Array, "attributes"],
     ) -> Int[Array, "attributes"]:
-        known &= np.isin(ATTRIBUTES, self.augment.attributes)
+        own = [each.name for each in self.form.text.properties]
+        known &= np.isin(self.form.text.attributes, [*self.augment.attributes, *own])
         if not self.form.text.paper_compat:
             stated = known & (uniform(chance) < self.augment.attribute_probability)
             order = shuffled(place, stated)

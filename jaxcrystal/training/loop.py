@@ -116,7 +116,7 @@ def train(recipe: Recipe) -> TrainReport:
                 num_atoms.store(feed.examples.crystals, out)
                 known_formulas.store(known_formulas.found(feed.examples.crystals), out)
                 training_labels.store(feed.labels, out)
-        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, remarks)
+        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, [*remarks, *feed.told()])
 
 
 def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Tokenizer, LlamaConfig, dict[str, Any], str | None]:

@@ -18,11 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxcrystal.config import ATTRIBUTES, Property
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
 
@@ -88,11 +91,12 @@ class Feed:
                 "augment.descriptions is true, but the package's own data have one description of each crystal: "
                 "run `jaxcrystal prepare mp20 --out DIR`, which finds all, and train on what it writes to DIR"
             )
+        _check_properties(crystals, writer.form.text.properties)
         arrays = writer.form.arrays(crystals)
         labels = writer.form.stated(crystals, arrays)
         examples = Examples(
             crystals=arrays,
-            sentences=sentence_tokens(tokenizer, labels, writer.form.text.paper_compat),
+            sentences=sentence_tokens(tokenizer, labels, writer.form.text),
             index=np.arange(len(crystals), dtype=np.int32),
         )
         shortest, longest = writer.bounds(examples)
@@ -142,6 +146,37 @@ class Feed:
         """The ids of the crystals of one batch, row by row."""
         return [self.ids[i] for i in crystals.ravel() if i >= 0]
 
+    def told(self) -> list[str]:
+        """What the sentences of one's own properties cost, a line each."""
+        first = len(ATTRIBUTES)
+        tokens = (self.examples.sentences[:, first:] != EMPTY).sum(-1)
+        return [
+            f"{own.name}: known of {(of > 0).sum():,} crystals, its sentence takes {of[of > 0].mean():.0f} tokens"
+            for own, of in zip(self.writer.form.text.properties, tokens.T, strict=True)
+        ]
+
     @cached_property
     def _lengths(self) -> Callable[[PRNGKeyArray, Examples], Int[Array, "crystals"]]:
         return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))
+
+
+def _check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
+    """Raises UserError where the data set does not have what a recipe names, or has text where it says number."""
+    for own in properties:
+        if own.name not in crystals.labels.column_names:
+            known = ", ".join(name for name in crystals.labels.column_names if name not in ATTRIBUTES) or "none"
+            raise UserError(
+                f"text.properties names {own.name!r}, which the data set does not have; its own labels: {known} "
+                "(`jaxcrystal prepare --labels` adds some)"
+            )
+        column = crystals.labels[own.name]
+        if column.null_count == len(column):
+            raise UserError(f"text.properties names {own.name!r}, which no crystal of the data set has")
+        is_text = pa.types.is_string(column.type)
+        if is_text != (own.decimals is None):
+            row = next(i for i, value in enumerate(column) if value.is_valid)
+            found, remedy = ("text", "null") if is_text else ("a number", "a number of decimals")
+            raise UserError(
+                f"text.properties: {own.name!r} is {found} in the data set ({column[row].as_py()!r} of crystal "
+                f"{crystals.ids[row]}); set its decimals to {remedy}"
+            )

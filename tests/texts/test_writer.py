@@ -98,7 +98,7 @@ def mp20_train(shared: Path) -> tuple[list[Crystal], list[dict]]:
 def examples(crystals: list[Crystal], labels: list[dict], tokenizer, paper_compat: bool = False) -> Examples:
     return Examples(
         crystals=CrystalBatch.from_crystals(crystals, MAX_ATOMS),
-        sentences=sentence_tokens(tokenizer, labels, paper_compat),
+        sentences=sentence_tokens(tokenizer, labels, TextFormat(paper_compat=paper_compat)),
         index=np.arange(len(crystals), dtype=np.int32),
     )
 

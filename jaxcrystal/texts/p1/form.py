@@ -12,7 +12,7 @@ from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE
+from jaxcrystal.texts.conditions import known
 from jaxcrystal.texts.p1.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.p1.grammar import Grammar
 from jaxcrystal.texts.p1.tables import build
@@ -44,17 +44,18 @@ class P1:
             raise UserError("augment.descriptions is true, which is for the symmetry form: a P1 text has none")
 
     def implied(self, attribute: str, value: Any) -> dict[str, Any]:
-        known = BY_ATTRIBUTE[attribute].implied
-        return {} if known is None else known(value)
+        implied = known(self.text.properties)[attribute].implied
+        return {} if implied is None else implied(value)
 
     def arrays(self, crystals: CrystalSet) -> CrystalBatch:
         return crystals.batch
 
     def stated(self, crystals: CrystalSet, arrays: CrystalBatch) -> list[dict[str, Any]]:
-        return [crystals.attributes(i) for i in range(len(crystals))]
+        labels = map(crystals.attributes, range(len(crystals)))
+        return [{name: label[name] for name in self.text.attributes if name in label} for label in labels]
 
     def tables(self, tokenizer: Tokenizer) -> TokenTables:
-        return build(tokenizer)
+        return build(tokenizer, self.text.properties)
 
     def words(self, crystal: CrystalBatch, augment: Augment) -> int:
         return 4 + crystal.species.shape[0] * augment.permute

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
+from jaxcrystal.texts.conditions import Properties
 from jaxcrystal.texts.p1 import text
 from jaxcrystal.texts.prompts import MASK
 from jaxcrystal.texts.token_tables import Comparison, TokenTables
@@ -17,7 +18,7 @@ from jaxcrystal.texts.tokenizer import Tokenizer
 _PIECE = re.compile(r"(?P<digits>[0-9]+)|(?P<mask>\[MASK\]\n)|(?P<symbol>[A-Z][a-z]?)|(?P<mark>[. \n])")
 
 
-def build(tokenizer: Tokenizer) -> TokenTables:
+def build(tokenizer: Tokenizer, properties: Properties = ()) -> TokenTables:
     """Raises UserError if `tokenizer` does not cut texts where pieces meet, naming the text that shows it."""
     tables = TokenTables.read(tokenizer, text.REQUEST, begins="0")
     comparison = Comparison(tokenizer, tables, text.REQUEST)
@@ -27,7 +28,7 @@ def build(tokenizer: Tokenizer) -> TokenTables:
         comparison.infilling((masked, spell(tables, masked)), "H")
     for symbol in ELEMENTS[1:]:
         comparison.infilling(("", []), symbol)
-    comparison.sentences()
+    comparison.sentences(properties)
     return tables
 
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
-from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
+from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, Range
+from jaxcrystal.texts.conditions import Range, known
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.symmetry.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.symmetry.grammar import DECIMALS, Grammar
@@ -61,8 +61,8 @@ class Symmetry:
         if attribute == "spacegroup.number":
             low, high = (value.low, value.high) if isinstance(value, Range) else (value, value)
             return {"space_groups": tuple(number for number in GROUPS if low <= number <= high)}
-        known = BY_ATTRIBUTE[attribute].implied
-        return {} if known is None else known(value)
+        implied = known(self.text.properties)[attribute].implied
+        return {} if implied is None else implied(value)
 
     def arrays(self, crystals: CrystalSet) -> SymmetricBatch:
         return crystals.symmetric()
@@ -71,10 +71,10 @@ class Symmetry:
         labels = [
             crystals.attributes(i) | {"spacegroup.number": int(number)} for i, number in enumerate(arrays.space_group)
         ]
-        return [{name: known[name] for name in ATTRIBUTES if name in known} for known in labels]
+        return [{name: known[name] for name in self.text.attributes if name in known} for known in labels]
 
     def tables(self, tokenizer: Tokenizer) -> SymmetryTables:
-        return SymmetryTables.build(tokenizer)
+        return SymmetryTables.build(tokenizer, self.text.properties)
 
     def check(self, augment: Augment) -> None:
         for name in ("translate", "permute"):

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.crystals.wyckoff import LETTERS
+from jaxcrystal.texts.conditions import Properties
 from jaxcrystal.texts.pieces import EMPTY, ragged
 from jaxcrystal.texts.prompts import MASK
 from jaxcrystal.texts.symmetry.text import REQUEST
@@ -28,7 +29,7 @@ class SymmetryTables(TokenTables):
     mask_letters: Int[np.ndarray, "27 mask"]  #: [MASK] with each letter
 
     @classmethod
-    def build(cls, tokenizer: Tokenizer) -> SymmetryTables:
+    def build(cls, tokenizer: Tokenizer, properties: Properties = ()) -> SymmetryTables:
         """Raises UserError if `tokenizer` does not cut texts where pieces meet, naming the text that shows it."""
         after = Reader(tokenizer)
         tables = cls(
@@ -45,7 +46,7 @@ class SymmetryTables(TokenTables):
             symbol = lines.split(" ")[0]
             masked = re.sub(rf"(?m)^{symbol} ", f"{MASK} ", lines)
             comparison.infilling((masked, tables.spell(masked)), symbol)
-        comparison.sentences()
+        comparison.sentences(properties)
         return tables
 
     def spell(self, lines: str) -> list[int]:
