@@ -4,7 +4,8 @@
 pymatgen's `Element.ionic_radii` has them; high spin where both are known. An element has one radius here: the mean over
 its anions if the table has any (N, O, F, S, Cl, Se, Br, Te, I), and over its cations if not. pymatgen's
 `average_ionic_radius` takes the mean over both, by which Cl (0.78 Å) is as large as Fe; in crystals it is Cl⁻, 1.67 Å.
-H, the noble gases but Xe, and what is heavier than Cf have no radius.
+H, what is heavier than Cf, and the noble gases have no radius; Shannon's Xe⁸⁺ is left out, for Xe is no such ion in
+nearly all of its crystals.
 """
 
 from __future__ import annotations

@@ -50,6 +50,8 @@ KINDS = (
 
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
+#: Columns that only the attempts of `templates` have together.
+SUBSTITUTIONS = frozenset(("index", "seed", "template", "swaps", "status", "cif"))
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
 _OPTIMADE_BESIDE = ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
@@ -292,7 +294,7 @@ def _table(
         count = [name.lower() for name in plain].count(twice[0])
         raise UserError(f"{path} has {count} columns {twice[0]!r}; rename or remove all but one")
     content, form = _content_columns(path, plain)
-    ledger = LEDGER <= set(plain)
+    ledger = LEDGER <= set(plain) or SUBSTITUTIONS <= set(plain)
     by_name = {name.lower(): name for name in plain}
     ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
     if not ids:

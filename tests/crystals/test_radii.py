@@ -15,8 +15,8 @@ SYMBOLS = ELEMENTS[1:]
 
 
 def ions(symbol):
-    """Of pymatgen's table, those that count: anions where there are any."""
-    known = Element(symbol).ionic_radii
+    """Of pymatgen's table, those that count: anions where there are any, and of noble gases none."""
+    known = {} if Element(symbol).is_noble_gas else Element(symbol).ionic_radii
     return {charge: float(size) for charge, size in known.items() if charge < 0 or min(known) > 0}
 
 
@@ -28,7 +28,7 @@ def test_a_radius_is_the_mean_over_pymatgens_ions():
 
 def test_who_has_none():
     without = [symbol for symbol in SYMBOLS if radius(symbol) is None]
-    assert without == ["H", "He", "Ne", "Ar", "Kr", "Rn", *SYMBOLS[ATOMIC_NUMBER["Cf"] :]]
+    assert without == ["H", "He", "Ne", "Ar", "Kr", "Xe", "Rn", *SYMBOLS[ATOMIC_NUMBER["Cf"] :]]
     assert not any(similar(symbol, 9.0) for symbol in without)
 
 
