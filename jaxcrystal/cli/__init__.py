@@ -95,9 +95,18 @@ class _Help(argparse.HelpFormatter):
         return text if silent or not action.option_strings or action.nargs == 0 else f"{text} (default: %(default)s)"
 
 
+class _Verbs(argparse.HelpFormatter):
+    """Each verb on the line of its summary: argparse forgets that verbs are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(len(module.__name__.rpartition(".")[2]) for module in VERBS) + 4
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcrystal",
+        formatter_class=_Verbs,
         description="Designs crystals with language models: prepare data, train, sample, evaluate.",
         epilog="Start with `jaxcrystal demo`; `jaxcrystal VERB --help` explains a verb.",
     )

@@ -199,7 +199,7 @@ def templates(
         rows = _rows(source, "templates", processes)
         found = [(row.id, row.crystal) for row in rows.rows if row.crystal is not None]
         if not found:
-            raise UserError(f"{rows.path} holds no crystal: its first row is {rows.rows[0].reason}")
+            raise UserError(f"{rows.path} holds no crystal: its first row is {rows.rows[0].outcome}")
         if missing := len(rows) - len(found):
             print(
                 f"note: {missing} of {len(rows)} rows of {rows.path} are no crystal, and no template", file=sys.stderr

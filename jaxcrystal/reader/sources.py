@@ -367,7 +367,7 @@ def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[st
     empty = empty or (isinstance(value, str) and value.strip().lower() in _EMPTY)
     if status is not None and status != Outcome.OK:
         reason = f"the sampler reported {status}"
-        return Record(**record, form="none", content=value or "", outcome=str(status), reason=reason)
+        return Record(**record, form="none", content="" if empty else value, outcome=str(status), reason=reason)
     if empty:
         reason = "the row has no CIF" if form == "cif" else "the row has no structure"
         return Record(**record, form="none", content="", outcome=Outcome.MISSING, reason=reason)
