@@ -315,7 +315,7 @@ def test_how_it_ends(monkeypatch, capsys):
         ("export --model x --format hf --out y", "weights.export.export", "start over"),
         ("train {recipe}", "training.loop.train", "go on"),
         ("sample --model x --num 1 --out y", "sampling.sampling.sample", "go on"),
-        ("templates prototypes --num 1 --out {recipe}.csv", "sampling.templates.substitutions", "start over"),
+        ("templates x --num 1 --out {recipe}.csv", "reader.reading.read", "start over"),
         ("evaluate x --out y", "evaluation.evaluation.evaluate", "go on"),
         ("compare x y --out z", "report.compare.compare", "start over"),
         ("hull build x --out y", "hull.sources.build", "start over"),
