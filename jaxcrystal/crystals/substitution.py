@@ -4,8 +4,8 @@
 
 The volume is rescaled. Each element is taken to need its own share wherever it is: the new cell has the old one's
 volume times the ratio of the atoms' shares, Σ v(new) / Σ v(old). The shares (`volumes.csv`, Å³ an atom) are those of 88
-elements for which Σ v is nearest to the volumes of MP-20's training set, by least squares of relative errors, as it was
-first done for the CSD (Hofmann, Acta Cryst. B 58, 489 (2002)). For 800 crystals of MP-20's test set, each made of one
+elements for which Σ v is nearest to the volumes of MP-20's training set, by least squares of relative errors; Hofmann
+found such for the CSD (Acta Cryst. B 58, 489 (2002)). For 800 crystals of MP-20's test set, each made of one
 of the training set that has its space group and Wyckoff letters and other elements of like radii, half of the volumes
 were off by less than 4.8 %; by pymatgen's `DLSVolumePredictor`, new over old, 6.8 %; by cubes of ionic radii 12.9 %;
 with the old volume 11.9 %.
@@ -32,7 +32,7 @@ def swapped(crystal: Crystal, swaps: Mapping[str, str]) -> Crystal:
     """The crystal with every atom of an element of `swaps` replaced, and its volume rescaled.
 
     Raises UserError if the crystal lacks an element of `swaps`, if two of its elements would become one, if an element
-    is none of MP-20's, so that its volume is not known, or if the new cell is too large for a `Crystal`.
+    is none of MP-20's training set, so that its volume is not known, or if the new cell is too large for a `Crystal`.
     """
     there = set(crystal.symbols)
     for old, new in swaps.items():
@@ -46,7 +46,7 @@ def swapped(crystal: Crystal, swaps: Mapping[str, str]) -> Crystal:
             raise UserError(f"{first} and {symbol} of {crystal.formula} cannot both be {new}")
     for symbol in (*become, *become.values()):
         if symbol not in volumes():
-            raise UserError(f"how large an atom of {symbol} is, is not known: no crystal of MP-20 has any")
+            raise UserError(f"how large an atom of {symbol} is, is not known: MP-20's training set has none")
     symbols = [become[symbol] for symbol in crystal.symbols]
     needs, needed = (sum(volumes()[symbol] for symbol in each) for each in (symbols, crystal.symbols))
     species = np.array([ATOMIC_NUMBER[symbol] for symbol in symbols])

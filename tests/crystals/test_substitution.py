@@ -119,8 +119,8 @@ def test_elements_can_change_places():
         ([11, 17], {"Na": "D"}, "Na cannot become 'D', which is no chemical element"),
         ([11, 17], {"Na": "Cl"}, "Cl and Na of ClNa cannot both be Cl"),
         ([11, 17], {"Na": "Br", "Cl": "Br"}, "Cl and Na of ClNa cannot both be Br"),
-        ([11, 17], {"Na": "Fm"}, "how large an atom of Fm is, is not known: no crystal of MP-20 has any"),
-        ([100, 17], {"Cl": "Br"}, "how large an atom of Fm is, is not known: no crystal of MP-20 has any"),
+        ([11, 17], {"Na": "Fm"}, "how large an atom of Fm is, is not known: MP-20's training set has none"),
+        ([100, 17], {"Cl": "Br"}, "how large an atom of Fm is, is not known: MP-20's training set has none"),
     ],
 )
 def test_bad_input(species, swaps, message):
