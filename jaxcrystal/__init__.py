@@ -1,19 +1,20 @@
 """jaxcrystal: designs crystals with language models.
 
-From a script or a notebook: `jaxcrystal.read`, `prepare`, `train`, `load`, `evaluate`, `relax` (docs/python.md); the
-command line calls the same. Importing this costs nothing: each function imports what it needs when it is called.
+From a script or a notebook: `jaxcrystal.read`, `prepare`, `train`, `load`, `templates`, `evaluate`, `relax`
+(docs/python.md); the command line calls the same. Importing this costs nothing: each function imports what it needs
+when it is called.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.interface.functions import evaluate, load, prepare, read, relax, train
+from jaxcrystal.interface.functions import evaluate, load, prepare, read, relax, templates, train
 
 if TYPE_CHECKING:
     from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
-    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
+    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations, Substitutions
     from jaxcrystal.texts.constraints import Constraints
 
 __version__ = "0.1.0"
@@ -25,12 +26,14 @@ __all__ = [
     "Evaluation",
     "Relaxations",
     "Sampler",
+    "Substitutions",
     "UserError",
     "evaluate",
     "load",
     "prepare",
     "read",
     "relax",
+    "templates",
     "train",
 ]
 
@@ -41,6 +44,7 @@ _CLASSES = {
     "Crystal": "jaxcrystal.crystals.crystal",
     "Crystals": "jaxcrystal.interface.tables",
     "Relaxations": "jaxcrystal.interface.tables",
+    "Substitutions": "jaxcrystal.interface.tables",
     "Evaluation": "jaxcrystal.interface.evaluation",
     "Sampler": "jaxcrystal.interface.sampler",
 }

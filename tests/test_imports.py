@@ -98,7 +98,7 @@ def test_the_package_itself_imports_the_interface_alone():
         "jaxcrystal.errors.UserError",
         *(
             f"jaxcrystal.interface.functions.{name}"
-            for name in ("evaluate", "load", "prepare", "read", "relax", "train")
+            for name in ("evaluate", "load", "prepare", "read", "relax", "templates", "train")
         ),
     }
     found = imports(PACKAGE / "interface" / "functions.py", top_level_only=True)

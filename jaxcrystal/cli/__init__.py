@@ -10,11 +10,24 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxcrystal import __version__
-from jaxcrystal.cli import compare, convert, demo, doctor, evaluate, export, hull, prepare, report, sample, train
+from jaxcrystal.cli import (
+    compare,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    hull,
+    prepare,
+    report,
+    sample,
+    templates,
+    train,
+)
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, evaluate, report, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, templates, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +95,18 @@ class _Help(argparse.HelpFormatter):
         return text if silent or not action.option_strings or action.nargs == 0 else f"{text} (default: %(default)s)"
 
 
+class _Verbs(argparse.HelpFormatter):
+    """Each verb on the line of its summary: argparse forgets that verbs are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(len(module.__name__.rpartition(".")[2]) for module in VERBS) + 4
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxcrystal",
+        formatter_class=_Verbs,
         description="Designs crystals with language models: prepare data, train, sample, evaluate.",
         epilog="Start with `jaxcrystal demo`; `jaxcrystal VERB --help` explains a verb.",
     )

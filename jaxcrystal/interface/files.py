@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.dataset import written_whole
 from jaxcrystal.crystals.formulas import spelled
 from jaxcrystal.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pymatgen.core import Structure
 
 ENDINGS = {"cif": ".cif", "poscar": ".vasp"}
@@ -43,6 +45,22 @@ def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     return paths
+
+
+def checked_table(out: Path) -> Path:
+    """The same. Raises UserError unless `write_table` can write a file of that name."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise UserError(f"cannot write {out}: give a name that ends in .parquet or .csv")
+    return out
+
+
+def write_table(table: pd.DataFrame, out: Path) -> None:
+    """As the name of `out` has it, whole or not at all. Raises UserError if the place cannot be written."""
+    with written_whole(out) as unfinished:
+        if out.suffix == ".csv":
+            table.to_csv(unfinished, index=False)
+        else:
+            table.to_parquet(unfinished, index=False)
 
 
 def _poscar(structure: Structure) -> str:

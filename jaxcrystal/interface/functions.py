@@ -1,11 +1,11 @@
-"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `load`, `evaluate`, `relax`.
+"""The verbs as functions: `jaxcrystal.read`, `prepare`, `train`, `load`, `templates`, `evaluate`, `relax`.
 
 Crystals may come as a path (whatever the reader reads: a table, CIF, POSCAR, JSON, extxyz, a folder), or from memory:
 
 - one crystal or any iterable of them: pymatgen Structures, ASE Atoms, `Crystal`s, texts of CIFs, None for a failure;
 - a mapping from ids to them, or a pandas Series;
 - a pandas DataFrame with a column `structure` of such objects or `cif` of texts, and of whatever else is known;
-- `Crystals`, which `read` returned, or `Attempts`, which a sampler did.
+- `Crystals`, which `read` returned, or `Attempts`, which a sampler did, or `Substitutions`, which `templates` did.
 
 All go through the one reader. Wherever a function takes `workers`:
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
-    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations
+    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations, Substitutions
     from jaxcrystal.reader.preparing import PrepareReport
     from jaxcrystal.reader.rows import Rows
     from jaxcrystal.training.loop import TrainReport
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Place
         | Crystals
         | Attempts
+        | Substitutions
         | pd.DataFrame
         | pd.Series
         | Mapping[str, One]
@@ -162,6 +163,54 @@ def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **sett
 
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), jax.local_devices())
     return Sampler(model_dir, SamplerSettings(**settings), mesh, base)
+
+
+def templates(
+    source: Source,
+    num: int,
+    out: Place | None = None,
+    *,
+    swaps: int | None = None,
+    tolerance: float = 0.1,
+    seed: int = 0,
+    new: bool = False,
+    workers: int | str = 0,
+) -> Substitutions:
+    """Makes `num` new crystals of known ones, drawn at random of `source`: other elements of like size take the places
+    of theirs, and the volume is rescaled (`crystals.substitution`). The baseline of every generator.
+
+    - `out`: also writes them, as a table that `evaluate` reads: x.parquet or x.csv.
+    - `swaps`: how many elements of a crystal become others, drawn at random; None, or more than it has: all of them.
+    - `tolerance`: in Å, how far the radius of an ion may be from the one that it replaces (`crystals.radii`).
+    - `seed`: it and the attempt's number decide the attempt.
+    - `new`: a crystal whose formula a crystal of `source` has is drawn again.
+
+    Raises UserError if the source cannot be read or holds no crystal, for a number out of range, or if `out` cannot be
+    written.
+    """
+    from jaxcrystal.crystals.substitution import alike
+    from jaxcrystal.errors import UserError
+    from jaxcrystal.interface import files
+    from jaxcrystal.interface.tables import Substitutions
+    from jaxcrystal.locks import held
+    from jaxcrystal.sampling.templates import check_request, substitutions
+
+    check_request(num, swaps, seed)
+    pool = alike(tolerance)
+    with nullcontext() if out is None else held(files.checked_table(Path(out))), _pool(workers) as processes:
+        rows = _rows(source, "templates", processes)
+        found = [(row.id, row.crystal) for row in rows.rows if row.crystal is not None]
+        if not found:
+            raise UserError(f"{rows.path} holds no crystal: its first row is {rows.rows[0].outcome}")
+        if missing := len(rows) - len(found):
+            print(
+                f"note: {missing} of {len(rows)} rows of {rows.path} are no crystal, and no template", file=sys.stderr
+            )
+        known = {crystal.formula for _, crystal in found} if new else None
+        made = Substitutions(substitutions(found, num, pool, swaps=swaps, known=known, seed=seed))
+        if out is not None:
+            files.write_table(made.to_pandas(), Path(out))
+    return made
 
 
 def evaluate(
@@ -334,10 +383,10 @@ def _readable(source: Any) -> Any:
     """As the reader takes it: crystals by id as a table, which has a place for ids."""
     import pandas as pd
 
-    from jaxcrystal.interface.tables import Attempts
+    from jaxcrystal.interface.tables import Attempts, Substitutions
     from jaxcrystal.reader.structures import is_structure
 
-    if isinstance(source, Attempts):
+    if isinstance(source, Attempts | Substitutions):
         return source.to_pandas()
     if isinstance(source, pd.Series):
         source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())

@@ -24,6 +24,7 @@ from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.relaxation.batch import Relaxation
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights
+from jaxcrystal.sampling.templates import Substitution
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -77,7 +78,7 @@ class Relaxed:
         )
 
 
-Kind = TypeVar("Kind", Row, Relaxed, Attempt)
+Kind = TypeVar("Kind", Row, Relaxed, Attempt, Substitution)
 
 
 class _Table(ABC, Generic[Kind]):
@@ -287,6 +288,45 @@ class Attempts(_Table[Attempt]):
             group = "" if row.space_group is None else str(row.space_group)
             cells.append([picture(row.structure), row.id, *shape, group, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
+        return _table(self._summary(), heads, cells, len(self))
+
+
+class Substitutions(_Table[Substitution]):
+    """Attempts made of known crystals: `Substitution`s, with `template`, `swaps`, `status`, `crystal`, `redraws` …"""
+
+    def __init__(self, rows: Iterable[Substitution]) -> None:
+        self._rows = tuple(rows)
+
+    @property
+    def rows(self) -> tuple[Substitution, ...]:
+        return self._rows
+
+    def _of(self, rows: tuple[Substitution, ...]) -> Substitutions:
+        return Substitutions(rows)
+
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        """None for an attempt that failed."""
+        return [row.crystal for row in self.rows]
+
+    def structures(self) -> list[Structure | None]:
+        return [row.structure for row in self.rows]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row an attempt (docs/templates.md); `jaxcrystal.read` reads it again."""
+        texts = dict.fromkeys(("template", "swaps", "status", "formula", "cif"), "string")
+        return pd.DataFrame([row.row() for row in self.rows], columns=["index", "seed", *texts, "redraws"]).astype(
+            {"index": "int64", "seed": "int64", **texts, "redraws": "Int64"}
+        )
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for row in self.rows[:SHOWN]:
+            crystal = row.crystal
+            shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
+            swaps = ", ".join(f"{old} → {new}" for old, new in (row.swaps or {}).items())
+            cells.append([picture(row.structure), row.id, *shape, escape(row.template), swaps, escape(row.outcome)])
+        heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "template", "swaps", "status"]
         return _table(self._summary(), heads, cells, len(self))
 
 

@@ -51,6 +51,8 @@ KINDS = (
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
 WISHES = ("asked", "forced")  #: of a ledger: what was asked of each attempt, and what the grammar saw to, as JSON
+#: Columns that only the attempts of `templates` have together.
+SUBSTITUTIONS = frozenset(("index", "seed", "template", "swaps", "status", "cif"))
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
 _OPTIMADE_BESIDE = ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
@@ -293,11 +295,12 @@ def _table(
         count = [name.lower() for name in plain].count(twice[0])
         raise UserError(f"{path} has {count} columns {twice[0]!r}; rename or remove all but one")
     content, form = _content_columns(path, plain)
-    ledger = LEDGER <= set(plain)
+    ledger = LEDGER <= set(plain) or SUBSTITUTIONS <= set(plain)
     by_name = {name.lower(): name for name in plain}
     ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
     if not ids:
         ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
+    labels = (*ATTRIBUTES, *WISHES) if ledger else ATTRIBUTES
     records = []
     for number, row in enumerate(rows):
         if isinstance(row, str):
@@ -305,7 +308,6 @@ def _table(
             continue
         values = dict(zip(plain, row, strict=False))
         name = "/".join(map(_as_id, (values[part] for part in ids))) if ids else ""
-        labels = (*ATTRIBUTES, *WISHES) if ledger else ATTRIBUTES
         stated = {label: values[label] for label in labels if str(values.get(label)).strip().lower() not in _EMPTY}
         notes = ("empty fields behind the last column were dropped",) if row[-1] else ()
         record = {"id": name or str(number), "row": number, "labels": stated, "notes": notes}
@@ -367,7 +369,7 @@ def _of_row(record: dict[str, Any], form: str, values: list[Any], names: list[st
     empty = empty or (isinstance(value, str) and value.strip().lower() in _EMPTY)
     if status is not None and status != Outcome.OK:
         reason = f"the sampler reported {status}"
-        return Record(**record, form="none", content=value or "", outcome=str(status), reason=reason)
+        return Record(**record, form="none", content="" if empty else value, outcome=str(status), reason=reason)
     if empty:
         reason = "the row has no CIF" if form == "cif" else "the row has no structure"
         return Record(**record, form="none", content="", outcome=Outcome.MISSING, reason=reason)

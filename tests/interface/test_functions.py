@@ -52,9 +52,10 @@ import pkgutil, jaxcrystal
 from jaxcrystal.errors import UserError
 for module in pkgutil.walk_packages(jaxcrystal.__path__, "jaxcrystal."):
     __import__(module.name)
+others = {{"prepare": ["out"], "evaluate": ["out"], "templates": [1]}}
 for name in {NAMES}:
     try:
-        getattr(jaxcrystal, name)("nowhere.yaml", *(["out"] if name in ("prepare", "evaluate") else []))
+        getattr(jaxcrystal, name)("nowhere.yaml", *others.get(name, []))
     except UserError as error:
         print(name, error)
 """
@@ -62,7 +63,7 @@ for name in {NAMES}:
     assert (
         sorted(NAMES)
         == [line.split()[0] for line in refused]
-        == ["evaluate", "load", "prepare", "read", "relax", "train"]
+        == ["evaluate", "load", "prepare", "read", "relax", "templates", "train"]
     )
     assert all("nowhere.yaml" in line for line in refused)
 

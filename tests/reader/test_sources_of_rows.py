@@ -25,7 +25,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.reader.preparing import prepare
 from jaxcrystal.reader.reading import read
-from jaxcrystal.reader.sources import LEDGER
+from jaxcrystal.reader.sources import LEDGER, SUBSTITUTIONS
 from jaxcrystal.sampling.attempts_table import SCHEMA
 
 SALT = Structure(Lattice.from_parameters(4, 4, 4, 60, 60, 60), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
@@ -261,6 +261,10 @@ def test_a_foreign_column_status_is_no_ledger(tmp_path):
     pd.DataFrame([row, row | {"index": 4, "status": "ok", "cif": CIF}]).to_csv(tmp_path / "b.csv", index=False)
     rows = read(tmp_path / "b.csv").rows
     assert [(r.id, r.outcome) for r in rows] == [("3", "truncated"), ("4", "ok")]
+    # And what `templates` makes; pandas may have its own word for nothing.
+    row = dict.fromkeys(SUBSTITUTIONS, "x") | {"index": 3, "status": "no_swap", "cif": pd.NA}
+    rows = read(pd.DataFrame([row, row | {"index": 4, "status": "ok", "cif": CIF}])).rows
+    assert [(r.id, r.outcome, r.cif) for r in rows] == [("3", "no_swap", ""), ("4", "ok", CIF)]
 
 
 def test_a_row_that_ends_in_commas_is_read_and_one_with_more_is_not(tmp_path):
