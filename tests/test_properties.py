@@ -1,6 +1,8 @@
 """A property of one's own, all the way: from CIFs and a table to a model that is asked for it, and judged."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -161,29 +163,11 @@ def test_labels_of_other_crystals(tmp_path):
         labels.joined(open_source(tmp_path / "y.csv"))
 
 
-JUDGE = "def volume_per_atom(structure):\n    return structure.volume / len(structure)\n\n\nnothing = 3\n"
-RECIPE = """
-tokenizer: compact-symmetry
-model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
-  head_dim: 16, tie_word_embeddings: true}
-text:
-  form: symmetry
-  length_decimals: 2
-  properties:
-    - {name: volume_per_atom, decimals: 1, unit: "Å³"}
-    - {name: method, decimals: null, subject: It was made by}
-augment: {translate: false, infill: 0.0, attributes: [pretty_formula]}
-data: {train: data/cifs.parquet, validation: data/cifs.parquet, tokens_per_row: 256, rows_per_batch: 2,
-  validation_rows: 2}
-optimizer: {learning_rate: 3e-3, warmup_steps: 2}
-mesh: {fsdp: 1}
-steps: 4
-out: run
-"""
+PAGE = Path(__file__).parents[1] / "docs/properties.md"
 
 
 @pytest.mark.slow
-def test_from_cifs_and_a_table_to_a_model_that_is_asked(tmp_path, monkeypatch, capsys):
+def test_the_page_that_shows_it_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = crystals_with_labels()
     Path("cifs").mkdir()
@@ -193,46 +177,53 @@ def test_from_cifs_and_a_table_to_a_model_that_is_asked(tmp_path, monkeypatch, c
         label = data.attributes(i)
         lines.append(f"c{i},{label.get('volume_per_atom', '')},{label.get('method', '')}")
     Path("labels.csv").write_text("\n".join(lines))
-    Path("recipe.yaml").write_text(RECIPE)
-    Path("judges.py").write_text(JUDGE)
 
-    def typed(*arguments) -> str:
+    def typed(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 0
         return "".join(capsys.readouterr())
 
-    def refused(*arguments) -> str:
+    def refused(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 1
         return capsys.readouterr().err
 
-    assert "30 kept" in typed("prepare", "cifs", "--out", "data", "--labels", "labels.csv")
-    report = json.loads(Path("data/report.json").read_text())
-    assert report["parts"][0]["missing"]["volume_per_atom"] == 10 and report["settings"]["labels"] == "labels.csv"
-    told = typed("train", "recipe.yaml")
-    assert "volume_per_atom: known of 20 crystals, its sentence takes " in told and "method: known of 15" in told
-    lone = ("--model", "run", "--num", 8, "--slots", 4, "--num-atoms", "1-4", "--lengths", "3-5")
-    typed("sample", *lone, "--property", "volume_per_atom=10:40", "--out", "range.parquet")
-    table = pd.read_parquet("range.parquet")
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["bash", "yaml", "bash", "bash", "python", "bash"]
+    told = ""
+    for kind, text in blocks:
+        if kind != "bash":
+            Path({"yaml": "recipe.yaml", "python": "judges.py"}[kind]).write_text(text)
+        for line in text.splitlines() if kind == "bash" else ():
+            program, *arguments = shlex.split(line)
+            assert program == "jaxcrystal"
+            told += typed(*arguments, *(["--workers", 0] if arguments[0] == "evaluate" else []))
+    assert "30 kept" in told and "method: known of 15 crystals" in told
+    assert "volume_per_atom: known of 20 crystals, its sentence takes " in told
+    account = json.loads(Path("data/report.json").read_text())
+    assert account["parts"][0]["missing"]["volume_per_atom"] == 10 and account["settings"]["labels"] == "labels.csv"
+
+    table = pd.read_parquet("samples.parquet")
     volumes = [round(data.attributes(i).get("volume_per_atom", np.nan), 6) for i in range(30)]
     stated = [json.loads(text)["volume_per_atom"] for text in table["conditions"]]
-    assert set(stated) <= set(volumes) and all(10 <= x <= 40 for x in stated) and len(set(stated)) > 1
+    assert set(stated) <= set(volumes) and all(12 <= x <= 16 for x in stated) and len(set(stated)) > 1
     assert table["prompt"][0].count(f"The volume per atom is {stated[0]:.1f}.") == 1
-    typed("sample", *lone, "--property", "method=sol-gel", "--property", "volume_per_atom=20", "--out", "two.parquet")
-    assert "It was made by sol-gel. The volume per atom is 20.0." in pd.read_parquet("two.parquet")["prompt"][0]
-    Path("wishes.csv").write_text("method,volume_per_atom\nby hand,\n,1:100\n")
-    typed("sample", *lone, "--conditions", "wishes.csv", "--out", "many.parquet")
-    assert len(pd.read_parquet("many.parquet")) == 16
+    assert "The volume per atom is 14.0. It was made by sol-gel." in pd.read_parquet("both.parquet")["prompt"][0]
 
-    judge = "volume_per_atom=judges.py:volume_per_atom"
-    typed("evaluate", "range.parquet", "--out", "report", "--judge", judge, "--workers", 0)
+    def meets(folder: str) -> pd.Series:
+        rows = pd.read_parquet(f"{folder}/structures.parquet")
+        found = rows["property.volume_per_atom"].between(12, 16)
+        assert list(found) == list((rows["volume"] / rows["num_atoms"]).between(12, 16))
+        return found
+
     metrics = json.loads(Path("report/metrics.json").read_text())
-    rows = pd.read_parquet("report/structures.parquet")
-    meets = rows["property.volume_per_atom"].between(10, 40)
-    assert list(meets) == list((rows["volume"] / rows["num_atoms"]).between(10, 40)) and 0 < meets.mean() < 1
-    group = metrics["conditions"]["volume_per_atom+num_atoms"]
-    assert group["volume_per_atom"] == {"met_rate": meets.mean()} and group["num_atoms"] == {"forced_rate": 1.0}
-    assert metrics["counts"].get("not_judged") is None
-    typed("evaluate", "range.parquet", "--out", "blind", "--workers", 0)
-    assert json.loads(Path("blind/metrics.json").read_text())["counts"]["not_judged"] == {"volume_per_atom": 8}
+    assert metrics["conditions"]["volume_per_atom"]["volume_per_atom"] == {
+        "met_rate": meets("report").mean(),
+        "base_rate": pytest.approx(meets("plain").mean()),
+    }
+    typed("evaluate", "samples.parquet", "--out", "blind", "--workers", 0)
+    assert json.loads(Path("blind/metrics.json").read_text())["counts"]["not_judged"] == {"volume_per_atom": 24}
+    Path("wishes.csv").write_text("method,volume_per_atom\nby hand,\n,1:100\n")
+    typed("sample", "--model", "run", "--num", 2, "--conditions", "wishes.csv", "--out", "many.parquet")
+    assert len(pd.read_parquet("many.parquet")) == 4
 
     for option, message in (
         ("colour=red", "--property colour=red: the model has volume_per_atom, method"),
@@ -240,14 +231,15 @@ def test_from_cifs_and_a_table_to_a_model_that_is_asked(tmp_path, monkeypatch, c
         ("volume_per_atom=wide", "'wide' is no value of volume_per_atom"),
         ("volume_per_atom=900:999", "no training crystal has volume_per_atom from 900 to 999; theirs go from"),
     ):
-        assert message in refused("sample", *lone, "--property", option, "--out", "x.parquet")
+        asked = ("--model", "run", "--num", 2, "--property", option)
+        assert message in refused("sample", *asked, "--out", "x.parquet")
     for option, message in (
         ("x=judges.py", "write NAME=MODULE:FUNCTION, or NAME=FILE.py:FUNCTION"),
         ("x=none.py:f", "cannot import none.py: FileNotFoundError"),
         ("x=no.such:f", "cannot import no.such: ModuleNotFoundError"),
         ("x=judges.py:nothing", "judges.py has no function nothing"),
     ):
-        assert message in refused("evaluate", "range.parquet", "--out", "x", "--judge", option)
+        assert message in refused("evaluate", "samples.parquet", "--out", "x", "--judge", option)
     for change, message in (
         ("{name: colour}", "names 'colour', which the data set does not have; its own labels: volume_per_atom, method"),
         ("{name: method}", r"'method' is text in the data set \('.*' of crystal c1\); set its decimals to null"),

@@ -91,7 +91,6 @@ class Feed:
                 "augment.descriptions is true, but the package's own data have one description of each crystal: "
                 "run `jaxcrystal prepare mp20 --out DIR`, which finds all, and train on what it writes to DIR"
             )
-        _check_properties(crystals, writer.form.text.properties)
         arrays = writer.form.arrays(crystals)
         labels = writer.form.stated(crystals, arrays)
         examples = Examples(
@@ -160,8 +159,8 @@ class Feed:
         return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))
 
 
-def _check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
-    """Raises UserError where the data set does not have what a recipe names, or has text where it says number."""
+def check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
+    """Raises UserError where a training set does not have what a recipe names, or has text where it says number."""
     for own in properties:
         if own.name not in crystals.labels.column_names:
             known = ", ".join(name for name in crystals.labels.column_names if name not in ATTRIBUTES) or "none"
