@@ -38,8 +38,9 @@ _BASES = {
     "distribution": ("protocol", "reference"),
     "diversity": ("protocol",),
     "prediction": ("protocol", "truth"),
+    "conditions": ("protocol", "space groups", "potential", "relaxation", "hull"),
 }
-_ALL_BASES = ("protocol", "train", "reference", "truth", "cut-offs", "potential", "relaxation", "hull")
+_ALL_BASES = ("protocol", "train", "reference", "truth", "cut-offs", "space groups", "potential", "relaxation", "hull")
 #: Of a number that is of relaxed crystals where there is a potential: then the same of those sampled stands beside it.
 _OF_RELAXED = ("potential", "relaxation")
 #: Of the numbers that do not depend on what the rest of their section does.
