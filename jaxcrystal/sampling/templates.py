@@ -110,14 +110,14 @@ def _attempt(
     for redraws in range(MOST_REDRAWS + 1):
         name, template = templates[rng.integers(len(templates))]
         swaps = random_swaps(rng, template, pool, count)
-        status, crystal = _made(template, swaps)
+        status, crystal = made(template, swaps)
         if known is None or crystal is None or crystal.formula not in known:
             told = None if known is None else redraws
             return Substitution(index, seed, name, swaps, status, crystal, told)
     return Substitution(index, seed, name, swaps, KNOWN_FORMULA, None, MOST_REDRAWS)
 
 
-def _made(template: Crystal, swaps: Mapping[str, str] | None) -> tuple[str, Crystal | None]:
+def made(template: Crystal, swaps: Mapping[str, str] | None) -> tuple[str, Crystal | None]:
     """The status, and the crystal if there is one."""
     if swaps is None:
         return NO_SWAP, None

