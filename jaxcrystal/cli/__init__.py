@@ -10,11 +10,24 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jaxcrystal import __version__
-from jaxcrystal.cli import compare, convert, demo, doctor, evaluate, export, hull, prepare, report, sample, train
+from jaxcrystal.cli import (
+    compare,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    hull,
+    infill,
+    prepare,
+    report,
+    sample,
+    train,
+)
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, evaluate, report, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, infill, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
