@@ -98,7 +98,7 @@ class Infilled:
         return self.table[self.table["rank"] <= count].reset_index(drop=True)
 
     @property
-    def found(self) -> pd.DataFrame:
+    def own(self) -> pd.DataFrame:
         """The row of each crystal's own element, where that is allowed: its `rank` says how well it is guessed."""
         return self.table[self.table["element"] == self.table["masked"]].reset_index(drop=True)
 
@@ -166,7 +166,7 @@ class Infilled:
         return html_table(self._summary(), heads, cells, len(self))
 
     def _summary(self) -> str:
-        ranks = self.found["rank"]
+        ranks = self.own["rank"]
         known = (
             f"; the element that was there is the likeliest in {(ranks == 1).sum()}, among the first {FIRST} in "
             f"{(ranks <= FIRST).sum()}"

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
 
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
 from jaxcrystal.crystals.formulas import spelled
 from jaxcrystal.crystals.masking import Masked, hide
 from jaxcrystal.errors import UserError
 from jaxcrystal.reader.rows import Row, Rows
-from jaxcrystal.texts.forms import Form
+
+#: Which atoms of a crystal are masked with one of them.
+MaskedWith: TypeAlias = Callable[[Crystal, int], Bool[np.ndarray, "atoms"]]
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,8 @@ class Wish:
         return found
 
 
-def ask(rows: Rows, form: Form, wish: Wish) -> tuple[list[Question], list[str]]:
-    """The question of each crystal, as `form` masks it; and what is to be said of them, lines.
+def ask(rows: Rows, masked_with: MaskedWith, wish: Wish) -> tuple[list[Question], list[str]]:
+    """The question of each crystal, an atom masked as a form has it (`Form.masked_with`); and lines to be said of them.
 
     Rows that are no crystals, or have not the element that is masked, are left out, which is said. Raises UserError
     where none is left, and for a crystal that has no such site, or none of the elements that are wished for.
@@ -86,7 +92,7 @@ def ask(rows: Rows, form: Form, wish: Wish) -> tuple[list[Question], list[str]]:
             f"{_name(first.id, first.crystal)} has no {wish.mask}{more}; its elements are "
             f"{', '.join(sorted(set(first.crystal.symbols)))}"
         )
-    questions = [_question(row, form, wish) for row in having]
+    questions = [_question(row, masked_with, wish) for row in having]
     left_out = Counter(row.outcome for row in rows.rows if row.crystal is None)
     left_out |= Counter({f"without {wish.mask}": len(crystals) - len(having)})
     notes = []
@@ -101,12 +107,12 @@ def ask(rows: Rows, form: Form, wish: Wish) -> tuple[list[Question], list[str]]:
     return questions, notes
 
 
-def _question(row: Row, form: Form, wish: Wish) -> Question:
+def _question(row: Row, masked_with: MaskedWith, wish: Wish) -> Question:
     crystal = row.crystal
     if wish.site is None:
         atoms = crystal.species == ATOMIC_NUMBER[wish.mask]
     elif 0 <= wish.site < len(crystal):
-        atoms = form.masked_with(crystal, wish.site)
+        atoms = masked_with(crystal, wish.site)
     else:
         raise UserError(
             f"{_name(row.id, crystal)} has {len(crystal)} atoms, numbered from 0 to {len(crystal) - 1}: there is no "

@@ -20,7 +20,6 @@ from jaxcrystal.sampling.answers import Answers, key_of
 from jaxcrystal.sampling.infilling import Infiller
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
-from jaxcrystal.texts.prompts import infilling_prompt
 
 if TYPE_CHECKING:
     from jaxcrystal.interface.sources import Source
@@ -69,20 +68,20 @@ class Sampler(sampler.Sampler):
                 f"{self.name} was not trained to infill (augment.infill is 0 in its recipe); train one that was, with "
                 "`--set augment.infill=0.34`"
             )
-        questions, notes = ask(rows(crystals, "crystals", None), self.form, Wish(mask, site, allow, similar))
+        wish = Wish(mask, site, allow, similar)
+        questions, notes = ask(rows(crystals, "crystals", None), self.form.masked_with, wish)
         say(notes)
-        prompts = [
-            infilling_prompt(self.form, question.masked.crystal, question.masked.stand_in)
-            for question in tqdm(questions, desc="masking", unit="crystal", leave=False)
-        ]
-        tokens = {prompt: self._encoded(prompt) for prompt in prompts}
-        for question, prompt in zip(questions, prompts, strict=True):
-            self._infiller.check(question.name, tokens[prompt])
+        infiller = self._infiller
+        bar = tqdm(questions, desc="masking", unit="crystal", leave=False)
+        prompts = [infiller.prompt(question.masked) for question in bar]
+        tokens = {
+            prompt: infiller.tokens(question.name, prompt) for question, prompt in zip(questions, prompts, strict=True)
+        }
         keys = {prompt: key_of(self.fingerprint, prompt) for prompt in tokens}
         kept = None if store is None else Answers(Path(store))
         known = {} if kept is None else kept.known(set(keys.values()))
         missing = [prompt for prompt, key in keys.items() if key not in known]
-        answers = self._infiller.answers(tokens[prompt] for prompt in missing)
+        answers = infiller.answers(tokens[prompt] for prompt in missing)
         for prompt in tqdm(missing, desc="infilling", unit="crystal"):
             known[keys[prompt]] = answer = next(answers)
             if kept is not None:

@@ -27,9 +27,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Float64, Int
 
 from jaxcrystal.crystals.crystal import ELEMENTS
+from jaxcrystal.crystals.masking import Masked
 from jaxcrystal.errors import UserError
 from jaxcrystal.model.cache import BLOCK, Cache, whole_blocks
+from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.pieces import ragged
+from jaxcrystal.texts.prompts import infilling_prompt
 from jaxcrystal.texts.token_tables import TokenTables
 from jaxcrystal.weights.saved import SavedModel
 
@@ -92,35 +95,47 @@ class Trie:
 class Infiller:
     """Answers prompts by `model`, `at_once` of them together; `tables` are those of its texts.
 
-    A program is compiled for prompts of up to 64 tokens, one for up to 128, and so on.
+    A program is compiled for prompts of up to 64 tokens, one for up to 128, one for 256, and so on; and others where
+    fewer prompts are asked in all.
     """
 
     def __init__(self, model: SavedModel, tables: TokenTables, mesh: Mesh) -> None:
         self.model, self.mesh = model, mesh
+        self.form = form_of(model.text)
         self.trie = Trie.of([tables.symbol_tokens(symbol) for symbol in ELEMENTS[1:]], tables.eos)
         logits = len(self.trie.prefixes) * model.config.padded_vocab_size
-        copies = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.at_once = copies * max(1, min(AT_ONCE, LOGITS // logits))
+        self._copies = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.at_once = self._copies * max(1, min(AT_ONCE, LOGITS // logits))
         self._read = jax.jit(self._log_probabilities)
 
-    def check(self, name: str, prompt: Sequence[int]) -> None:
-        """Raises UserError where the context does not hold the prompt and an element."""
+    def prompt(self, masked: Masked) -> str:
+        """The text that asks for the hidden element. Raises UserError for a crystal that the form cannot write."""
+        return infilling_prompt(self.form, masked.crystal, masked.stand_in)
+
+    def tokens(self, name: str, prompt: str) -> list[int]:
+        """Token ids of the prompt of the crystal that messages call so.
+
+        Raises UserError where the context does not hold it and an element.
+        """
+        tokens = [*self.model.tokenizer.begin, *self.model.tokenizer.encode(prompt)]
         context, longest = self.model.config.max_position_embeddings, self.trie.leaves.shape[1]
-        if len(prompt) + longest > context:
+        if len(tokens) + longest > context:
             raise UserError(
-                f"{name} has a prompt of {len(prompt)} tokens and an element has up to {longest}, but the model's "
+                f"{name} has a prompt of {len(tokens)} tokens and an element has up to {longest}, but the model's "
                 f"context holds {context}: leave it out"
             )
+        return tokens
 
     def answers(self, prompts: Iterable[Sequence[int]]) -> Iterator[Answer]:
         """The answer to each prompt, which holds token ids, the beginning of sequence included; in their order.
 
         Raises UserError where the model's numbers are none.
         """
-        waiting = iter(prompts)
+        waiting, rows = iter(prompts), 0
         while batch := list(islice(waiting, self.at_once)):
+            rows = rows or self._rows(len(batch))
             blocks = 1 << (whole_blocks(max(map(len, batch))) - 1).bit_length()
-            tokens, lengths = np.zeros((self.at_once, blocks * BLOCK), np.int32), np.ones(self.at_once, np.int32)
+            tokens, lengths = np.zeros((rows, blocks * BLOCK), np.int32), np.ones(rows, np.int32)
             for row, prompt in enumerate(batch):
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
             with jax.set_mesh(self.mesh):
@@ -128,6 +143,11 @@ class Infiller:
             if np.isnan(branches[: len(batch)]).any():
                 raise UserError("the model's logits are not numbers (nan): its weights are damaged")
             yield from map(self.trie.answer, branches[: len(batch)], others)
+
+    def _rows(self, prompts: int) -> int:
+        """Of a program that reads so many prompts: a power of two in each copy, so that few programs serve all."""
+        each = 1 << (-(-prompts // self._copies) - 1).bit_length()
+        return min(self._copies * each, self.at_once)
 
     def _log_probabilities(
         self, variables: Any, prompts: Int[Array, "prompts time"], lengths: Int[Array, "prompts"]

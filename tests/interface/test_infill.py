@@ -87,7 +87,7 @@ def test_each_crystal_has_a_row_for_each_element(sampler):
         assert np.exp(log_probability).sum() + rows["outside"].iloc[0] == pytest.approx(1, abs=1e-5)
     assert found.outside.to_dict() == {"a": found.answers[0].outside, "b": found.answers[1].outside}
     assert found.best(3)["rank"].tolist() == [1, 2, 3] * 2 and found.best(118).equals(table)
-    assert found.found["rank"].tolist() == table["rank"][table["element"] == "Na"].tolist()
+    assert found.own["rank"].tolist() == table["rank"][table["element"] == "Na"].tolist()
     assert found["b"].table.equals(found[1].table) and found[-1].table.equals(found[1:].table)
     with pytest.raises(KeyError, match="nobody"):
         found["nobody"]
@@ -124,7 +124,7 @@ def test_answers_are_sought_among_those_allowed(sampler):
     shares = every.loc[table.index, "probability"]
     np.testing.assert_allclose(table["probability"], shares / shares.sum())
     pd.testing.assert_series_equal(table["log_probability"], every.loc[table.index, "log_probability"])
-    assert some.found.empty and "that was there" not in str(some)  # Na is not allowed
+    assert some.own.empty and "that was there" not in str(some)  # Na is not allowed
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jaxcrystal.crystals.radii") is None, reason="there are no radii yet")
@@ -285,7 +285,7 @@ def test_it_shows_itself(sampler):
     best = found[0].best(2)
     assert "&lt;a&gt;" in shown and "<a>" not in shown.replace("&lt;a&gt;", "") and "… and 2 more" in shown
     assert f"{best['element'][0]} {100 * best['probability'][0]:.1f} %, {best['element'][1]} " in shown
-    ranks = found.found["rank"]
+    ranks = found.own["rank"]
     told = f"likeliest in {(ranks == 1).sum()}, among the first 5 in {(ranks <= 5).sum()}"
     assert repr(found) == f"<Infilled: 12 crystals; the element that was there is the {told}>" and told in shown
     lines = str(found).splitlines()

@@ -150,9 +150,9 @@ def test_draws_token_by_token_are_each_element_as_often_as_said(pair):
 def test_answers_do_not_depend_on_what_is_asked_together(pair, monkeypatch):
     """But for the last bits of a sum, which a matrix product may take in another order."""
     _, model = pair
-    prompts = prompts_of(model.tokenizer)
+    prompts = prompts_of(model.tokenizer, 5)
     together = list(infiller_of(model).answers(prompts))
-    for at_once in (1, 3):
+    for at_once in (1, 2):
         monkeypatch.setattr(infilling, "AT_ONCE", at_once)
         infiller = infiller_of(model)
         assert infiller.at_once == at_once
@@ -193,12 +193,12 @@ def test_what_is_no_number_is_refused(pair):
 
 @pytest.mark.parametrize("pair", ["letters"], indirect=True)
 def test_a_prompt_and_an_element_must_fit_the_context(pair):
+    """Of a token a letter, with the one in front, and two of an element."""
     _, model = pair
     infiller = infiller_of(model)
-    longest = infiller.trie.leaves.shape[1]
-    infiller.check("a", [1] * (512 - longest))
-    with pytest.raises(UserError, match=rf"a \(NaCl\) has a prompt of 513 tokens and .* up to {longest}, .* holds 512"):
-        infiller.check("a (NaCl)", [1] * 513)
+    assert len(infiller.tokens("a", "H" * 508)) in (509, 510)  # SentencePiece may put a space before
+    with pytest.raises(UserError, match=r"a \(NaCl\) has a prompt of 51\d tokens and .* up to 2, .* holds 512"):
+        infiller.tokens("a (NaCl)", "H" * 510)
 
 
 symbols = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12, unique=True)
