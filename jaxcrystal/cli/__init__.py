@@ -18,6 +18,7 @@ from jaxcrystal.cli import (
     evaluate,
     export,
     hull,
+    infill,
     prepare,
     report,
     sample,
@@ -27,7 +28,7 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, templates, evaluate, report, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, infill, templates, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

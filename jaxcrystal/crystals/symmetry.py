@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import moyopy
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.descriptions import descriptions
@@ -74,6 +74,15 @@ def space_group(crystal: Crystal, symprec: float = SYMPREC) -> int | None:
     return None if found is None else found.crystal.space_group
 
 
+def orbit_of(crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"] | None:
+    """Which atoms of the cell its group, as `symmetrize` finds it, makes of one; None where it finds none."""
+    found = _search(crystal, SYMPREC)
+    if found is None:
+        return None
+    orbits = np.array(_dataset(crystal, vectors(crystal.lengths, crystal.angles), found.symprec).orbits)
+    return orbits == orbits[atom]
+
+
 class _Refined(NamedTuple):
     crystal: SymmetricCrystal  #: in the setting, origin and axes that moyo chose
     symprec: float
@@ -109,8 +118,7 @@ def _largest_symprec(lattice: Float[np.ndarray, "3 3"]) -> float:
 
 def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> _Refined | None:
     try:
-        cell = moyopy.Cell(lattice.tolist(), crystal.frac_coords.tolist(), crystal.species.tolist())
-        dataset = moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
+        dataset = _dataset(crystal, lattice, symprec)
     except ValueError:  # no group at this tolerance
         return None
     if dataset.symprec < symprec:  # moyo halves it at once
@@ -132,6 +140,11 @@ def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float
     if abs(sum(exact.composition.values()) * exact.group.centring - atoms) > 0.5:
         return None
     return _Refined(exact, symprec, moved)
+
+
+def _dataset(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> moyopy.MoyoDataset:
+    cell = moyopy.Cell(lattice.tolist(), crystal.frac_coords.tolist(), crystal.species.tolist())
+    return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
 
 
 def _moved(

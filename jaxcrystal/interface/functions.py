@@ -19,44 +19,23 @@ Nothing heavy is imported before a function is called.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     import pandas as pd
-    from ase import Atoms
-    from pymatgen.core import IStructure, Structure
+    from pymatgen.core import Structure
 
     from jaxcrystal.config import Recipe
-    from jaxcrystal.crystals.crystal import Crystal
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
-    from jaxcrystal.interface.tables import Attempts, Crystals, Relaxations, Substitutions
+    from jaxcrystal.interface.sources import Place, Source
+    from jaxcrystal.interface.tables import Crystals, Relaxations, Substitutions
     from jaxcrystal.reader.preparing import PrepareReport
-    from jaxcrystal.reader.rows import Rows
     from jaxcrystal.training.loop import TrainReport
     from jaxcrystal.workers import Workers
-
-    Place: TypeAlias = str | PathLike[str]
-    One: TypeAlias = IStructure | Atoms | Crystal | str | None
-    Source: TypeAlias = (
-        Place
-        | Crystals
-        | Attempts
-        | Substitutions
-        | pd.DataFrame
-        | pd.Series
-        | Mapping[str, One]
-        | Iterable[One]
-        | IStructure
-        | Atoms
-        | Crystal
-    )
 
 
 def read(source: Source, *, limit: int | None = None, workers: int | str = 0) -> Crystals:
@@ -64,10 +43,11 @@ def read(source: Source, *, limit: int | None = None, workers: int | str = 0) ->
 
     Raises UserError if the source does not exist, is empty, or holds no crystals.
     """
+    from jaxcrystal.interface.sources import rows
     from jaxcrystal.interface.tables import Crystals
 
     with _pool(workers) as pool:
-        return Crystals(_rows(source, "crystals", pool, limit))
+        return Crystals(rows(source, "crystals", pool, limit))
 
 
 def prepare(
@@ -95,16 +75,17 @@ def prepare(
     """
     from dataclasses import replace
 
+    from jaxcrystal.interface.sources import is_place, rows
     from jaxcrystal.reader import preparing
 
     places: list[Any]
-    if _is_place(inputs):
+    if is_place(inputs):
         places = [inputs]
-    elif isinstance(inputs, Sequence) and all(map(_is_place, inputs)):
+    elif isinstance(inputs, Sequence) and all(map(is_place, inputs)):
         places = list(inputs)
     else:
         named = inputs if isinstance(inputs, Mapping) else {"crystals": inputs}
-        places = [replace(_rows(source, name, None), path=Path(name)) for name, source in named.items()]
+        places = [replace(rows(source, name, None), path=Path(name)) for name, source in named.items()]
     return preparing.prepare(
         places, Path(out), niggli=niggli, max_atoms=max_atoms, symprec=symprec, labels=labels, workers=max(workers, 1)
     )
@@ -191,6 +172,7 @@ def templates(
     from jaxcrystal.crystals.substitution import alike
     from jaxcrystal.errors import UserError
     from jaxcrystal.interface import files
+    from jaxcrystal.interface.sources import rows
     from jaxcrystal.interface.tables import Substitutions
     from jaxcrystal.locks import held
     from jaxcrystal.sampling.templates import check_request, substitutions
@@ -198,13 +180,13 @@ def templates(
     check_request(num, swaps, seed)
     pool = alike(tolerance)
     with nullcontext() if out is None else held(files.checked_table(Path(out))), _pool(workers) as processes:
-        rows = _rows(source, "templates", processes)
-        found = [(row.id, row.crystal) for row in rows.rows if row.crystal is not None]
+        there = rows(source, "templates", processes)
+        found = [(row.id, row.crystal) for row in there.rows if row.crystal is not None]
         if not found:
-            raise UserError(f"{rows.path} holds no crystal: its first row is {rows.rows[0].outcome}")
-        if missing := len(rows) - len(found):
+            raise UserError(f"{there.path} holds no crystal: its first row is {there.rows[0].outcome}")
+        if missing := len(there) - len(found):
             print(
-                f"note: {missing} of {len(rows)} rows of {rows.path} are no crystal, and no template", file=sys.stderr
+                f"note: {missing} of {len(there)} rows of {there.path} are no crystal, and no template", file=sys.stderr
             )
         known = {crystal.formula for _, crystal in found} if new else None
         made = Substitutions(substitutions(found, num, pool, swaps=swaps, known=known, seed=seed))
@@ -265,6 +247,7 @@ def evaluate(
 
     from jaxcrystal.evaluation import evaluation
     from jaxcrystal.interface.evaluation import Evaluation
+    from jaxcrystal.interface.sources import is_place, rows
     from jaxcrystal.locks import held
     from jaxcrystal.report import report
 
@@ -279,7 +262,7 @@ def evaluate(
     with held(folder), _pool(workers) as pool, TemporaryDirectory() as scratch:
 
         def given(source: Source | None, name: str) -> Any:  # a path as it is: what is wrong with it names it
-            return source if source is None or _is_place(source) else _rows(source, name, pool)
+            return source if source is None or is_place(source) else rows(source, name, pool)
 
         phases = list(hull) if isinstance(hull, (list, tuple)) else [hull]
         evaluation.evaluate(
@@ -326,6 +309,7 @@ def relax(
 
     Raises UserError if the source or the potential cannot be read, or if `store` cannot be written or is being written.
     """
+    from jaxcrystal.interface.sources import rows
     from jaxcrystal.interface.tables import Relaxations, Relaxed
     from jaxcrystal.locks import held
     from jaxcrystal.relaxation.batch import RelaxationSettings
@@ -333,7 +317,7 @@ def relax(
 
     settings = RelaxationSettings(fmax, max_steps, timeout)
     with nullcontext() if store is None else held(store), _pool(workers) as pool:
-        samples = _rows(structures, "structures", pool, limit).rows
+        samples = rows(structures, "structures", pool, limit).rows
         judge = potential_card(str(potential), pool)
         found = iter(
             relax_all(
@@ -344,17 +328,18 @@ def relax(
                 cache_dir=None if store is None else Path(store),
             )
         )
-        rows = [Relaxed.of(sample, None if sample.crystal is None else next(found)) for sample in samples]
-    return Relaxations(rows, judge.name)
+        ends = [Relaxed.of(sample, None if sample.crystal is None else next(found)) for sample in samples]
+    return Relaxations(ends, judge.name)
 
 
 def _yardstick(samples: Source) -> tuple[str | None, str | None, tuple[str, ...]]:
     """Training set, potential and hull for samples of which none were given, by what drew them; said on stderr."""
     from jaxcrystal import box
+    from jaxcrystal.interface.sources import is_place
     from jaxcrystal.interface.tables import Attempts
     from jaxcrystal.sampling.ledger import model_of
 
-    fingerprint = samples.model if isinstance(samples, Attempts) else model_of(samples) if _is_place(samples) else None
+    fingerprint = samples.model if isinstance(samples, Attempts) else model_of(samples) if is_place(samples) else None
     known = None if fingerprint is None else box.yardstick(fingerprint)
     if known is None:
         return None, None, ()
@@ -366,47 +351,13 @@ def _yardstick(samples: Source) -> tuple[str | None, str | None, tuple[str, ...]
     return known.train, known.potential, (known.hull,)
 
 
-def _rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:
-    """What the reader reads of a source, under that name; a set that was read before keeps its own in an evaluation."""
-    from dataclasses import replace
-
-    from jaxcrystal.interface.tables import Crystals
-    from jaxcrystal.reader.reading import read
-
-    if isinstance(source, Crystals):
-        return read(source.source, limit=limit)
-    rows = read(_readable(source), workers=pool, limit=limit)
-    return rows if _is_place(source) else replace(rows, path=Path(name))
-
-
-def _readable(source: Any) -> Any:
-    """As the reader takes it: crystals by id as a table, which has a place for ids."""
-    import pandas as pd
-
-    from jaxcrystal.interface.tables import Attempts, Substitutions
-    from jaxcrystal.reader.structures import is_structure
-
-    if isinstance(source, Attempts | Substitutions):
-        return source.to_pandas()
-    if isinstance(source, pd.Series):
-        source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())
-    if isinstance(source, Mapping) and not is_structure(source):
-        return pd.DataFrame({"material_id": list(source), "structure": pd.Series(list(source.values()), dtype=object)})
-    if isinstance(source, str) and not _is_place(source):
-        return [source]
-    return Path(source) if _is_place(source) else source
-
-
-def _is_place(source: object) -> TypeGuard[str | PathLike[str]]:
-    """Whether it names a file or folder; a text with a line feed is a CIF."""
-    return isinstance(source, PathLike) or (isinstance(source, str) and "\n" not in source)
-
-
 def _file(source: Any, folder: Path, name: str) -> Path:
     """A file of a hull's phases, in `folder` if they were none."""
     import pandas as pd
 
-    if _is_place(source):
+    from jaxcrystal.interface.sources import is_place
+
+    if is_place(source):
         return Path(source)
     path = folder / f"{name}.parquet"
     (source if isinstance(source, pd.DataFrame) else read(source).to_pandas()).to_parquet(path)

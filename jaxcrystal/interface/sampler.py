@@ -1,17 +1,33 @@
-"""The living sampler of scripts and notebooks: what `jaxcrystal.load` returns."""
+"""The living sampler of scripts and notebooks, which infills too: what `jaxcrystal.load` returns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from jaxcrystal.errors import UserError
+from jaxcrystal.interface.infilled import Infilled
+from jaxcrystal.interface.questions import Wish, ask
+from jaxcrystal.interface.sources import rows
 from jaxcrystal.interface.tables import Attempts
 from jaxcrystal.sampling import sampler
+from jaxcrystal.sampling.answers import Answers, key_of
+from jaxcrystal.sampling.infilling import Infiller
+from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
+
+if TYPE_CHECKING:
+    from jaxcrystal.interface.sources import Source
 
 
 class Sampler(sampler.Sampler):
-    """A model that was loaded once and draws crystals for call after call: `sample` all at once, `stream` one by one.
+    """A model that was loaded once and draws crystals for call after call: `sample` all at once, `stream` one by one;
+    and which says what could stand in the place of an element, where it was trained to: `infill`.
 
     It holds the devices' memory until `close`, or the end of a `with` block.
     """
@@ -22,6 +38,59 @@ class Sampler(sampler.Sampler):
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
         return Attempts(self.stream(num, **request), self.settings, self.fingerprint)
+
+    def infill(
+        self,
+        crystals: Source,
+        *,
+        mask: str | None = None,
+        site: int | None = None,
+        allow: Sequence[str] | None = None,
+        similar: float | None = None,
+        store: str | PathLike[str] | None = None,
+    ) -> Infilled:
+        """Which element could stand where one is masked: the exact probability of each, crystal by crystal.
+
+        - `mask`: the element, all of whose atoms are masked, as in training.
+        - `site`: instead, the number of an atom, from 0 in the order in which `jaxcrystal.read` has a crystal's atoms.
+          A model that writes crystals by their symmetry masks the atom's orbit.
+        - `allow`: elements among which the answer is sought; None: all.
+        - `similar`: only elements whose ionic radius is within so many Å of that of the one that was there.
+        - `store`: a file that keeps each answer as it comes; what is known there is not asked again.
+
+        Probabilities are the model's own, whatever the settings of the sampler. Rows that are no crystals, or have not
+        the element, are left out, which is said. Raises UserError for a model that was not trained to infill, a source
+        that cannot be read, what `Wish` and `ask` refuse, and a crystal that the context does not hold.
+        """
+        self._check_open()
+        if self.trained.infill == 0:
+            raise UserError(
+                f"{self.name} was not trained to infill (augment.infill is 0 in its recipe); train one that was, with "
+                "`--set augment.infill=0.34`"
+            )
+        wish = Wish(mask, site, allow, similar)
+        questions, notes = ask(rows(crystals, "crystals", None), self.form.masked_with, wish)
+        say(notes)
+        infiller = self._infiller
+        bar = tqdm(questions, desc="masking", unit="crystal", leave=False)
+        prompts = [infiller.prompt(question.masked) for question in bar]
+        tokens = {
+            prompt: infiller.tokens(question.name, prompt) for question, prompt in zip(questions, prompts, strict=True)
+        }
+        keys = {prompt: key_of(self.fingerprint, prompt) for prompt in tokens}
+        kept = None if store is None else Answers(Path(store))
+        known = {} if kept is None else kept.known(set(keys.values()))
+        missing = [prompt for prompt, key in keys.items() if key not in known]
+        answers = infiller.answers(tokens[prompt] for prompt in missing)
+        for prompt in tqdm(missing, desc="infilling", unit="crystal"):
+            known[keys[prompt]] = answer = next(answers)
+            if kept is not None:
+                kept.append(keys[prompt], answer)
+        return Infilled(tuple(questions), tuple(known[keys[prompt]] for prompt in prompts))
+
+    @cached_property
+    def _infiller(self) -> Infiller:
+        return Infiller(self.model, self._tables, self.mesh)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -218,7 +218,7 @@ class Crystals(_Table[Row]):
             structure = None if crystal is None else crystal.to_structure()
             cells.append([picture(structure), escape(row.id), *shape, escape(row.outcome), escape(why)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "outcome", "why, and what to know"]
-        return _table(self._summary(), heads, cells, len(self))
+        return html_table(self._summary(), heads, cells, len(self))
 
 
 class Attempts(_Table[Attempt]):
@@ -288,7 +288,7 @@ class Attempts(_Table[Attempt]):
             group = "" if row.space_group is None else str(row.space_group)
             cells.append([picture(row.structure), row.id, *shape, group, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
-        return _table(self._summary(), heads, cells, len(self))
+        return html_table(self._summary(), heads, cells, len(self))
 
 
 class Substitutions(_Table[Substitution]):
@@ -376,7 +376,7 @@ class Relaxations(_Table[Relaxed]):
             ends = [str(row.steps), escape(row.outcome), escape(row.reason)]
             cells.append([picture(row.structure), escape(row.id), formula, *measures, *ends])
         heads = ["", "id", "formula", "eV/atom", "moved, Å", "volume", "steps", "outcome", "why"]
-        return _table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
+        return html_table(f"{self._summary()}; {self.potential}", heads, cells, len(self))
 
 
 def _atoms(structure: Structure) -> Atoms:
@@ -392,7 +392,7 @@ def _cell(crystal: Crystal) -> str:
     )
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> str:
+def html_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> str:
     """Cells are HTML; the first of a row is a picture, the last its reasons."""
     styles = ["picture", *[""] * (len(heads) - 2), "why"]
     body = "".join(

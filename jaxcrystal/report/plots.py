@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -81,9 +81,18 @@ def bars(counts: Sequence[tuple[str, int]], total: int, label: str) -> str:
     return f'<div class="bars" role="group" aria-label="{escape(label, quote=True)}">{rows}</div>'
 
 
-def periodic_table(counts: Mapping[str, int], label: str) -> str:
-    """Shades each element by the number of crystals that hold it, on a square-root scale."""
-    size, gap = 40, 3
+def periodic_table(
+    counts: Mapping[str, float],
+    label: str,
+    *,
+    said: Callable[[float], str] = "{:,} crystals".format,
+    written: Callable[[float], str] | None = None,
+) -> str:
+    """Shades each element by the number of crystals that hold it, or by another number, on a square-root scale.
+
+    said: the number in words, which a pointer shows, 0 of elements that have none. written: what stands in the cell.
+    """
+    size, gap, written = 40, 3, written or _short
     most = max(counts.values(), default=1)
     parts = []
     for z in range(1, len(ELEMENTS)):
@@ -93,12 +102,12 @@ def periodic_table(counts: Mapping[str, int], label: str) -> str:
         shade = 0.12 + 0.88 * (count / most) ** 0.5 if count else 0
         ink = "cell-text strong" if shade > 0.68 else "cell-text" if count else "cell-text absent"
         parts.append(
-            (f'<g data-element="{symbol}">' if count else "<g>") + f"<title>{symbol}: {count:,} crystals</title>"
+            (f'<g data-element="{symbol}">' if count else "<g>") + f"<title>{symbol}: {said(count)}</title>"
             f'<rect class="cell" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4"/>'
             f'<rect class="heat" x="{left}" y="{top}" width="{size - gap}" height="{size - gap}" rx="4" '
             f'fill-opacity="{shade:.3f}"/>'
             + _text(left + (size - gap) / 2, top + 17, symbol, f"{ink} middle")
-            + (_text(left + (size - gap) / 2, top + 30, _short(count), f"{ink} small middle") if count else "")
+            + (_text(left + (size - gap) / 2, top + 30, written(count), f"{ink} small middle") if count else "")
             + "</g>"
         )
     return _svg(18 * size - gap, 9 * size + 8 - gap, parts, label)

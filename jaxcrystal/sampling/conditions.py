@@ -107,6 +107,7 @@ class Trained:
     num_atoms: Mapping[int, tuple[int, int]] = field(default_factory=dict)  #: as `crystals.num_atoms.ranges`
     text: TextFormat = field(default_factory=TextFormat)  #: how they are written
     model_dir: AnyPath | None = field(default=None, compare=False)
+    infill: float | None = None  #: share of them that asked for an element; None: not known
 
     @cached_property
     def formulas(self) -> frozenset[str] | None:
@@ -129,7 +130,8 @@ class Trained:
         attributes = None if recipe is None else _stated(recipe.augment, recipe.text)
         described = (model_dir / saved.MODEL_FILE).exists()
         text = saved.read_description(model_dir).text if described else TextFormat()
-        return cls(attributes, sizes.load(model_dir), text, model_dir)
+        infill = None if recipe is None else recipe.augment.infill
+        return cls(attributes, sizes.load(model_dir), text, model_dir, infill)
 
 
 def _stated(augment: Augment, text: TextFormat) -> frozenset[str]:

@@ -75,6 +75,13 @@ class Form(Written, Protocol):
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""
         ...
 
+    def masked_with(self, crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"]:
+        """Which atoms of a crystal are written together with one of them, and so masked with it.
+
+        Raises UserError where that cannot be told.
+        """
+        ...
+
     def space_group(self, text: str) -> int | None:
         """The number that a text states; None where it states none, or the form has no place for it."""
         ...

@@ -48,9 +48,14 @@ def generation(form: Written, crystal: Crystal, attributes: Mapping[str, Any]) -
     return generation_prompt(form, attributes) + form.write(crystal)
 
 
+def infilling_prompt(form: Written, crystal: Crystal, masked: int) -> str:
+    """The prompt after which the model writes an element, which stands where `masked`, an atomic number, does."""
+    return INFILL_INTRODUCTION + form.write(crystal, masked) + INFILL_REQUEST
+
+
 def infilling(form: Written, crystal: Crystal, masked: int) -> str:
     """A whole training text of the infilling task; `masked` is the atomic number to be guessed."""
-    return INFILL_INTRODUCTION + form.write(crystal, masked) + INFILL_REQUEST + ELEMENTS[masked]
+    return infilling_prompt(form, crystal, masked) + ELEMENTS[masked]
 
 
 def words(request: str) -> list[str]:

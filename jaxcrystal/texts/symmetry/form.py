@@ -48,11 +48,19 @@ class Symmetry:
 
         found = symmetrize(crystal)
         if found is None:
-            raise UserError(f"{crystal.formula} has no space group at any tolerance: its atoms lie on each other")
+            raise _no_group(crystal)
         return write(found.crystal, self.text, mask_element)
 
     def parse(self, text: str) -> Crystal:
         return parse(text).to_crystal()
+
+    def masked_with(self, crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"]:
+        from jaxcrystal.crystals.symmetry import orbit_of
+
+        found = orbit_of(crystal, atom)
+        if found is None:
+            raise _no_group(crystal)
+        return found
 
     def space_group(self, text: str) -> int | None:
         return space_group(text)
@@ -107,3 +115,7 @@ class Symmetry:
 
     def grammar(self, tables: SymmetryTables, limit: int) -> Grammar:
         return Grammar.build(tables, self.text, limit)
+
+
+def _no_group(crystal: Crystal) -> UserError:
+    return UserError(f"{crystal.formula} has no space group at any tolerance: its atoms lie on each other")

@@ -1,0 +1,37 @@
+"""From a model directory and crystals to a table of elements: `jaxcrystal infill`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxcrystal import locks
+from jaxcrystal.interface.functions import load
+from jaxcrystal.interface.infilled import Infilled, table_of
+
+if TYPE_CHECKING:
+    from jaxcrystal.interface.sources import Source
+
+
+@locks.holds(lambda model_dir, crystals, out, **_: out)
+def infill(
+    model_dir: str | PathLike[str],
+    crystals: Source,
+    out: Path,
+    *,
+    mask: str | None = None,
+    site: int | None = None,
+    allow: Sequence[str] | None = None,
+    similar: float | None = None,
+) -> Infilled:
+    """Asks the model, as `Sampler.infill`, and writes what it answers, as `Infilled.write`.
+
+    Answers are kept beside the table, in elements.jsonl, as they come; a run that was stopped goes on after them.
+    """
+    kept = table_of(out).with_suffix(".jsonl")
+    with load(model_dir) as sampler:
+        found = sampler.infill(crystals, mask=mask, site=site, allow=allow, similar=similar, store=kept)
+    found.write(out)
+    return found
