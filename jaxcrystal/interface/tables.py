@@ -327,7 +327,7 @@ class Substitutions(_Table[Substitution]):
             swaps = ", ".join(f"{old} → {new}" for old, new in (row.swaps or {}).items())
             cells.append([picture(row.structure), row.id, *shape, escape(row.template), swaps, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "template", "swaps", "status"]
-        return _table(self._summary(), heads, cells, len(self))
+        return html_table(self._summary(), heads, cells, len(self))
 
 
 class Relaxations(_Table[Relaxed]):
