@@ -171,6 +171,7 @@ KEYS = ["data.train=mp20-val", "data.validation=mp20-test", "data.validation_row
 KEYS += ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1", "mesh.fsdp=1"]
 KEYS += ["model.num_attention_heads=2", "model.num_key_value_heads=2", "model.head_dim=16", "mesh.data=1"]
 KEYS += ["text.form=symmetry", "tokenizer=compact-symmetry", "augment.translate=false", "data.rows_per_batch=2"]
+KEYS += ["augment.infill=0"]
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,8 @@ def test_it_trains_by_name(run, tmp_path):
     assert (run / "formulas.txt").exists()
     with pytest.raises(UserError, match="the package's own data have one description of each crystal"):
         train(load(Recipe, None, [*KEYS, f"out={tmp_path / 'other'}", "augment.descriptions=true"]))
+    with pytest.raises(UserError, match=r"augment\.infill is 0\.1, and a canonical"):
+        train(load(Recipe, None, [*KEYS, f"out={tmp_path / 'other'}", "augment.infill=0.1"]))
 
 
 @pytest.fixture

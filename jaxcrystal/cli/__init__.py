@@ -19,6 +19,7 @@ from jaxcrystal.cli import (
     export,
     hull,
     infill,
+    mutate,
     prepare,
     report,
     sample,
@@ -28,7 +29,8 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, infill, templates, evaluate, report, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, infill, mutate, templates)
+VERBS += (evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

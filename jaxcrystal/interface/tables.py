@@ -21,6 +21,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.interface import files
 from jaxcrystal.interface.pictures import Pictures, picture
 from jaxcrystal.reader.rows import Row, Rows
+from jaxcrystal.reader.sources import named
 from jaxcrystal.relaxation.batch import Relaxation
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights

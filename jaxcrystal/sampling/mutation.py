@@ -7,7 +7,8 @@ Which one it becomes is chosen in three ways, side by side for the same element 
     random      any, as likely as another
 
 Only elements come in that the crystal lacks, and whose volume is known, so that all three are rescaled alike
-(`crystals.substitution`). What attempt I of seed S changes is decided by the two alone.
+(`crystals.substitution`); and of a crystal's elements one changes for which there are others with ions as large, if
+there is any, so that all three can. What attempt I of seed S changes is decided by the two alone.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class Mutation:
     element: str  #: that becomes another
 
 
-def mutations(crystals: Sequence[Crystal], num: int, seed: int) -> list[Mutation]:
-    """`num` of each crystal: one of its elements, as likely as another."""
+def mutations(crystals: Sequence[Crystal], num: int, pool: Pool, seed: int) -> list[Mutation]:
+    """`num` of each crystal: one of its elements, as likely as another, of those that the pool has others for."""
     found = []
     for index in range(num * len(crystals)):
-        there = sorted(set(crystals[index // num].symbols))
+        elements = sorted(set(crystals[index // num].symbols))
+        there = [symbol for symbol in elements if set(pool.get(symbol, ())) - set(elements)] or elements
         chosen = np.random.default_rng([seed, index]).integers(len(there))
         found.append(Mutation(index, index // num, there[chosen]))
     return found

@@ -22,7 +22,7 @@ import pyarrow as pa
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxcrystal.config import ATTRIBUTES, Property
+from jaxcrystal.config import ATTRIBUTES, Augment, Property, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.pieces import EMPTY
@@ -31,6 +31,10 @@ from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
 
 SPARE_SLOTS = 1.25  #: room for crystals in a row, over the number that fills it on average; each costs time to write
 OPEN_ROWS = 64  #: rows that a crystal may still join; more of them pack no tighter and shuffle less
+ONE_DESCRIPTION = (
+    "the package's own data have one description of each crystal: run `jaxcrystal prepare mp20 --out DIR`, which finds "
+    "all, and train on what it writes to DIR"
+)
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: int | None = None) -> list[list[int]]:
@@ -87,10 +91,7 @@ class Feed:
         if not len(crystals):
             raise UserError("the data set is empty; nothing can be trained on it")
         if writer.augment.descriptions and crystals.canonical:
-            raise UserError(
-                "augment.descriptions is true, but the package's own data have one description of each crystal: "
-                "run `jaxcrystal prepare mp20 --out DIR`, which finds all, and train on what it writes to DIR"
-            )
+            raise UserError(f"augment.descriptions is true, but {ONE_DESCRIPTION}")
         arrays = writer.form.arrays(crystals)
         labels = writer.form.stated(crystals, arrays)
         examples = Examples(
@@ -159,8 +160,18 @@ class Feed:
         return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))
 
 
-def check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
-    """Raises UserError where a training set does not have what a recipe names, or has text where it says number."""
+def check_training_set(crystals: CrystalSet, text: TextFormat, augment: Augment) -> None:
+    """Raises UserError where a training set does not have what a recipe names, or has text where it says number; and
+    where infilling would be no riddle, since the only description of a crystal depends on all of its elements."""
+    if augment.infill and crystals.canonical and text.form == "symmetry":
+        raise UserError(
+            f"augment.infill is {augment.infill}, and a canonical description tells which element is hidden, but "
+            f"{ONE_DESCRIPTION}"
+        )
+    _check_properties(crystals, text.properties)
+
+
+def _check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
     for own in properties:
         if own.name not in crystals.labels.column_names:
             known = ", ".join(name for name in crystals.labels.column_names if name not in ATTRIBUTES) or "none"

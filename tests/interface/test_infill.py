@@ -5,26 +5,22 @@ import json
 from dataclasses import replace
 from xml.etree import ElementTree
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from pymatgen.core import Lattice, Structure
+from random_models import model_of
 
 import jaxcrystal
 from jaxcrystal.cli import main
-from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextFormat, to_dict
+from jaxcrystal.config import Augment, Recipe, to_dict
 from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.errors import UserError
 from jaxcrystal.interface.infilled import Infilled
 from jaxcrystal.interface.infilling import infill
-from jaxcrystal.mesh import make_mesh
-from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.sampling.answers import Answers
 from jaxcrystal.sampling.infilling import Infiller
-from jaxcrystal.texts.tokenizer import load_tokenizer
-from jaxcrystal.weights.saved import describe, save_weights
 
 SVG = "{http://www.w3.org/2000/svg}"
 SYMBOLS = list(ELEMENTS[1:])
@@ -40,18 +36,6 @@ MAGNESIA = rock_salt("Mg", "O", 4.24)
 OXIDE = Structure(
     Lattice.cubic(4.0), ["O", "Ti", "O", "O", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
 )
-
-
-def model_of(form: str, tokenizer: str, directory):
-    """Random weights."""
-    pieces = load_tokenizer(tokenizer)
-    config = LlamaConfig(
-        vocab_size=pieces.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
-    )  # fmt: skip
-    describe(directory, config, None, TextFormat(form=form), pieces)
-    save_weights(directory, initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1))))
-    return directory
 
 
 @pytest.fixture(scope="module")

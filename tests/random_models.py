@@ -1,0 +1,23 @@
+"""Model directories with random weights, for tests of what is done with any model."""
+
+from pathlib import Path
+
+import jax
+
+from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.mesh import make_mesh
+from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.weights.saved import describe, save_weights
+
+
+def model_of(form: str, tokenizer: str, directory: Path) -> Path:
+    """The smallest there is; what it was trained on is not known."""
+    pieces = load_tokenizer(tokenizer)
+    config = LlamaConfig(
+        vocab_size=pieces.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
+    )  # fmt: skip
+    describe(directory, config, None, TextFormat(form=form), pieces)
+    save_weights(directory, initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1))))
+    return directory
