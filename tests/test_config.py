@@ -149,7 +149,9 @@ def inner(hint):
 def fields(cls, prefix=""):
     """Every setting below `cls`: dotted key, type."""
     for name, hint in hints(cls).items():
-        hint = inner(hint)
+        listed, hint = typing.get_origin(hint) is tuple, inner(hint)
+        if dataclasses.is_dataclass(hint) and listed:  # a list of them has no dotted keys (test_properties)
+            continue
         if dataclasses.is_dataclass(hint):
             yield from fields(hint, f"{prefix}{name}.")
         else:
