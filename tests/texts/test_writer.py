@@ -162,7 +162,8 @@ def test_all_of_mp20_train(tokenizer, shared):
     crystals, labels = mp20_train(shared)
     data, augment = examples(crystals, labels, tokenizer), Augment(permute=True)
     assert assert_written_as_encoded(tokenizer, crystals, labels, TextFormat(), augment, 2, data=data) == 27108
-    for decimals in (1, 3, 4, 5, 6):
+    # Digits one by one are as those of random crystals; in groups they are cut otherwise at each number of decimals.
+    for decimals in (1, 3, 4, 5, 6) if build(tokenizer).group > 1 else ():
         some = jax.tree.map(lambda x: x[decimals::20], data)  # noqa: B023
         parts, fmt = (crystals[decimals::20], labels[decimals::20]), TextFormat(coord_decimals=decimals)
         assert assert_written_as_encoded(tokenizer, *parts, fmt, augment, decimals, data=some) >= 1355
