@@ -160,6 +160,21 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         for row in result["rows"]:
             cells = [row["kind"], row["formula"], row["material_id"], str(row["space_group"]), str(row["num_atoms"])]
             yield _row(*cells, str(row["ground_state"]), "none" if row["first"] is None else str(row["first"]))
+    elif result["benchmark"] == "conditions":
+        judge = result["potential"] or "no potential: energies are not judged"
+        yield f"wishes of {result['wishes']}; {judge}; base rates of {result['unconditional']:,} crystals"
+        yield ""
+        yield "| model | asked | by | attempts | what | met | base |"
+        yield "| --- | --- | --- | --: | --- | --: | --: |"
+        for row in result["rows"]:
+            for what, told in row["told"].items():
+                met = next(name for name in ("met_rate", "forced_rate") if name in told)
+                cells = [
+                    _share(row, f"{what}.{name}", told[name]) if name in told else "" for name in (met, "base_rate")
+                ]
+                forced = " (forced)" if met == "forced_rate" else ""
+                by = "grammar" if row["grammar"] else "prompt"
+                yield _row(row["model"], row["asked"], by, str(row["attempts"]), what, cells[0] + forced, cells[1])
     elif result["benchmark"] == "train_step":
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"
@@ -189,6 +204,11 @@ def _reproduced(published: dict[str, float], found: dict[str, Any]) -> Iterator[
             low, high = told[name].get("95 %") or told[name]["95 % of draws"]
             cells.append(f"{told[name].get('found', told[name].get('mean')):.4f} ({low:.4f} to {high:.4f})")
         yield _row(name, f"{value:.4f}", *cells)
+
+
+def _share(row: dict[str, Any], name: str, value: float) -> str:
+    low, high = (100 * x for x in row["intervals"][f"conditions.{row['asked']}.{name}"])
+    return f"{100 * value:.1f} % ({low:.0f} to {high:.0f})"
 
 
 def _ratio(result: dict[str, Any], name: str) -> str:

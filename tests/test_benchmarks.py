@@ -438,10 +438,10 @@ def test_ground_states(tiny, tmp_path, monkeypatch):
     assert f"| of train | {one['formula']} |" in table.rendered(tmp_path)
 
 
-def test_forms(tiny, tmp_path):
+def test_worth(tiny, tmp_path):
     """What its log says of a model, and shares that are those of its evaluation."""
-    import forms
     import table
+    import worth
 
     (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
     elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
@@ -449,7 +449,7 @@ def test_forms(tiny, tmp_path):
     command = [str(tiny), "--train", "prototypes:train", "--num", "4", "--validation", "prototypes:validation"]
     for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
         command += [f"--{name}", str(tmp_path / place)]
-    assert forms.main(command) == 0
+    assert worth.main(command) == 0
     (path,) = (tmp_path / "out").iterdir()
     (row,) = json.loads(path.read_text())["rows"]
     assert (row["model"], row["form"], row["steps"], row["settings"]) == ("tiny", "symmetry", 3, {})
@@ -462,15 +462,34 @@ def test_forms(tiny, tmp_path):
     share, low, high = row["shares"]["validity.structural"]
     assert share == found["validity"]["structural"] and low <= share <= high
     times = {place: place.stat().st_mtime_ns for place in (tmp_path / "work").rglob("*")}
-    assert forms.main(command) == 0  # nothing is done twice
+    assert worth.main(command) == 0  # nothing is done twice
     assert {place: place.stat().st_mtime_ns for place in (tmp_path / "work").rglob("*")} == times
     assert "| tiny | 4 |" in table.rendered(tmp_path / "out")
-    assert forms.main([*command, "--title", "settings", "--temperature", "0.5", "--new"]) == 0
+    assert worth.main([*command, "--title", "settings", "--temperature", "0.5", "--new"]) == 0
     (row,) = json.loads(next((tmp_path / "out").glob("settings_*.json")).read_text())["rows"]
     assert row["settings"] == {"temperature": 0.5, "new": True} and row["redraws"] >= 0
     cooler = pd.read_parquet(tmp_path / "work/tiny_4_temperature_0.5_new_True.parquet")
     assert list(cooler["text"]) != list(drawn["text"])
     assert "| tiny, temperature 0.5, new | 4 |" in table.rendered(tmp_path / "out")
+
+
+def test_conditions(tiny, tmp_path):
+    """Wishes of real crystals, by the prompt alone and with the grammar, beside crystals that nobody wished for."""
+    import conditions
+    import table
+
+    command = [str(tiny), "--wishes", "prototypes:validation", "--num", "3", "--unconditional", "4", "--pairs", "1"]
+    assert conditions.main([*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    rows = json.loads(path.read_text())["rows"]
+    asked = ["formula", "elements", "spacegroup", "formula+elements"]
+    assert [(row["asked"], row["grammar"]) for row in rows] == [(one, how) for one in asked for how in (False, True)]
+    for row in rows:
+        told = json.loads((tmp_path / f"work/tiny_{row['asked']}_{row['grammar']}/metrics.json").read_text())
+        assert row["told"] == told["conditions"][row["asked"]] and row["attempts"] == 3
+    with_grammar = {row["asked"]: row["told"] for row in rows if row["grammar"]}
+    assert with_grammar["formula"]["formula"]["forced_rate"] == 1.0  # what a grammar sees to is no merit of the model
+    assert "| tiny | formula+elements | grammar |" in table.rendered(tmp_path / "out")
 
 
 def test_stated_groups(tmp_path):
