@@ -47,11 +47,11 @@ def asked(model: Path, name: str, options: argparse.Namespace) -> Iterator[dict[
     """A row for each attribute, and pair of them, and each way."""
     trained = Trained.read(model_directory(model))
     there = [one for one in known(trained.text.properties) if trained.attributes is None or one in trained.attributes]
-    judged = {"train": None, "potential": options.potential, "workers": options.workers}
-    judged |= {"hull": options.hull or (), "references": options.references}
+    judged = {"potential": options.potential, "hull": options.hull or (), "references": options.references}
+    judged |= {"workers": options.workers}
     base = options.work / f"{name}_unconditional"
     sample(model, options.unconditional, base.with_suffix(".parquet"))
-    jaxcrystal.evaluate(base.with_suffix(".parquet"), base, **judged)
+    jaxcrystal.evaluate(jaxcrystal.read(base.with_suffix(".parquet")), base, **judged)  # judged as asked, not as mini's
     for attributes in [*((one,) for one in there), *islice(combinations(there, 2), options.pairs)]:
         rows = wishes(options.wishes, attributes, options.num)
         if not rows:  # no crystal has such a label
@@ -60,7 +60,8 @@ def asked(model: Path, name: str, options: argparse.Namespace) -> Iterator[dict[
             words = "+".join(known(trained.text.properties)[one].name for one in attributes)
             place = options.work / f"{name}_{words}_{grammar}"
             sample(model, 1, place.with_suffix(".parquet"), conditions=rows, grammar=grammar)
-            found = jaxcrystal.evaluate(place.with_suffix(".parquet"), place, unconditional=base, **judged)
+            drawn = jaxcrystal.read(place.with_suffix(".parquet"))
+            found = jaxcrystal.evaluate(drawn, place, unconditional=base, **judged)
             told, intervals = found.metrics.get("conditions", {}).get(words, {}), found.metrics["confidence_95"]
             yield {
                 "model": name,
