@@ -15,6 +15,7 @@ from jaxcrystal.cli import (
     convert,
     demo,
     doctor,
+    edit,
     evaluate,
     export,
     hull,
@@ -27,7 +28,7 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, templates, evaluate, report, compare, hull, doctor, demo)
+VERBS = (prepare, convert, export, train, sample, edit, templates, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,8 +78,9 @@ class Form(Written, Protocol):
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""
         ...
 
-    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool) -> Keeping:
-        """How texts repeat some sites of a crystal, each once and by their numbers from 0, its cell, its space group.
+    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool, symprec: float) -> Keeping:
+        """How texts repeat some sites of a crystal, each once and by their numbers from 0, its cell, its space group,
+        which is looked for within `symprec` Å.
 
         Raises UserError for what a text of the form cannot repeat.
         """

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+CELL = "a", "b", "c", "α", "β", "γ"  #: as errors call them
+
 
 @dataclass(frozen=True)
 class Site:
@@ -38,5 +40,6 @@ class Keeping:
 
     kept: Kept
     num_atoms: int  #: of the whole crystal's cell, as the format counts
+    all_sites: bool  #: whether none is left
     space_groups: tuple[int, ...] | None = None  #: that are left
     notes: tuple[str, ...] = ()  #: where more is kept than was named

@@ -45,12 +45,14 @@ class P1:
         coords = np.concatenate([np.reshape(sites, (-1, 3)), found.frac_coords[len(sites) :]])
         return Crystal(cell[:3], cell[3:], found.species, coords)
 
-    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool) -> Keeping:
+    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool, symprec: float) -> Keeping:
         if group:
-            raise UserError("a P1 text does not state its space group, which cannot be kept; the symmetry form does")
+            raise UserError(
+                "a P1 text does not state its space group, which cannot be kept; take a model of the symmetry form"
+            )
         kept = tuple(Site(crystal.symbols[i], tuple(crystal.frac_coords[i].tolist())) for i in sites)
         whole = (*crystal.lengths.tolist(), *crystal.angles.tolist()) if cell else None
-        return Keeping(Kept(kept, whole), len(crystal))
+        return Keeping(Kept(kept, whole), len(crystal), len(kept) == len(crystal))
 
     def space_group(self, text: str) -> None:
         return None

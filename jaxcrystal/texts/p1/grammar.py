@@ -40,7 +40,7 @@ from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import LONGEST, Constraints
 from jaxcrystal.texts.intervals import POINTED, interval, next_digits
-from jaxcrystal.texts.kept import Kept
+from jaxcrystal.texts.kept import CELL, Kept
 from jaxcrystal.texts.numbers import power_of_ten
 from jaxcrystal.texts.p1 import text as p1_text
 from jaxcrystal.texts.parsing import ParseError
@@ -49,7 +49,6 @@ from jaxcrystal.texts.token_tables import TokenTables
 
 POINT, SPACE, NEWLINE, END, SYMBOLS = range(5)  #: letters, counted from behind the digits; from SYMBOLS on symbols'
 ALPHA, BETA, GAMMA, SYMBOL, X, Z = 3, 4, 5, 6, 7, 9  #: fields of a text, in its order, from a = 0
-CELL = "a", "b", "c", "α", "β", "γ"
 
 
 @struct.dataclass
