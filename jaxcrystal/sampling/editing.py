@@ -87,17 +87,17 @@ def edit_of(
     found = form.keeping(crystal, parts.sites, parts.cell, parts.group, symprec)
     notes = list(found.notes)
     if num_atoms is None and constraints.num_atoms == ANY and (parts.sites or parts.composition):
-        if parts.cell and found.all_sites:
-            raise UserError(
-                f"all sites of {crystal.formula} and its cell are kept: nothing is left to be written; keep fewer, or "
-                "ask for more atoms (num_atoms)"
-            )
         num_atoms = (found.num_atoms, found.num_atoms)
         if not parts.composition:
             notes.append(
-                f"the new cell has {found.num_atoms} atoms, as the given one; num_atoms says otherwise, and `any` leaves "
-                "it to the model"
+                f"the new cell has {found.num_atoms} atoms, as the given one; num_atoms says otherwise, and `any` "
+                "leaves it to the model"
             )
+    if parts.cell and found.all_sites and num_atoms in (found.num_atoms, (found.num_atoms, found.num_atoms)):
+        raise UserError(
+            f"all sites of {crystal.formula} and its cell are kept: nothing is left to be written; keep fewer, or ask "
+            "for more atoms (num_atoms)"
+        )
     conditions: dict[str, Any] = {}
     if parts.composition:
         conditions["pretty_formula"] = crystal.formula
