@@ -50,8 +50,8 @@ def add(verb: Callable) -> None:
         "--num-atoms",
         type=options.atoms,
         metavar="N",
-        help="of the new cell, the kept ones included: 8, or from 4 to 12 as 4-12, or any (default: where sites are "
-        "kept, as many as CRYSTAL has)",
+        help="of the new cell, the kept ones included: 8, or from 4 to 12 as 4-12, or any (default: where sites or "
+        "the cell are kept, as many as CRYSTAL has)",
     )
     limits.add_argument("--allow", type=options.symbols, metavar="A,B", help="elements; all others are forbidden")
     limits.add_argument("--forbid", type=options.symbols, metavar="A,B", help="elements")

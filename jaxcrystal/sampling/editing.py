@@ -71,8 +71,8 @@ def edit_of(
 ) -> tuple[dict[str, Any], list[str]]:
     """What a sampler is asked for, so that texts of a form keep these parts of a crystal, and what is to be said of it.
 
-    `num_atoms`, by default those of the crystal where sites of it are kept, and `constraints` are of the whole new
-    crystal; `symprec`, in Å, is how far the old one may be from symmetric, where it is written so.
+    `num_atoms`, by default those of the crystal where sites or the cell are kept, and `constraints` are of the whole
+    new crystal; `symprec`, in Å, is how far the old one may be from symmetric, where it is written so.
 
     Raises UserError for a site that is not there, for parts that leave nothing to be written, that a text of the form
     does not have, or that the constraints forbid.
@@ -86,7 +86,7 @@ def edit_of(
         raise UserError("with the composition the number of atoms is kept: leave one of the two out")
     found = form.keeping(crystal, parts.sites, parts.cell, parts.group, symprec)
     notes = list(found.notes)
-    if num_atoms is None and constraints.num_atoms == ANY and (parts.sites or parts.composition):
+    if num_atoms is None and constraints.num_atoms == ANY and (parts.sites or parts.cell or parts.composition):
         num_atoms = (found.num_atoms, found.num_atoms)
         if not parts.composition:
             notes.append(

@@ -11,11 +11,11 @@ import pytest
 from some_crystals import SALT
 
 import jaxcrystal
-from jaxcrystal.cli import main
 from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.errors import UserError
+from jaxcrystal.interface.editing import edit, one_crystal
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.texts.constraints import Constraints
@@ -154,26 +154,25 @@ def test_what_is_kept_weighs_as_the_model_gave_it(samplers):
 
 
 def test_a_ledger_goes_on_and_belongs_to_its_edit(models, tmp_path, capsys):
-    (tmp_path / "c.cif").write_text(TITANATE.to_cif())
-    typed = ["edit", str(tmp_path / "c.cif"), "--model", str(models["p1"]), "--out", str(tmp_path / "e.parquet")]
-    typed += ["--slots", "8", "--max-new-tokens", "160", "--num", "6", "--resample", "3"]
-    typed += ["--temperature", "1", "--top-p", "1"]
-    assert main([*typed, "--keep-sites", "1,3-4", "--keep-cell"]) == 0
-    said = capsys.readouterr()
-    assert "6 attempts" in said.out and "independent draws" in said.out and "as the given one" in said.err
-    rows = pq.read_table(tmp_path / "e.parquet").to_pylist()
+    source, out = tmp_path / "c.cif", tmp_path / "e.parquet"
+    source.write_text(TITANATE.to_cif())
+
+    def run(num, **kept):
+        return edit(models["p1"], source, num, out, **SETTINGS, mesh=make_mesh(MeshConfig(1, 1, 1)), **kept)
+
+    report = run(6, sites=(1, 3, 4), cell=True, resample=3)
+    assert report.counts == {"ok": 6} and 1 <= report.effective_number <= 6
+    assert "the new cell has 5 atoms, as the given one" in capsys.readouterr().err
+    rows = pq.read_table(out).to_pylist()
     assert sum(row["resampled"] for row in rows) == 3
     for row in rows:
-        assert row["status"] == "ok" and len(read(row["cif"])) == 5
-        assert atoms(read(row["cif"]))[:3] == [atoms(TITANATE)[i] for i in (1, 3, 4)]
-    # Killed after two rows: the same command writes the same table.
-    table, header = (tmp_path / "e.parquet").read_bytes(), tmp_path / "e.parquet.json"
-    described = json.loads(header.read_text())
-    assert main([*typed, "--keep-sites", "1,3-4", "--keep-cell"]) == 0
-    assert (tmp_path / "e.parquet").read_bytes() == table
-    assert main([*typed, "--keep-sites", "1,3-4"]) == 1
-    assert "belongs to another run: grammar was" in capsys.readouterr().err
-    assert '"kept"' in described["request"]["grammar"][0]
+        found = read(row["cif"])
+        assert len(found) == 5 and atoms(found)[:3] == [atoms(TITANATE)[i] for i in (1, 3, 4)]
+    report = run(8, sites=(1, 3, 4), cell=True, resample=3)
+    assert report.resumed == 6
+    assert [row["cif"] for row in pq.read_table(out).to_pylist()][:6] == [row["cif"] for row in rows]
+    with pytest.raises(UserError, match="belongs to another run: grammar was"):
+        run(8, sites=(1, 3, 4), resample=3)
 
 
 @pytest.mark.parametrize(
@@ -222,4 +221,4 @@ def test_an_edit_needs_the_grammar_and_one_crystal(models, tmp_path):
     (tmp_path / "none.cif").write_text("data_x\n")
     for name, message in (("two", "holds several crystals"), ("none", "holds no crystal"), ("gone", "gone.cif")):
         with pytest.raises(UserError, match=message):
-            jaxcrystal.interface.editing.one_crystal(str(tmp_path / f"{name}.cif"))
+            one_crystal(str(tmp_path / f"{name}.cif"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 from symmetric_crystals import random_symmetric
-from symmetry_texts import Tables, spelled, stacked, walk
+from symmetry_texts import Tables
 from text_trees import Tree
 
 from jaxcrystal.config import TextFormat
@@ -34,6 +34,7 @@ from jaxcrystal.texts.symmetry.text import parse
 from jaxcrystal.texts.tokenizer import load_tokenizer
 
 TABLES = Tables.build()
+COMPACT = load_tokenizer("compact")
 BY_SYMMETRY = form_of(TextFormat(form="symmetry"))
 
 
@@ -45,6 +46,12 @@ def usual() -> Grammar:
 @cache
 def tree() -> Tree:
     return Tree(usual())
+
+
+@cache
+def p1_tree() -> Tree:
+    """Of texts with one decimal."""
+    return Tree(P1Grammar.build(p1_tables.build(COMPACT), TextFormat(coord_decimals=1), 120))
 
 
 def text_of(letters) -> str:
@@ -196,55 +203,41 @@ def test_free_orbits_meet_no_kept_one_be_it_written_later():
 
 def test_p1_texts_are_all_that_repeat_the_kept_part():
     """A kept cell and site, and at most one atom more: against every text there is."""
-    tokenizer = load_tokenizer("compact")
-    fmt = TextFormat(coord_decimals=1)
-    grammar = P1Grammar.build(p1_tables.build(tokenizer), fmt, 120)
     kept = Kept((Site("Na", (0.04, 0.26, 0.999)),), (4.0, 5.04, 61.0, 119.6, 70.2, 101.0))
     wish = Constraints(allowed=("Na", "Cl"), num_atoms=(1, 2), kept=kept)
-    found = [
-        tokenizer.decode(grammar.tokens[list(path[:-1])])
-        for path in Tree(grammar).explore(grammar.limits(wish), never, never)
-    ]
+    grammar = p1_tree().grammar
+    paths = p1_tree().explore(grammar.limits(wish), never, never)
+    found = [COMPACT.decode(grammar.tokens[list(path[:-1])]) for path in paths]
     first = "4.0 5.0 61.0\n120 70 101\nNa\n0.0 0.3 0.0"
     digits = [f"0.{x}" for x in range(10)]
     others = itertools.product(["Na", "Cl"], digits, digits, digits)
     assert len(found) == 2001
     assert set(found) == {first} | {f"{first}\n{symbol}\n{x} {y} {z}" for symbol, x, y, z in others}
     needed = Constraints(required=("Cl",), allowed=("Na", "Cl"), num_atoms=(1, 2), kept=kept)
-    found = Tree(grammar).explore(grammar.limits(needed), never, never)
+    found = p1_tree().explore(grammar.limits(needed), never, never)
     assert len(found) == 1000  # chlorine alone may follow, and must
 
 
 @pytest.mark.parametrize("form", ["p1", "symmetry"])
-def test_a_kept_cell_of_any_angles_is_written(form):
+@pytest.mark.parametrize("angles", [(60, 60, 119), (119, 60, 60), (130, 60, 90), (100, 120, 130)], ids=str)
+def test_a_kept_cell_of_any_angles_is_written(form, angles):
     """α and β leave what γ needs, where all three are given."""
-    cells = [(4.0, 5.0, 6.0, *angles) for angles in [(60, 60, 119), (119, 60, 60), (130, 60, 90), (100, 120, 130)]]
-    if form == "p1":
-        grammar = P1Grammar.build(p1_tables.build(load_tokenizer("compact")), TextFormat(), 120)
-    else:
-        grammar = usual()
-    groups = None if form == "p1" else (1,)
-    wishes = [Constraints(formula="H", num_atoms=(1, 1), space_groups=groups, kept=Kept((), cell)) for cell in cells]
-    program = jax.jit(walk, static_argnums=(0, 3, 4))
-    limits = stacked([grammar.limits(wish) for wish in wishes])
-    letters, possible = program(grammar, limits, jax.random.key(0), len(cells), grammar.limit)
-    assert possible
-    for row, cell in zip(np.asarray(letters), cells, strict=True):
-        tokens = grammar.tokens[row[row >= 0]]
-        text = spelled(TABLES, tokens) if form == "symmetry" else load_tokenizer("compact").decode(tokens[:-1])
-        crystal = form_of(TextFormat(form=form)).parse(text)
-        assert (*crystal.lengths, *np.round(crystal.angles, 6)) == cell
+    own, groups = (p1_tree(), None) if form == "p1" else (tree(), (1,))
+    kept = Kept((), (4.0, 5.0, 6.0, *angles))
+    wish = Constraints(formula="H", num_atoms=(1, 1), space_groups=groups, kept=kept)
+    (path,) = own.explore(own.grammar.limits(wish), never, lambda field: field >= 0)
+    text = COMPACT.decode(own.grammar.tokens[list(path[:-1])]) if form == "p1" else text_of(path[:-1])
+    crystal = form_of(TextFormat(form=form)).parse(text)
+    assert (*crystal.lengths, *np.round(crystal.angles, 6)) == kept.cell
 
 
 def test_nothing_kept_changes_nothing():
-    for grammar in (usual(), P1Grammar.build(p1_tables.build(load_tokenizer("compact")), TextFormat(), 99)):
+    for grammar in (usual(), p1_tree().grammar):
         plain, empty = grammar.limits(), grammar.limits(Constraints(kept=Kept()))
         jax.tree.map(np.testing.assert_array_equal, plain, empty)
 
 
-@pytest.mark.parametrize(
-    "number", [1, 2, 5, 12, 15, 31, 62, 99, 122, 139, 148, 161, 166, 187, 194, 198, 216, 221, 227, 230]
-)
+@pytest.mark.parametrize("number", [1, 2, 5, 31, 99, 122, 148, 161, 187, 194, 198, 216, 227])
 def test_atoms_are_found_on_their_orbits(number):
     """In a cell that was shifted and shuffled: each on an orbit of its element, as many as the orbit has."""
     random = np.random.default_rng(number)
@@ -264,7 +257,7 @@ def test_kept_sites_are_where_they_were():
     """Kept sites alone, in the kept cell, against the given atoms alone: pymatgen finds the same structure."""
     matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.1, primitive_cell=False, scale=False)
     compared = 0
-    for entry in embedded()[::211]:
+    for entry in embedded()[::307]:
         crystal = entry.crystal
         whole, orbit_of = orbits_of_atoms(crystal, 1e-3)
         chosen = int(orbit_of[-1])
@@ -300,9 +293,8 @@ def test_kept_sites_are_where_they_were():
     ],
 )  # fmt: skip
 def test_what_p1_texts_cannot_keep_is_said(wish, message):
-    grammar = P1Grammar.build(p1_tables.build(load_tokenizer("compact")), TextFormat(), 120)
     with pytest.raises(UserError, match=message):
-        grammar.limits(Constraints(**wish))
+        p1_tree().grammar.limits(Constraints(**wish))
 
 
 @pytest.mark.parametrize(
