@@ -44,9 +44,11 @@ class Sampler(sampler.Sampler):
 
         `crystal` is a `Crystal`, a pymatgen Structure, ASE's Atoms, the text of a CIF, or a file that holds one. In
         the symmetry form sites are kept with their orbits, and so is their space group, which is looked for within
-        `symprec` Å; what is kept of a crystal is then that of its exactly symmetric form. With sites or
-        the cell the new one has by default as many atoms as the given one. Other arguments and errors are those of `stream`, but for conditions;
-        raises UserError too for what `edit_of` refuses.
+        `symprec` Å; what is kept of a crystal is then that of its exactly symmetric form. With sites or the cell the
+        new one has by default as many atoms as the given one.
+
+        Other arguments and errors are those of `stream`, but for conditions; raises UserError too for what `edit_of`
+        refuses.
 
         For example `edit(structure, 20, sites=[1, 2], cell=True)`.
         """
