@@ -15,6 +15,7 @@ from jaxcrystal.cli import (
     convert,
     demo,
     doctor,
+    edit,
     evaluate,
     export,
     hull,
@@ -29,7 +30,7 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, infill, mutate, templates)
+VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
 VERBS += (evaluate, report, compare, hull, doctor, demo)
 
 

@@ -37,13 +37,22 @@ def atoms(typed: str) -> tuple[int, int] | str:
 
 def groups(typed: str) -> tuple[int, ...]:
     """`221,225` or `195-230`, or several of these, as numbers of space groups."""
+    return _numbers(typed, f"{typed!r} are no space groups; write them like 221,225 or 195-230")
+
+
+def numbers(typed: str) -> tuple[int, ...]:
+    """`0,2` or `4-6`, or several of these, as numbers of sites."""
+    return _numbers(typed, f"{typed!r} are no numbers of sites; write them like 0,2 or 4-6")
+
+
+def _numbers(typed: str, wrong: str) -> tuple[int, ...]:
     found: list[int] = []
     try:
         for part in typed.replace(" ", "").split(","):
             low, dash, high = part.partition("-")
             found += range(int(low), int(high if dash else low) + 1)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{typed!r} are no space groups; write them like 221,225 or 195-230") from None
+        raise argparse.ArgumentTypeError(wrong) from None
     return tuple(found)
 
 

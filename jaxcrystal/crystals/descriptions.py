@@ -41,18 +41,25 @@ RANGE = {"triclinic": 1, "monoclinic": 2, "orthorhombic": 1}  #: of the matrices
 
 def descriptions(crystal: SymmetricCrystal) -> list[SymmetricCrystal]:
     """All distinct descriptions, apart from shifts along free axes; the canonical one first."""
+    return [description for description, _ in traced(crystal)]
+
+
+def traced(crystal: SymmetricCrystal) -> list[tuple[SymmetricCrystal, tuple[int, ...]]]:
+    """`descriptions`, and which orbit of the crystal each of theirs is."""
     number = crystal.space_group
     parameters, found_cosets = _axes(crystal)
     cell = cell_of(crystal.group.system, parameters)
-    found: dict[tuple, tuple[Orbit, ...]] = {}
+    found: dict[tuple, tuple[tuple[Orbit, ...], tuple[int, ...]]] = {}
     for coset in found_cosets:
-        key, orbits = _least(number, crystal.orbits, coset)
-        found.setdefault(key, orbits)
-    return [SymmetricCrystal(number, cell[:3], cell[3:], found[key]) for key in sorted(found)]
+        key, *rest = _least(number, crystal.orbits, coset)
+        found.setdefault(key, tuple(rest))
+    each = (found[key] for key in sorted(found))
+    return [(SymmetricCrystal(number, cell[:3], cell[3:], orbits), origins) for orbits, origins in each]
 
 
-def _least(number: int, orbits: tuple[Orbit, ...], coset: Coset) -> tuple[tuple, tuple[Orbit, ...]]:
-    """What orbits read as through a coset, by the least of their images: a key to compare, and the orbits in order."""
+def _least(number: int, orbits: tuple[Orbit, ...], coset: Coset) -> tuple[tuple, tuple[Orbit, ...], tuple[int, ...]]:
+    """What orbits read as through a coset, by the least of their images: a key to compare, the orbits in order, and
+    where each was."""
     seen = [_images(number, orbit, coset) for orbit in orbits]
     order = {symbol: i for i, symbol in enumerate(ordered({orbit.symbol for orbit in orbits}))}
     heads = [(order[orbit.symbol], LETTERS.index(letter)) for orbit, (letter, _) in zip(orbits, seen, strict=True)]
@@ -69,13 +76,14 @@ def _least(number: int, orbits: tuple[Orbit, ...], coset: Coset) -> tuple[tuple,
     best: tuple | None = None
     for shift in shifts:
         chosen = []
-        for head, orbit, (letter, points) in zip(heads, orbits, seen, strict=True):
+        for place, (head, orbit, (letter, points)) in enumerate(zip(heads, orbits, seen, strict=True)):
             moved = (points - shift) % 1
             rounded = np.round(moved, DECIMALS) % 1
             at = np.lexsort(rounded.T[::-1])[0]
-            chosen.append(((*head, *rounded[at].tolist()), Orbit(orbit.species, letter, tuple(moved[at].tolist()))))
-        chosen.sort(key=lambda pair: pair[0])
-        candidate = tuple(key for key, _ in chosen), tuple(orbit for _, orbit in chosen)
+            image = Orbit(orbit.species, letter, tuple(moved[at].tolist()))
+            chosen.append(((*head, *rounded[at].tolist()), image, place))
+        chosen.sort(key=lambda one: one[0])
+        candidate = tuple(zip(*chosen, strict=True))
         if best is None or candidate[0] < best[0]:
             best = candidate
     return best

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.descriptions import descriptions
+from jaxcrystal.crystals.descriptions import descriptions, traced
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, vectors
 from jaxcrystal.crystals.symmetric_cif import to_cif
 from jaxcrystal.crystals.wyckoff import Group, group
@@ -83,10 +83,28 @@ def orbit_of(crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"] | None:
     return orbits == orbits[atom]
 
 
+def orbits_of_atoms(
+    crystal: Crystal, symprec: float = SYMPREC
+) -> tuple[SymmetricCrystal, Int[np.ndarray, "atoms"]] | None:
+    """The crystal's canonical description, as `symmetrize` finds it, and on which of its orbits each given atom lies;
+    None and errors as there."""
+    found = _search(crystal, symprec)
+    if found is None:
+        return None
+    images = [found.crystal.group.operations.images(np.array(orbit.frac_coords)) for orbit in found.crystal.orbits]
+    away = found.points[:, None, None] - np.stack(images)  # [atoms, orbits, images, 3]
+    away -= np.round(away)
+    distances = np.linalg.norm(away @ vectors(found.crystal.lengths, found.crystal.angles), axis=-1).min(2)
+    distances[crystal.species[:, None] != [orbit.species for orbit in found.crystal.orbits]] = np.inf
+    description, before = traced(found.crystal)[0]
+    return description, np.argsort(before)[distances.argmin(1)]
+
+
 class _Refined(NamedTuple):
     crystal: SymmetricCrystal  #: in the setting, origin and axes that moyo chose
     symprec: float
     moved: float
+    points: Float[np.ndarray, "atoms 3"]  #: the given atoms there
 
 
 def _search(crystal: Crystal, symprec: float) -> _Refined | None:
@@ -125,7 +143,8 @@ def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float
         return None
     refined = dataset.std_cell
     rows, points, species = np.array(refined.basis), np.array(refined.positions), np.array(refined.numbers)
-    moved = _moved(dataset, crystal, rows, points, species)
+    given = (crystal.frac_coords - dataset.std_origin_shift) @ np.linalg.inv(np.array(dataset.std_linear)).T
+    moved = _moved(given, crystal, rows, points, species)
     if moved > symprec:
         return None
     orbits = tuple(_orbits(group(dataset.number), points, species))
@@ -139,7 +158,7 @@ def _refined(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float
     atoms = len(crystal) * abs(np.linalg.det(dataset.std_linear))  # that the conventional cell must have
     if abs(sum(exact.composition.values()) * exact.group.centring - atoms) > 0.5:
         return None
-    return _Refined(exact, symprec, moved)
+    return _Refined(exact, symprec, moved, given)
 
 
 def _dataset(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float) -> moyopy.MoyoDataset:
@@ -148,14 +167,13 @@ def _dataset(crystal: Crystal, lattice: Float[np.ndarray, "3 3"], symprec: float
 
 
 def _moved(
-    dataset: moyopy.MoyoDataset,
+    before: Float[np.ndarray, "atoms 3"],
     crystal: Crystal,
     rows: Float[np.ndarray, "3 3"],
     points: Float[np.ndarray, "atoms 3"],
     species: Int[np.ndarray, "atoms"],
 ) -> float:
     """How far, in Å of the refined cell, the given atoms are from the refined ones of their element, at most."""
-    before = (crystal.frac_coords - dataset.std_origin_shift) @ np.linalg.inv(np.array(dataset.std_linear)).T
     away = before[:, None] - points
     away -= np.round(away)
     distances = np.linalg.norm(away @ rows, axis=-1)

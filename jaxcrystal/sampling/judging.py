@@ -71,15 +71,18 @@ class Judges:
         weakref.finalize(self, self._open.close)
         self._workers: Workers | None = None
 
-    def judged(self, items: Iterable[tuple[T, str | None]], symprec: float) -> Iterator[tuple[T, Judgement | None]]:
-        """Each item with the judgement of its text, in their order; None for an item without a text.
+    def judged(
+        self, items: Iterable[tuple[T, str | None]], symprec: float, form: Form | None = None
+    ) -> Iterator[tuple[T, Judgement | None]]:
+        """Each item with the judgement of its text, in their order, read by `form` (default: as all); None for an item
+        without a text.
 
         The next items are taken while former ones are judged. A crystal whose symmetry, in three tries, takes longer
         than the time limit or ends its process has the `symmetry_failure` `timeout` or `crashed`, and no space group.
         """
         if self._workers is None:
             self._workers = self._open.enter_context(local(self._processes))
-        one = partial(_judged, form=self._form, workers=self._workers, symprec=symprec, timeout=self._timeout)
+        one = partial(_judged, form=form or self._form, workers=self._workers, symprec=symprec, timeout=self._timeout)
         waiting: deque[tuple[T, Future[Judgement | None]]] = deque()
         threads = ThreadPoolExecutor(self._processes)  # each waits for a process
         threads.submit(one, "")  # a process that starts now is ready when the device has drawn

@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -220,7 +220,12 @@ class Sampler:
         symprec: float,
         exact_symmetry: bool = False,
     ) -> Iterator[Attempt]:
-        """The attempt of each draw, judged in other processes; `rows` says which of the plan's tasks they are."""
+        """The attempt of each draw, judged in other processes; `rows` says which of the plan's tasks they are.
+
+        What is kept of a crystal is kept by all wishes of a plan.
+        """
+        constraints = plan.wanted[0].constraints
+        form = self.form if constraints is None else replace(self.form, kept=constraints.kept)
 
         def texts() -> Iterator[tuple[tuple[Draw, str], str | None]]:
             for draw in draws:
@@ -228,7 +233,7 @@ class Sampler:
                 text = self.tokenizer.decode(draw.tokens[:-1] if ended else draw.tokens)
                 yield (draw, text), text if ended else None
 
-        for row, ((draw, text), found) in zip(rows, self._judges.judged(texts(), symprec), strict=False):
+        for row, ((draw, text), found) in zip(rows, self._judges.judged(texts(), symprec, form), strict=False):
             wish = plan.wanted[row // plan.num]
             if found is None:
                 found = Judgement(UNFINISHED[draw.ending])
@@ -248,7 +253,7 @@ class Sampler:
                 asked=as_json(wish.asked),
                 forced=json.dumps(wish.forced),
                 **vars(found),
-                form=self.form,
+                form=form,
             )
 
     def close(self) -> None:

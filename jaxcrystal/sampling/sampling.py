@@ -183,8 +183,10 @@ def fingerprint(model: SavedModel, tokenizer: Tokenizer) -> str:
 
 def _as_json(constraints: Constraints) -> str:
     fields = asdict(constraints)
-    if constraints.space_groups is None:  # it came later, and counts where it is set: older ledgers go on
+    if constraints.space_groups is None:  # these came later, and count where they are set: older ledgers go on
         del fields["space_groups"]
+    if constraints.kept is None:
+        del fields["kept"]
     return json.dumps(fields)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.kept import Kept
 
 SHORTEST, LONGEST = 0.7, 256.0  #: Å: no bond is shorter; the crystal's grid ends
 FLATTEST = 1.0  #: degrees from 0 and from 180; what closes beyond, float64 could not tell from what does not
@@ -28,6 +29,7 @@ class Constraints:
     lengths: tuple[float, float] = (SHORTEST, LONGEST)  #: least and most of a, b, c in Å
     angles: tuple[float, float] = (FLATTEST, 180 - FLATTEST)  #: least and most of α, β, γ in degrees
     space_groups: tuple[int, ...] | None = None  #: numbers, one of which the text states; None allows all
+    kept: Kept | None = None  #: of a crystal that is there, which the text repeats; None: nothing
 
     def __post_init__(self) -> None:
         for symbol in (*self.required, *(self.allowed or ()), *self.forbidden):
@@ -35,13 +37,17 @@ class Constraints:
                 raise UserError(f"{symbol!r} is no chemical element")
         if self.allowed is not None and not set(self.allowed) - set(self.forbidden):
             raise UserError("no element is left: every one that is allowed is forbidden as well")
-        for what, symbols in (("required", self.required), (f"in {self.formula}", self.unit)):
+        kept = self.kept.counts if self.kept else ()
+        for what, symbols in (("required", self.required), (f"in {self.formula}", self.unit), ("kept", kept)):
             for symbol in symbols:
                 if symbol in self.forbidden or symbol not in (self.allowed or (symbol,)):
                     raise UserError(f"{symbol} is {what}, but it is {self._fate(symbol)}")
         for symbol in self.required:
             if symbol not in (self.unit or self.required):
                 raise UserError(f"{symbol} is required, but {self.formula} has none")
+        for symbol in kept:
+            if symbol not in (self.unit or kept):
+                raise UserError(f"{symbol} is kept, but {self.formula} has none")
         for name, low, high, least, most in (
             ("lengths", *self.lengths, 0, LONGEST),
             ("angles", *self.angles, FLATTEST, 180 - FLATTEST),

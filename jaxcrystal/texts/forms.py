@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.kept import Keeping, Kept
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.prompts import Written
 from jaxcrystal.texts.token_tables import TokenTables
@@ -70,6 +72,7 @@ class Form(Written, Protocol):
     """
 
     composition_first: bool  #: whether a text begins with all of its composition
+    kept: Kept | None  #: what `parse` puts back as it was, in texts that repeat it
 
     def parse(self, text: str) -> Crystal:
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""
@@ -79,6 +82,14 @@ class Form(Written, Protocol):
         """Which atoms of a crystal are written together with one of them, and so masked with it.
 
         Raises UserError where that cannot be told.
+        """
+        ...
+
+    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool, symprec: float) -> Keeping:
+        """How texts repeat some sites of a crystal, each once and by their numbers from 0, its cell, its space group,
+        which is looked for within `symprec` Å.
+
+        Raises UserError for what a text of the form cannot repeat.
         """
         ...
 

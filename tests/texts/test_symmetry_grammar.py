@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from some_crystals import p1_crystal
 from symmetric_crystals import counted
 from symmetry_texts import Tables, parse, repeated, spelled, stacked, tokens_of, walk, write
+from text_trees import Tree
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
@@ -178,45 +179,6 @@ def wish(draw) -> Constraints:
         lengths=draw(st.sampled_from([(0.7, 256.0), (length, length + 1)])),
         angles=draw(st.sampled_from([(1.0, 179.0), (60.0, 120.0), (80.0, 100.0), (91.5, 118.0)])),
     )
-
-
-class Tree:
-    """All texts that the grammar allows, or their beginnings, letter by letter."""
-
-    def __init__(self, grammar: Grammar, size: int = 512) -> None:
-        self.grammar, self.size = grammar, size
-        self.allowed, self.advance = jax.jit(grammar.allowed), jax.jit(grammar.advance)
-
-    def explore(self, limits, until, only_one) -> list[tuple[int, ...]]:
-        """Letters that lead to a field where `until(field)`. Where `only_one(field)` one of them is taken at random.
-        Every state has a letter that goes on."""
-        random = np.random.default_rng(0)
-        state = jax.device_get(self.grammar.start(repeated(limits, 1)))
-        open_, done = [([()], state)], []
-        while open_:
-            paths, states = open_.pop()
-            states = self._taken(states, np.arange(len(paths)))
-            allowed = np.array(self.allowed(states))[: len(paths)]
-            assert allowed.any(1).all()
-            one = only_one(states.field[: len(paths)])
-            allowed[one] &= (allowed * random.random(allowed.shape)).argmax(1)[one, None] == np.arange(allowed.shape[1])
-            rows, letters = np.nonzero(allowed)
-            for some in np.split(np.arange(len(rows)), range(self.size, len(rows), self.size)):
-                steps = np.zeros(self.size, np.int32)
-                steps[: len(some)] = letters[some]
-                after = jax.device_get(self.advance(self._taken(states, rows[some]), steps))
-                there = [(*paths[rows[i]], int(letters[i])) for i in some]
-                over = until(after.field[: len(some)])
-                done += [there[i] for i in np.flatnonzero(over)]
-                if not over.all():
-                    on = np.flatnonzero(~over)
-                    open_.append(([there[i] for i in on], jax.tree.map(lambda x, on=on: x[on], after)))
-        return done
-
-    def _taken(self, states, rows):
-        """These, and as many of the first as make `size`."""
-        rows = np.concatenate([rows, np.zeros(self.size - len(rows), int)])
-        return jax.tree.map(lambda x: x[rows], states)
 
 
 @cache

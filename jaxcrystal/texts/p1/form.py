@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from jaxcrystal.crystals.crystal import Crystal, CrystalBatch
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.conditions import known
+from jaxcrystal.texts.kept import Keeping, Kept, Site
 from jaxcrystal.texts.p1.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.p1.grammar import Grammar
 from jaxcrystal.texts.p1.tables import build
@@ -27,6 +29,7 @@ class P1:
     """`forms.Form`, which says what each of these is for."""
 
     text: TextFormat
+    kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = False
 
@@ -34,7 +37,22 @@ class P1:
         return write(crystal, self.text, mask_element)
 
     def parse(self, text: str) -> Crystal:
-        return parse(text)
+        found = parse(text)
+        if self.kept is None:
+            return found
+        sites = [site.frac_coords for site in self.kept.sites]
+        cell = np.array(self.kept.cell or (*found.lengths, *found.angles))
+        coords = np.concatenate([np.reshape(sites, (-1, 3)), found.frac_coords[len(sites) :]])
+        return Crystal(cell[:3], cell[3:], found.species, coords)
+
+    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool, symprec: float) -> Keeping:
+        if group:
+            raise UserError(
+                "a P1 text does not state its space group, which cannot be kept; take a model of the symmetry form"
+            )
+        kept = tuple(Site(crystal.symbols[i], tuple(crystal.frac_coords[i].tolist())) for i in sites)
+        whole = (*crystal.lengths.tolist(), *crystal.angles.tolist()) if cell else None
+        return Keeping(Kept(kept, whole), len(crystal), len(kept) == len(crystal))
 
     def masked_with(self, crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"]:
         return np.arange(len(crystal)) == atom

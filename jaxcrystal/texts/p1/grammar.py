@@ -14,6 +14,9 @@ rules decide which letters may come, and each looks ahead, so that no text runs 
   an atom     may come if the smallest crystal that holds it as well, and all that is still required, has no more atoms
               than allowed and fits into the tokens that are left; the end may come once nothing is required any more.
 
+Where sites are kept, they are the first atoms, and nothing else may come; a kept cell is an interval of one value for
+each field.
+
 All numbers are whole ones in units of the last decimal, all state is a few integers a slot. Constraints are arrays, not
 constants: one compiled program serves all of them, each slot its own.
 
@@ -23,7 +26,7 @@ The grammar refuses what `p1.text.parse` refuses, and two things more: lengths a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -33,11 +36,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Int, Int32
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import LONGEST, Constraints
 from jaxcrystal.texts.intervals import POINTED, interval, next_digits
+from jaxcrystal.texts.kept import CELL, Kept
 from jaxcrystal.texts.numbers import power_of_ten
+from jaxcrystal.texts.p1 import text as p1_text
+from jaxcrystal.texts.parsing import ParseError
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.token_tables import TokenTables
 
@@ -55,6 +61,8 @@ class Limits:
     required: Bool[Array, "*slots 119"]
     unit: Int32[Array, "*slots 119"]  #: atoms of the formula; 0 everywhere without one
     num_atoms: Int32[Array, "*slots 2"]  #: least and most
+    species: Int32[Array, "*slots kept"]  #: atomic numbers of the first atoms, where they are given; 0 behind the last
+    coords: Int32[Array, "*slots kept 3"]  #: theirs, in units of the last decimal
 
 
 @struct.dataclass
@@ -87,7 +95,7 @@ class Grammar:
     behind: Bool[np.ndarray, "nodes 119"]  #: elements that can still be reached
     atom: Int[np.ndarray, "119"]  #: tokens of an atom: symbol and coordinates, each with the separator behind
     decimals: Int[np.ndarray, "10"]  #: of each field
-    paper_compat: bool  #: a coordinate may be 1, as the original's rounding writes it
+    text: TextFormat  #: with `paper_compat` a coordinate may be 1, as the original's rounding writes it
     limit: int  #: tokens of a text, the end of sequence included
 
     @classmethod
@@ -113,7 +121,7 @@ class Grammar:
             behind=behind,
             atom=(tables.elements != EMPTY).sum(1) + 1 + 3 * (coordinate + 1),
             decimals=decimals,
-            paper_compat=text.paper_compat,
+            text=text,
             limit=limit,
         )
 
@@ -131,8 +139,12 @@ class Grammar:
         length, angle, coord = (int(self.decimals[field]) for field in (0, ALPHA, X))
         a = interval("lengths", constraints.lengths, length, below=LONGEST)
         b = interval("angles", constraints.angles, angle, below=180)
-        x = (0, 10**coord - (not self.paper_compat))
+        x = (0, 10**coord - (not self.text.paper_compat))
         low, high = np.array([a] * 3 + [b] * 3 + [(0, 0)] + [x] * 3, np.int32).T
+        kept = constraints.kept or Kept()
+        if kept.cell is not None:
+            low[:SYMBOL] = high[:SYMBOL] = self._cell(kept.cell, low, high)
+        species, coords = self._sites(kept)
         limits = Limits(
             low=low,
             high=high,
@@ -141,27 +153,63 @@ class Grammar:
             unit=np.array([constraints.unit[symbol] for symbol in ELEMENTS], np.int32),
             # No atom is shorter than a token.
             num_atoms=np.array([constraints.num_atoms[0], constraints.num_atoms[1] or self.limit], np.int32),
+            species=species,
+            coords=coords,
         )
         self._check_fit(limits, constraints)
         return limits
 
+    def _cell(
+        self, cell: Sequence[float], low: Int[np.ndarray, "10"], high: Int[np.ndarray, "10"]
+    ) -> Int[np.ndarray, "6"]:
+        """A kept cell as it is written. Raises UserError where that is none, or not within the intervals."""
+        lines = p1_text.write(Crystal(cell[:3], cell[3:], [1], [[0, 0, 0]]), self.text)
+        try:
+            p1_text.parse(lines)
+        except ParseError as error:
+            raise UserError(f"the cell cannot be kept: with the model's decimals it is none, {error}") from None
+        values = _whole(lines.split("\n")[:2])
+        for field, value in enumerate(values):
+            if not low[field] <= value <= high[field]:
+                least, most = (x[field] / 10 ** self.decimals[field] for x in (low, high))
+                raise UserError(
+                    f"the cell cannot be kept: its {CELL[field]} is {cell[field]:g}, not within {least:g} and {most:g}"
+                )
+        return values
+
+    def _sites(self, kept: Kept) -> tuple[Int[np.ndarray, "kept"], Int[np.ndarray, "kept 3"]]:
+        """Kept atoms as they are written, in arrays of as many as a text can have."""
+        most = max(1, self.limit // int(self.atom[1:].min()))
+        if len(kept.sites) > most:
+            raise UserError(f"{len(kept.sites)} sites are kept, but max_new_tokens is {self.limit}, which holds {most}")
+        species, coords = np.zeros(most, np.int32), np.zeros((most, 3), np.int32)
+        for i, site in enumerate(kept.sites):
+            species[i] = ATOMIC_NUMBER[site.symbol]
+            atom = Crystal([1, 1, 1], [90, 90, 90], species[i : i + 1], [site.frac_coords])
+            coords[i] = _whole(p1_text.write(atom, self.text).split("\n")[3:])
+        return species, coords
+
     def _check_fit(self, limits: Limits, constraints: Constraints) -> None:
         turn = 360 * 10 ** self.decimals[ALPHA]
-        if 3 * limits.low[ALPHA] >= turn:
+        if limits.low[ALPHA:SYMBOL].sum() >= turn:
             raise UserError(f"no cell has three angles of {constraints.angles[0]} or more, as the model writes them")
         whole = np.array([len(str(x)) for x in limits.high[:SYMBOL] // 10 ** self.decimals[:SYMBOL]])
         decimals = self.decimals[:SYMBOL]
         cell = int((-(-whole // self.group) - (-decimals // self.group) + (decimals > 0) + 1).sum())
-        low, unit, required = int(limits.num_atoms[0]), limits.unit, limits.required
+        (low, high), unit = limits.num_atoms.tolist(), limits.unit
+        kept = np.bincount(limits.species[limits.species > 0], minlength=len(ELEMENTS))
+        missing = limits.required & (kept == 0)
         if size := unit.sum():
-            units = -(-low // size)
+            units = max(-(-low // size), (-(-kept // np.maximum(unit, 1))).max())
             atoms, tokens = units * size, units * (unit @ self.atom)
             what = f"{atoms} atoms of {constraints.formula}"
         else:
-            atoms = max(low, required.sum())
-            filler = (atoms - required.sum()) * self.atom[limits.permitted].min()
-            tokens = self.atom[required].sum() + filler
+            atoms = max(low, kept.sum() + missing.sum())
+            filler = (atoms - kept.sum() - missing.sum()) * self.atom[limits.permitted].min()
+            tokens = kept @ self.atom + self.atom[missing].sum() + filler
             what = "a crystal of one atom" if atoms == 1 else f"a crystal of {atoms} atoms"
+        if atoms > high and kept.any():
+            raise UserError(f"with the {kept.sum()} sites that are kept it is {what}, but num_atoms is at most {high}")
         if cell + tokens > self.limit:
             raise UserError(
                 f"{what} can take {cell + tokens} tokens, but max_new_tokens is {self.limit}"
@@ -244,15 +292,31 @@ class Grammar:
         """The interval of the field, where the angles so far leave one to those that follow."""
         bounds = (state.limits.low, state.limits.high)
         low, high = (jnp.take_along_axis(x, state.field[:, None], axis=1)[:, 0] for x in bounds)
-        turn, least = 360 * 10 ** int(self.decimals[ALPHA]), state.limits.low[:, ALPHA]
+        turn, beta_or_more, gamma_or_more = 360 * 10 ** int(self.decimals[ALPHA]), *state.limits.low[:, BETA:SYMBOL].T
         alpha, beta = state.angles.T
         most = jnp.select(
             [state.field == ALPHA, state.field == BETA, state.field == GAMMA],
-            [turn - 1 - 2 * least, turn - 1 - least - alpha, jnp.minimum(alpha + beta, turn - alpha - beta) - 1],
+            [
+                turn - 1 - beta_or_more - gamma_or_more,
+                turn - 1 - gamma_or_more - alpha,
+                jnp.minimum(alpha + beta, turn - alpha - beta) - 1,
+            ],
             high,
         )
         low = jnp.where(state.field == GAMMA, jnp.maximum(low, jnp.abs(alpha - beta) + 1), low)
-        return low, jnp.minimum(high, most)
+        species, coords = self._given(state, state.counts.sum(-1) - 1)  # the symbol of this atom is counted
+        axis = jnp.clip(state.field - X, 0, 2)[:, None]
+        written = jnp.take_along_axis(coords, axis, axis=1)[:, 0]
+        given = (state.field >= X) & (species > 0)
+        return jnp.where(given, written, low), jnp.where(given, written, jnp.minimum(high, most))
+
+    def _given(self, state: State, atom: Int[Array, "slots"]) -> tuple[Int32[Array, "slots"], Int32[Array, "slots 3"]]:
+        """Element and coordinates of an atom, counted from 0, that is kept; the element is 0 where none is."""
+        kept = state.limits.species.shape[1]
+        at = jnp.clip(atom, 0, kept - 1)
+        species = jnp.take_along_axis(state.limits.species, at[:, None], axis=1)[:, 0]
+        coords = jnp.take_along_axis(state.limits.coords, at[:, None, None], axis=1)[:, 0]
+        return jnp.where(atom < kept, species, 0), coords
 
     def _atoms(self, state: State) -> Bool[Array, "slots 119"]:
         """Elements of which one more atom leaves a way to the end."""
@@ -270,7 +334,9 @@ class Grammar:
         begun = (-(-counts // per_unit)).max(-1, keepdims=True)
         units = jnp.maximum(jnp.maximum(begun, counts // per_unit + 1), -(-low // jnp.maximum(size, 1)))
         bound = (units * size <= high) & (units * (unit @ self.atom)[:, None] <= room)
-        return permitted & jnp.where(size > 0, bound, free)
+        usual = permitted & jnp.where(size > 0, bound, free)
+        given, _ = self._given(state, counts.sum(-1))
+        return jnp.where(given[:, None] > 0, np.arange(len(ELEMENTS)) == given[:, None], usual)
 
     def _satisfied(self, state: State) -> Bool[Array, "slots"]:
         """Nothing is required any more."""
@@ -278,7 +344,12 @@ class Grammar:
         atoms, size = (x.sum(-1, keepdims=True) for x in (state.counts, unit))
         whole = (state.counts * size == atoms * unit).all(-1) & (atoms[:, 0] % jnp.maximum(size[:, 0], 1) == 0)
         complete = jnp.where(size[:, 0] > 0, whole, ~(required & (state.counts == 0)).any(-1))
-        return complete & (atoms >= low)[:, 0]
+        return complete & (atoms >= jnp.maximum(low, (state.limits.species > 0).sum(-1, keepdims=True)))[:, 0]
+
+
+def _whole(lines: Iterable[str]) -> Int[np.ndarray, "numbers"]:
+    """Numbers of some lines in units of their last decimals."""
+    return np.array([int(number.replace(".", "")) for line in lines for number in line.split(" ")], np.int32)
 
 
 def _is_among(symbols: Iterable[str]) -> Bool[np.ndarray, "119"]:

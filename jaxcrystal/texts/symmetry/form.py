@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +16,11 @@ from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.conditions import Range, known
+from jaxcrystal.texts.kept import Keeping, Kept
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.symmetry.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.symmetry.grammar import DECIMALS, Grammar
+from jaxcrystal.texts.symmetry.kept import keeping, restored
 from jaxcrystal.texts.symmetry.tables import SymmetryTables
 from jaxcrystal.texts.symmetry.text import REQUEST, parse, space_group, write
 from jaxcrystal.texts.tokenizer import Tokenizer
@@ -31,6 +34,7 @@ class Symmetry:
     """
 
     text: TextFormat
+    kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = True
 
@@ -52,7 +56,11 @@ class Symmetry:
         return write(found.crystal, self.text, mask_element)
 
     def parse(self, text: str) -> Crystal:
-        return parse(text).to_crystal()
+        found = parse(text)
+        return (found if self.kept is None else restored(found, self.kept)).to_crystal()
+
+    def keeping(self, crystal: Crystal, sites: Sequence[int], cell: bool, group: bool, symprec: float) -> Keeping:
+        return keeping(crystal, sites, cell, group, symprec)
 
     def masked_with(self, crystal: Crystal, atom: int) -> Bool[np.ndarray, "atoms"]:
         from jaxcrystal.crystals.symmetry import orbit_of

@@ -12,6 +12,7 @@ separators, the end, and the tokens that words are made of. What may come looks 
   a position      may come if what is left of the composition finds room beside it; elements come in order, so that the
                   symbol of every orbit is the only one
   a coordinate    may not make the orbit collapse, nor meet another (`orbits`)
+  a kept orbit    comes before the others of its element, and leaves no choice (`kept`)
   a parameter     of the lattice lies within its interval (`lattice`, `intervals`)
 
 A number of a composition, of a group or of a coordinate is one of a set; `State.ways` says of every beginning of such a
@@ -28,11 +29,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float32, Int, Int8, Int32
+from jaxtyping import Array, Bool, Float32, Int, Int8, Int16, Int32
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ELEMENTS
-from jaxcrystal.crystals.wyckoff import GROUPS
+from jaxcrystal.crystals.wyckoff import GROUPS, LETTERS
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.intervals import POINTED, next_digits
 from jaxcrystal.texts.numbers import power_of_ten
@@ -138,7 +139,7 @@ class Grammar:
             node=zero + LINE,
             composition=Composition.none(limits.wish),
             sites=Sites.none(slots),
-            orbits=Orbits.none(slots, self.most),
+            orbits=Orbits.begun(limits.wish.kept),
             lattice=Lattice.none(slots),
             limits=limits,
         )
@@ -162,11 +163,13 @@ class Grammar:
         placed = (located | measured) & newline
         parameter = (field == PARAMETER) & ends
 
-        composition = state.composition.named(named, word).appended(counted, state.value)
-        sites = state.sites.begun(chosen, state.value, composition)
+        kept = state.limits.wish.kept
+        composition = state.composition.named(named, word).appended(counted, state.value, kept)
+        sites = state.sites.begun(chosen, state.value, composition, kept)
         orbits = state.orbits.located(located, sites.group, word - len(ELEMENTS)).measured(measured, state.value)
-        sites = sites.with_orbit(placed, orbits.letter, composition)
-        more = jnp.where(sites.left > 0, SYMBOL, PARAMETER)
+        given = sites.due > 0
+        sites = sites.with_orbit(placed, orbits.letter, composition, kept)
+        more = jnp.where(sites.left + sites.due > 0, SYMBOL, PARAMETER)
         root = jnp.select([field == COUNT, symbol_written], [SPACED, LETTER], state.node)
         child = jnp.asarray(self.words.child)[root, jnp.where(symbol, letter - SYMBOLS + 1, 0)].astype(jnp.int32)
         column = jnp.where(letter == POINT, POINTED, state.column + width)
@@ -183,7 +186,7 @@ class Grammar:
             node=jnp.where(newline, LINE, jnp.where(part, child, state.node)),
             composition=composition,
             sites=sites,
-            orbits=orbits.appended(placed),
+            orbits=orbits.appended(placed & ~given),
             lattice=state.lattice.after(parameter, sites.group, state.value),
         )
 
@@ -199,7 +202,11 @@ class Grammar:
         elements &= ((field == ELEMENT) | (field == COUNT))[:, None]
         due = (np.arange(len(ELEMENTS)) == state.element[:, None]) & (field == SYMBOL)[:, None]
         symbol_written = (field == SYMBOL) & (word == state.element)
-        letters = state.sites.letters() & ((field == POSITION) | symbol_written)[:, None]
+        letters, _ = self._given(state)
+        letters = (
+            jnp.where((state.sites.due > 0)[:, None], letters, state.sites.letters())
+            & ((field == POSITION) | symbol_written)[:, None]
+        )
         wanted = jnp.concatenate([elements | (due & ~symbol_written[:, None]), letters], axis=1)
         root = jnp.select([field == COUNT, symbol_written], [SPACED, LETTER], state.node)
         words = self.words.next(root, wanted) & ((field <= COUNT) | (field == SYMBOL) | (field == POSITION))[:, None]
@@ -282,12 +289,21 @@ class Grammar:
         leads = (whole > 0).astype(jnp.float32) @ self._leads > 0
         whole = jnp.pad(whole + MORE * leads, [(0, 0), (0, size - len(GROUPS) - 1)])
         decimals, slots = self.text.coord_decimals, len(count)
-        full = ~blocked(orbits, group, decimals, coordinate)
+        _, point = self._given(state)
+        given = jnp.arange(10**decimals) == jnp.take_along_axis(point, orbits.axis[:, None], axis=1)
+        full = jnp.where((state.sites.due > 0)[:, None], given, ~blocked(orbits, group, decimals, coordinate))
         parts = [full.reshape(slots, 10**cut, -1).any(-1) * (LAST if cut == decimals else MORE) for cut in self.cuts]
         some = jnp.concatenate(parts, axis=1)
         some = jnp.pad(some, [(0, 0), (0, size - some.shape[1])])
         ways = jnp.where((count | number)[:, None], whole, some).astype(jnp.int8)
         return jnp.where((count | number | coordinate)[:, None], ways, state.ways)
+
+    def _given(self, state: State) -> tuple[Bool[Array, "slots 27"], Int16[Array, "slots 3"]]:
+        """Letter and coordinates of the next kept orbit, where one is to come."""
+        kept = state.limits.wish.kept
+        at = jnp.minimum(state.sites.given, kept.letters.shape[1] - 1)[:, None]
+        letter = jnp.take_along_axis(kept.letters, at, axis=1)
+        return letter == np.arange(len(LETTERS)), jnp.take_along_axis(kept.points, at[..., None], axis=1)[:, 0]
 
     @property
     def _leads(self) -> Float32[np.ndarray, "231 231"]:

@@ -65,21 +65,21 @@ class Kind:
         sums = np.where(possible, self.sums(most)[np.where(possible, left, 0)], -1)
         return np.where(sums >= 0, sums + new.sum(-1), -1)
 
-    def holds(self, counts: Sequence[int], most: int = MOST_ATOMS) -> bool:
-        """Whether a crystal can have so many atoms, up to `most`, of each of its elements."""
-        if max(counts) > most:
+    def holds(self, counts: Sequence[int], most: int = MOST_ATOMS, state: int = 0) -> bool:
+        """Whether a crystal can have so many atoms, up to `most`, of each of its elements, from a state on."""
+        if max(counts) > most or min(counts) < 0:
             return False
         leads = _leads(self, most)
-        states = np.arange(len(self.taken)) == 0
+        states = np.arange(len(self.taken)) == state
         for count in counts:
             states = (states[:, None] & leads[count]).any(0)
         return bool(states.any())
 
 
 @cache
-def most_orbits(kind: Kind, most: int) -> Int[np.ndarray, "atoms"]:
-    """Of a crystal of so many atoms, up to `most`; -1: there is none."""
-    return kind.orbits(most)[:, 0].max(-1)
+def most_orbits(kind: Kind, most: int, state: int = 0) -> Int[np.ndarray, "atoms"]:
+    """Of a crystal of so many atoms, up to `most`, from a state on; -1: there is none."""
+    return kind.orbits(most)[:, state].max(-1)
 
 
 @cache

@@ -54,12 +54,16 @@ class Lattice:
         """The interval of the parameter; in a triclinic cell such that angles close it, and leave some to those that
         follow: |α - β| < γ < min(α + β, 360° - α - β)."""
         field = self.field(group)
-        turn, least = 360 * 10**angle_decimals, low[:, ALPHA]
+        turn, beta_or_more, gamma_or_more = 360 * 10**angle_decimals, low[:, BETA], low[:, GAMMA]
         low, high = (jnp.take_along_axis(x, field[:, None], axis=1)[:, 0] for x in (low, high))
         alpha, beta = self.angles.T
         most = jnp.select(
             [field == ALPHA, field == BETA, field == GAMMA],
-            [turn - 1 - 2 * least, turn - 1 - least - alpha, jnp.minimum(alpha + beta, turn - alpha - beta) - 1],
+            [
+                turn - 1 - beta_or_more - gamma_or_more,
+                turn - 1 - gamma_or_more - alpha,
+                jnp.minimum(alpha + beta, turn - alpha - beta) - 1,
+            ],
             high,
         )
         three = self._three(group)

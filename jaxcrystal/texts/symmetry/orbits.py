@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int8, Int16, Int32
 
 from jaxcrystal.crystals.wyckoff import GRID
+from jaxcrystal.texts.symmetry.kept import KeptOrbits
 from jaxcrystal.texts.symmetry.kinds import KindTables
 from jaxcrystal.texts.symmetry.listed import over_pairs
 from jaxcrystal.texts.symmetry.places import PlaceTables
@@ -21,7 +22,7 @@ from jaxcrystal.texts.symmetry.places import PlaceTables
 
 @struct.dataclass
 class Orbits:
-    """Those of each slot so far, in the order of its text, and the point that is being written."""
+    """Those of each slot so far, the kept ones first, and the point that is being written."""
 
     count: Int32[Array, "slots"]
     letters: Int8[Array, "slots orbits"]  #: places in the alphabet of positions
@@ -32,10 +33,12 @@ class Orbits:
     point: Int16[Array, "slots 3"]  #: the coordinates before it
 
     @classmethod
-    def none(cls, slots: int, most: int) -> Orbits:
-        zero = jnp.zeros(slots, jnp.int32)
-        empty = jnp.zeros((slots, most), jnp.int8), jnp.zeros((slots, most, 3), jnp.int16)
-        return cls(zero, *empty, zero, zero, zero, jnp.zeros((slots, 3), jnp.int16))
+    def begun(cls, kept: KeptOrbits) -> Orbits:
+        """With the kept ones alone, which count as written before all others."""
+        zero = jnp.zeros(len(kept.state), jnp.int32)
+        there = (kept.elements > 0).sum(1, dtype=jnp.int32)
+        given = jnp.asarray(kept.letters), jnp.asarray(kept.points)
+        return cls(there, *given, zero, zero, zero, jnp.zeros((len(zero), 3), jnp.int16))
 
     def located(
         self, when: Bool[Array, "slots"], group: Int32[Array, "slots"], letter: Int32[Array, "slots"]

@@ -9,6 +9,9 @@ within the number of atoms; a group may come if its kind's word is not empty.
     after[i]    states from which all atoms of the elements behind the i-th can be placed; an orbit of m atoms of the
                 i-th, of which r are left, may come if T[r - m, s'] meets them, s' being the state that it leads to
 
+Orbits that are kept (`kept`) lie there before the search begins: it starts from the state that they lead to, n atoms
+of an element place n less those that are kept of it, and an element of which some are kept needs no orbit more.
+
 In group 1 every composition is possible, and so the search is left out where that group may be chosen.
 """
 
@@ -21,6 +24,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int, Int8, Int32, UInt32
 
 from jaxcrystal.crystals.crystal import ELEMENTS
+from jaxcrystal.texts.symmetry.kept import KeptOrbits
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, MOST_ELEMENTS, WORDS, KindTables
 from jaxcrystal.texts.symmetry.listed import over_pairs
 
@@ -39,7 +43,8 @@ class Wish:
     multiples: Bool[Array, "*slots 65"]  #: how many times it may be there
     num_atoms: Int32[Array, "*slots 2"]  #: least and most
     groups: Bool[Array, "*slots 231"]
-    kinds: Bool[Array, "*slots kinds"]  #: of these groups
+    states: UInt32[Array, "*slots kinds"]  #: from which the kinds of these groups begin
+    kept: KeptOrbits
     search: Bool[Array, "*slots"]  #: whether not all compositions are possible in them
     first: Int32[Array, "*slots"]  #: what may come first: NEXT, EXTRA
 
@@ -59,20 +64,21 @@ class Composition:
         slots = len(wish.search)
         zero = jnp.zeros(slots, jnp.int32)
         empty = jnp.zeros((slots, MOST_ELEMENTS), jnp.int8)
-        return cls(zero, zero, empty, empty, jnp.asarray(wish.kinds).astype(jnp.uint32))
+        return cls(zero, zero, empty, empty, jnp.asarray(wish.states))
 
     def named(self, when: Bool[Array, "slots"], element: Int32[Array, "slots"]) -> Composition:
         """With another element, whose atoms are not counted yet."""
         return self.replace(last=jnp.where(when, element, self.last))
 
-    def appended(self, when: Bool[Array, "slots"], atoms: Int32[Array, "slots"]) -> Composition:
+    def appended(self, when: Bool[Array, "slots"], atoms: Int32[Array, "slots"], kept: KeptOrbits) -> Composition:
         """The last element has so many atoms."""
+        free = jnp.maximum(atoms - jnp.take_along_axis(kept.atoms, self.last[:, None], axis=1)[:, 0], 0)
         here = when[:, None] & (jnp.arange(MOST_ELEMENTS) == self.count[:, None])
         return self.replace(
             count=self.count + when,
             elements=jnp.where(here, self.last[:, None].astype(jnp.int8), self.elements),
             atoms=jnp.where(here, atoms[:, None].astype(jnp.int8), self.atoms),
-            states=jnp.where(when[:, None], _led_to(self.states, atoms), self.states),
+            states=jnp.where(when[:, None], _led_to(self.states, free), self.states),
         )
 
 
@@ -119,18 +125,22 @@ def counts(wish: Wish, composition: Composition, when: Bool[Array, "slots"]) -> 
     others &= composition.count[:, None] + missing + 2 <= MOST_ELEMENTS
     low, high = jnp.split(wish.num_atoms, 2, axis=1)
     number = np.arange(MOST_ATOMS + 1)
-    after = composition.atoms.astype(jnp.int32).sum(1, keepdims=True) + number
+    there = jnp.take_along_axis(wish.kept.atoms, composition.last[:, None], axis=1)  # of the last element
+    behind = jnp.where(ranks > composition.last[:, None], wish.kept.atoms, 0)  # of those to come
+    needy = missing - (behind > 0).sum(1, keepdims=True)  # elements to come that need an orbit
+    after = composition.atoms.astype(jnp.int32).sum(1, keepdims=True) + behind.sum(1, keepdims=True) + number
     found = jnp.stack(
         [
             (missing == 0) & (low <= after) & (after <= high),
-            (missing > 0) & (after + missing <= high),
-            others & (after + missing + 1 <= high),
+            (missing > 0) & (after + needy <= high),
+            others & (after + needy + 1 <= high),
         ],
         axis=1,
     )
-    found &= (number > 0) & _of_formula(wish, composition, number)[:, None]
+    found &= ((number > 0) & (number >= there) & _of_formula(wish, composition, number))[:, None]
     pairs = (when & wish.search)[:, None] & (composition.states != 0)
-    found &= _searched(wish, composition, missing[:, 0], after, pairs) | ~wish.search[:, None, None]
+    searched = _searched(wish, composition, needy[:, 0], number - there, after, pairs)
+    found &= searched | ~wish.search[:, None, None]
     return (found * jnp.array([LAST, NEXT, EXTRA])[:, None]).sum(1)
 
 
@@ -149,10 +159,14 @@ def _searched(
     wish: Wish,
     composition: Composition,
     missing: Int32[Array, "slots"],
+    free: Int32[Array, "slots 65"],
     after: Int32[Array, "slots 65"],
     pairs: Bool[Array, "slots kinds"],
 ) -> Bool[Array, "slots 3 65"]:
-    """What may follow each number of atoms in some group of these kinds: the end, the required, another element."""
+    """What may follow each number of atoms in some group of these kinds: the end, the required, another element.
+
+    Of these atoms some are `free` to be placed, and so many elements to come need an orbit.
+    """
     tables = KindTables.build()
     states = tables.placed.shape[1]
 
@@ -160,6 +174,7 @@ def _searched(
         now = _bits(composition.states[rows, columns][None, None], states, axis=1)
         placed = jnp.asarray(tables.placed)[:, :, columns]
         led_to = _joined(jnp.where(now, placed, 0), axis=1)  # [numbers, block]
+        led_to = jnp.take_along_axis(led_to, jnp.maximum(free[rows].T, 0), axis=0)
         low, high = (wish.num_atoms[rows, k] - after[rows].T for k in (0, 1))  # of atoms to come
         window = jnp.stack([_up_to(high - 32 * k) & ~_up_to(low - 1 - 32 * k) for k in range(WORDS)])
         there = _bits(led_to[None], states, axis=0)
@@ -167,7 +182,8 @@ def _searched(
         for j in (0, 1):
             shared = jnp.asarray(tables.shared)[jnp.minimum(missing[rows] + j, MOST_ELEMENTS), :, :, columns]
             meets = jnp.stack([shared[:, k].T[:, None] & window[k] for k in range(WORDS)])  # [words, states, 65, block]
-            ways.append((there & (meets != 0).any(0)).any(0))
+            none = (missing[rows] + j == 0) & (low <= 0) & (high >= 0)  # atoms, nor orbits, are to come
+            ways.append((there & ((meets != 0).any(0) | none)).any(0))
         return found.at[rows].max(jnp.stack(ways).transpose(2, 0, 1), mode="drop")
 
     return over_pairs(pairs, work, jnp.zeros((len(pairs), 3, MOST_ATOMS + 1), bool))
@@ -192,19 +208,26 @@ class Sites:
     state: Int32[Array, "slots"]
     once: UInt32[Array, "slots"]  #: letters without free coordinates that are taken, a bit each
     element: Int32[Array, "slots"]  #: of the composition, counted from 0
-    left: Int32[Array, "slots"]  #: atoms of it that are to come
+    left: Int32[Array, "slots"]  #: atoms of it that are to come, but for those that are kept
+    due: Int32[Array, "slots"]  #: kept orbits of it that are to come
+    given: Int32[Array, "slots"]  #: kept orbits that are written
     after: UInt32[Array, "slots most"]  #: states from which all behind each element can be placed
 
     @classmethod
     def none(cls, slots: int) -> Sites:
         zero = jnp.zeros(slots, jnp.int32)
-        return cls(zero, zero, zero.astype(jnp.uint32), zero, zero, jnp.zeros((slots, MOST_ELEMENTS), jnp.uint32))
+        empty = jnp.zeros((slots, MOST_ELEMENTS), jnp.uint32)
+        return cls(zero, zero, zero.astype(jnp.uint32), zero, zero, zero, zero, empty)
 
-    def begun(self, when: Bool[Array, "slots"], group: Int32[Array, "slots"], composition: Composition) -> Sites:
+    def begun(
+        self, when: Bool[Array, "slots"], group: Int32[Array, "slots"], composition: Composition, kept: KeptOrbits
+    ) -> Sites:
         """In a group, before the first orbit."""
         tables = KindTables.build()
         kind = jnp.asarray(tables.of)[group]
-        placed = jnp.asarray(tables.placed)[composition.atoms.T, :, kind]  # [most, slots, states]; 0 atoms lead nowhere
+        there = jnp.take_along_axis(kept.atoms, composition.elements.astype(jnp.int32), axis=1)
+        free = jnp.maximum(composition.atoms - there, 0)
+        placed = jnp.asarray(tables.placed)[free.T, :, kind]  # [most, slots, states]; 0 atoms lead nowhere
         bit = jnp.uint32(1) << jnp.arange(placed.shape[2], dtype=jnp.uint32)
 
         def before(after: Array, placed: Array) -> tuple[Array, Array]:
@@ -212,7 +235,9 @@ class Sites:
 
         all_states = jnp.full(len(group), 0xFFFFFFFF, jnp.uint32)
         after = jax.lax.scan(before, all_states, placed, reverse=True)[1].T
-        new = Sites.none(len(group)).replace(group=group, left=composition.atoms[:, 0].astype(jnp.int32), after=after)
+        none = Sites.none(len(group))
+        left, due = _of_element(none.element, composition, kept)
+        new = none.replace(group=group, state=kept.state, once=kept.once, left=left, due=due, after=after)
         return jax.tree.map(lambda x, y: jnp.where(jnp.expand_dims(when, tuple(range(1, x.ndim))), x, y), new, self)
 
     def letters(self) -> Bool[Array, "slots 27"]:
@@ -228,22 +253,40 @@ class Sites:
         taken = (free == 0) & _bits(self.once[:, None], free.shape[1], axis=1)
         return (atoms > 0) & (left >= 0) & ~taken & (placed & after != 0)
 
-    def with_orbit(self, when: Bool[Array, "slots"], letter: Int32[Array, "slots"], composition: Composition) -> Sites:
+    def with_orbit(
+        self, when: Bool[Array, "slots"], letter: Int32[Array, "slots"], composition: Composition, kept: KeptOrbits
+    ) -> Sites:
         """An orbit on this position lies there; behind the last one of an element the next element is on."""
         tables = KindTables.build()
         atoms, free, stride = (
             jnp.asarray(x)[self.group, letter].astype(jnp.int32) for x in (tables.atoms, tables.free, tables.stride)
         )
-        left = self.left - when * atoms
-        over = when & (left == 0)
+        given, new = when & (self.due > 0), when & (self.due == 0)
+        left, due = self.left - new * atoms, self.due - given
+        over = when & (left == 0) & (due == 0)
         element = self.element + over
-        at = jnp.minimum(element, MOST_ELEMENTS - 1)[:, None]
-        following = jnp.take_along_axis(composition.atoms, at, axis=1)[:, 0].astype(jnp.int32)
-        following = jnp.where(element < MOST_ELEMENTS, following, 0)
+        next_left, next_due = _of_element(element, composition, kept)
         bit = jnp.uint32(1) << letter.astype(jnp.uint32)
         return self.replace(
-            state=self.state + when * stride,
-            once=jnp.where(when & (free == 0), self.once | bit, self.once),
+            state=self.state + new * stride,
+            once=jnp.where(new & (free == 0), self.once | bit, self.once),
             element=element,
-            left=jnp.where(over, following, left),
+            left=jnp.where(over, next_left, left),
+            due=jnp.where(over, next_due, due),
+            given=self.given + given,
         )
+
+
+def _of_element(
+    number: Int32[Array, "slots"], composition: Composition, kept: KeptOrbits
+) -> tuple[Int32[Array, "slots"], Int32[Array, "slots"]]:
+    """Atoms of an element of the composition that are to be placed, and how many of its orbits are kept; 0 behind the
+    last."""
+    at = jnp.minimum(number, MOST_ELEMENTS - 1)[:, None]
+    element, atoms = (
+        jnp.take_along_axis(x, at, axis=1).astype(jnp.int32) for x in (composition.elements, composition.atoms)
+    )
+    there = jnp.take_along_axis(kept.atoms, element, axis=1)
+    due = (kept.elements == element) & (element > 0)
+    inside = number < MOST_ELEMENTS
+    return jnp.where(inside, (atoms - there)[:, 0], 0), jnp.where(inside, due.sum(1, dtype=jnp.int32), 0)

@@ -15,7 +15,9 @@ from jaxcrystal.crystals.wyckoff import GROUPS, SYSTEMS, system
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.constraints import LONGEST, Constraints
 from jaxcrystal.texts.intervals import WHOLE, interval
+from jaxcrystal.texts.kept import CELL, Kept
 from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.symmetry.kept import KeptOrbits, kept_cell, kept_orbits
 from jaxcrystal.texts.symmetry.kinds import MOST_ATOMS, MOST_ELEMENTS, Kind, KindTables, kind_of, kinds, most_orbits
 from jaxcrystal.texts.symmetry.reach import EXTRA, NEXT, Wish
 from jaxcrystal.texts.symmetry.words import ORDER, WordTables
@@ -73,18 +75,27 @@ def limits(constraints: Constraints, text: TextFormat, most: int, limit: int) ->
     b = interval("angles", constraints.angles, text.angle_decimals, below=180)
     low, high = np.array([a] * 3 + [b] * 3, np.int32).T
     numbers = _groups(constraints, b, text.angle_decimals)
+    if constraints.kept is not None and constraints.kept.cell is not None:
+        low = high = _kept_cell(constraints.kept, numbers, text, low, high)
+    kept = kept_orbits(constraints, text, most, limit)
     atoms = _num_atoms(constraints, most, limit)
     places = {ELEMENTS[number]: place for place, number in enumerate(ORDER) if place}
     unit = np.array([constraints.unit[ELEMENTS[number]] for number in ORDER], np.int32)
     permitted = _flags(len(ORDER), (places[symbol] for symbol in constraints.permitted))
-    required = _flags(len(ORDER), (places[symbol] for symbol in constraints.required)) | (unit > 0)
+    required = _flags(len(ORDER), (places[symbol] for symbol in constraints.required)) | (unit > 0) | (kept.atoms > 0)
     if required.sum() > MOST_ELEMENTS:
         raise UserError(f"{required.sum()} elements are required, but a text names {MOST_ELEMENTS} at most")
     of = KindTables.build().of
     found = [kinds()[i] for i in sorted({int(of[number]) for number in numbers})]
     counts = unit[unit > 0].tolist()
-    multiples = _multiples(counts, found, atoms)
-    first = NEXT if counts and multiples else 0 if counts else _first(permitted, required, found, atoms)
+    multiples = _multiples(counts, found, atoms, kept=kept.atoms[unit > 0].tolist(), state=int(kept.state))
+    first = NEXT if counts and multiples else 0 if counts else _first(permitted, required, found, atoms, kept)
+    if not first and kept.atoms.any():
+        what = constraints.formula or f"a crystal of {required.sum()} elements"
+        raise UserError(
+            f"{what} with {_within(atoms)} in the primitive cell does not fit around the {kept.atoms.sum()} that are "
+            f"kept in space group {numbers[0]}; keep fewer sites, or allow other numbers of atoms"
+        )
     if not first:
         fits = f" (max_new_tokens is {limit}, which holds {most})" if atoms[1] == most < MOST_ATOMS else ""
         raise UserError(_refusal(constraints, numbers, int(required.sum()), atoms, fits))
@@ -98,11 +109,27 @@ def limits(constraints: Constraints, text: TextFormat, most: int, limit: int) ->
             multiples=_flags(MOST_ATOMS + 1, multiples),
             num_atoms=np.array(atoms, np.int32),
             groups=_flags(len(GROUPS) + 1, numbers),
-            kinds=_flags(len(kinds()), of[numbers]),
+            states=_flags(len(kinds()), of[numbers]).astype(np.uint32) << kept.state.astype(np.uint32),
+            kept=kept,
             search=np.array(not counts and not any(kind.often == (1,) for kind in found)),
             first=np.array(first, np.int32),
         ),
     )
+
+
+def _kept_cell(
+    kept: Kept, numbers: Sequence[int], text: TextFormat, low: Int32[np.ndarray, "6"], high: Int32[np.ndarray, "6"]
+) -> Int32[np.ndarray, "6"]:
+    """A kept cell as it is written. Raises UserError where that is none, or not within the intervals."""
+    values = kept_cell(kept, numbers, text)
+    for field in SYSTEMS[system(numbers[0])][0]:
+        if not low[field] <= values[field] <= high[field]:
+            unit = 10 ** (text.length_decimals if field < 3 else text.angle_decimals)
+            raise UserError(
+                f"the cell cannot be kept: its {CELL[field]} is {kept.cell[field]:g}, not within {low[field] / unit:g} "
+                f"and {high[field] / unit:g}"
+            )
+    return values
 
 
 def _flags(size: int, places: Iterable[int]) -> Bool[np.ndarray, "size"]:
@@ -142,14 +169,22 @@ def _num_atoms(constraints: Constraints, most: int, limit: int) -> tuple[int, in
 
 
 def _multiples(
-    counts: Sequence[int], found: Sequence[Kind], atoms: tuple[int, int], most: int = MOST_ATOMS
+    counts: Sequence[int],
+    found: Sequence[Kind],
+    atoms: tuple[int, int],
+    most: int = MOST_ATOMS,
+    kept: Sequence[int] = (),
+    state: int = 0,
 ) -> list[int]:
-    """How many times a formula can be in a crystal of some kind, within a number of atoms."""
+    """How many times a formula can be in a crystal of some kind, within a number of atoms, of which some of each
+    element lie there already and lead to a state."""
     if not counts:
         return []
     low, high = atoms
+    kept = kept or [0] * len(counts)
     times = range(-(-low // sum(counts)), high // sum(counts) + 1)
-    return [k for k in times if any(kind.holds([k * count for count in counts], most) for kind in found)]
+    left = {k: [k * count - there for count, there in zip(counts, kept, strict=True)] for k in times}
+    return [k for k in times if any(kind.holds(left[k], most, state) for kind in found)]
 
 
 def _first(
@@ -157,24 +192,27 @@ def _first(
     required: Bool[np.ndarray, "119"],
     found: Sequence[Kind],
     atoms: tuple[int, int],
+    kept: KeptOrbits,
 ) -> int:
     """What may come first in a composition without a formula: the required element, others; 0: nothing."""
     missing = int(required.sum())
     due = int(np.argmax(required)) if missing else len(required)
-    sites = _sites(found, atoms)
-    extra = permitted[:due].any() and missing < MOST_ELEMENTS and sites > missing
-    return NEXT * (missing > 0 and sites >= missing) + EXTRA * bool(extra)
-
-
-def _sites(found: Sequence[Kind], atoms: tuple[int, int]) -> int:
-    """The most orbits of a crystal of some kind, within a number of atoms."""
+    there, total = int((kept.atoms > 0).sum()), int(kept.atoms.sum())  # elements that need no orbit more; atoms
     low, high = atoms
-    return max((int(most_orbits(kind, LOOKED_AT)[low : high + 1].max(initial=-1)) for kind in found), default=-1)
+    sites = _sites(found, (max(0, low - total), high - total), int(kept.state)) if high >= total else -1
+    extra = permitted[:due].any() and missing < MOST_ELEMENTS and sites > missing - there
+    return NEXT * (missing > 0 and sites >= missing - there) + EXTRA * bool(extra)
+
+
+def _sites(found: Sequence[Kind], atoms: tuple[int, int], state: int = 0) -> int:
+    """The most orbits of a crystal of some kind, within a number of atoms, from a state on."""
+    low, high = atoms
+    return max((int(most_orbits(kind, LOOKED_AT, state)[low : high + 1].max(initial=-1)) for kind in found), default=-1)
 
 
 def _refusal(constraints: Constraints, numbers: Sequence[int], required: int, atoms: tuple[int, int], fits: str) -> str:
     """Why no crystal is possible, and what would be."""
-    low, high = atoms
+    low, _ = atoms
     counts = sorted(constraints.unit.values())
 
     def possible(number: int, atoms: tuple[int, int]) -> bool:
@@ -186,13 +224,17 @@ def _refusal(constraints: Constraints, numbers: Sequence[int], required: int, at
     larger = (n for n in range(low, LOOKED_AT + 1) if any(possible(number, (n, n)) for number in numbers))
     least = next(larger, None)
     what = constraints.formula or (f"a crystal of {required} elements" if required > 1 else "a crystal")
-    within = f"{low} atoms" if low == high else f"{low} to {high} atoms"
     where = "any space group" if len(numbers) == len(GROUPS) else f"space group {_named(numbers)}"
     which = "smallest" if low == 1 else "next larger"
     smallest = f"the {which} one there has {least}" if least else f"none there of up to {LOOKED_AT} is"
     others = [number for number in GROUPS if possible(number, atoms)]
     instead = f"; possible in {_named(others)}" if others else ""
-    return f"{what} with {within} in the primitive cell is not possible in {where}, {smallest}{fits}{instead}"
+    return f"{what} with {_within(atoms)} in the primitive cell is not possible in {where}, {smallest}{fits}{instead}"
+
+
+def _within(atoms: tuple[int, int]) -> str:
+    low, high = atoms
+    return f"{low} atoms" if low == high else f"{low} to {high} atoms"
 
 
 def _named(numbers: Sequence[int]) -> str:
