@@ -368,7 +368,6 @@ def test_how_it_ends(monkeypatch, capsys):
         ("train {recipe}", "training.loop.train", "go on"),
         ("sample --model x --num 1 --out y", "sampling.sampling.sample", "go on"),
         ("edit x --model y --num 1 --out z", "interface.editing.edit", "go on"),
-        ("templates x --num 1 --out {recipe}.csv", "reader.reading.read", "start over"),
         ("infill x --model y --mask Fe --out z", "interface.infilling.infill", "go on"),
         ("mutate x --model y --out z", "interface.mutating.mutate", "go on"),
         ("templates x --num 1 --out {recipe}.csv", "interface.sources.read", "start over"),
