@@ -138,7 +138,7 @@ def _stated(augment: Augment, text: TextFormat) -> frozenset[str]:
     if augment.infill == 1 or (augment.attribute_probability == 0 and not text.paper_compat):
         return frozenset()
     own = {each.name for each in text.properties}
-    return frozenset(augment.attributes) | own - ({"elements"} if text.paper_compat else set())  # the original never
+    return (own | {*augment.attributes}) - ({"elements"} if text.paper_compat else set())  # the original never does
 
 
 def targets(
