@@ -208,7 +208,7 @@ def _reproduced(published: dict[str, float], found: dict[str, Any]) -> Iterator[
 
 def _share(row: dict[str, Any], name: str, value: float) -> str:
     low, high = (100 * x for x in row["intervals"][f"conditions.{row['asked']}.{name}"])
-    return f"{100 * value:.1f} % ({low:.0f} to {high:.0f})"
+    return f"{100 * value:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _ratio(result: dict[str, Any], name: str) -> str:
