@@ -320,9 +320,12 @@ def _group(crystal: Crystal | None, symprec: float) -> int | None:
 
 
 def _programs() -> dict[str, str]:
-    packages = {
-        name: importlib.metadata.version(name) for name in ("jaxcrystal", "moyopy", "pymatgen", "smact", "spglib")
-    }
+    try:
+        packages = {
+            name: importlib.metadata.version(name) for name in ("jaxcrystal", "moyopy", "pymatgen", "smact", "spglib")
+        }
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'jaxcrystal[evaluate]'") from None
     return packages | {"python": platform.python_version()}
 
 

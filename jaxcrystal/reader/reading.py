@@ -62,6 +62,8 @@ def interpret(record: Record) -> Row:
             found, stated = _found(record)
     except Refused as why:
         return refused(why.outcome, why.reason)
+    except ImportError as error:  # no fault of the row's
+        raise UserError(f"{error.name or error} is not installed; pip install 'jaxcrystal[evaluate]'") from None
     except Exception as error:  # what a stranger's file does to a parser costs this row, and is counted
         return refused(_BROKEN[record.form].value, one_line(error))
     labels = {name: stated[name] for name in ATTRIBUTES if stated.get(name) is not None} | dict(record.labels)

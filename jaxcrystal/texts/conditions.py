@@ -84,7 +84,7 @@ def _space_group(value: Any) -> int:
     if int(value) != float(value):
         raise ValueError
     if not 1 <= int(value) <= 230:
-        raise UserError(f"space group {value} does not exist; numbers run from 1 to 230")
+        raise UserError(f"space group {int(value)} does not exist; numbers run from 1 to 230")
     return int(value)
 
 

@@ -1,5 +1,7 @@
 """Every format, and every way in which a row can fail to be a crystal: counted with its reason, never dropped."""
 
+import sys
+
 import ase
 import ase.io
 import numpy as np
@@ -57,6 +59,14 @@ def test_each_failure_of_a_cif_is_an_outcome(tmp_path, cif, outcome, reason):
     assert (first.crystal is None) == (outcome != "ok")
     assert second.outcome == "ok" and second.id == "b"
     assert first.cif == cif
+
+
+def test_a_library_that_is_missing_is_no_fault_of_a_row(tmp_path, monkeypatch):
+    """As on a bare accelerator host: not one failed row a crystal, but one line that says what to install."""
+    (tmp_path / "salt.cif").write_text(CIF)
+    monkeypatch.setitem(sys.modules, "gemmi", None)
+    with pytest.raises(UserError, match=r"gemmi is not installed; pip install 'jaxcrystal\[evaluate\]'"):
+        read(tmp_path / "salt.cif")
 
 
 def test_atoms_that_coincide_are_both_kept(tmp_path):
