@@ -249,7 +249,7 @@ def test_the_page_that_shows_it_runs_as_it_stands(tmp_path, monkeypatch, capsys)
             jaxcrystal.train("recipe.yaml", [f"text.properties=[{change}]", "out=other"])
 
 
-def test_judges_that_cannot_say(tmp_path):
+def test_judges_that_cannot_say(tmp_path, capsys):
     data = crystals_with_labels()
     crystals = [data.crystal(i) for i in range(3)]
 
@@ -262,7 +262,18 @@ def test_judges_that_cannot_say(tmp_path):
     found = jaxcrystal.evaluate([*crystals, None], tmp_path / "a", judges={"v": some})
     values = found.table["property.v"]
     assert values.isna()[0] and values.isna()[3]
+    silent = int(values[:3].isna().sum())  # the fourth is no crystal
+    assert found.metrics["counts"]["judge_could_not_say"] == {"v": silent}
+    assert f"{silent} of which the judge of v could not say anything" in str(found)
     assert [v for v in values if v == v] == pytest.approx([c.volume for c in crystals if len(c) != len(crystals[0])])
+    calls = iter([None, 2.0, 3.0])
+
+    def sometimes(structure):
+        return next(calls) + 1  # a TypeError of the first
+
+    found = jaxcrystal.evaluate(crystals, tmp_path / "d", judges={"v": sometimes})
+    assert found.metrics["counts"]["judge_could_not_say"] == {"v": 1}
+    assert "note: the judge of v failed for 1 crystal, first with TypeError" in capsys.readouterr().err
     with pytest.raises(UserError, match="the judge of v can say nothing of any crystal: ValueError: no table for it"):
         jaxcrystal.evaluate(crystals, tmp_path / "b", judges={"v": fails})
     with pytest.raises(UserError, match="says numbers of some crystals and words of others"):

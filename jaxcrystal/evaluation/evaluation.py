@@ -227,6 +227,8 @@ def summary(metrics: dict[str, Any]) -> str:
         )
         lines.append(f"  {few:>6} where it knows fewer than {FEW}")
     lines += [f"  {n:>6} asked for {name}, which nothing judged" for name, n in counts.get("not_judged", {}).items()]
+    silent = counts.get("judge_could_not_say", {})
+    lines += [f"  {n:>6} of which the judge of {name} could not say anything" for name, n in silent.items()]
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
         if (counted.left_out and role != "samples") or counted.unread:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from jaxcrystal.evaluation import conditions, coverage
 from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
+from jaxcrystal.evaluation.own_judges import unsaid
 from jaxcrystal.evaluation.prediction import prediction
 from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance
@@ -110,6 +111,8 @@ def metrics_from_table(
             intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
     if without := conditions.unjudged(table):
         counts["not_judged"] = without
+    if silent := unsaid(table):
+        counts["judge_could_not_say"] = silent
     for numbers, ranges in chain(_compared(table, reference, provenance), conditions.met(table, unconditional)):
         flat, intervals = flat | numbers, intervals | ranges
     if "truth_displacement" in table:

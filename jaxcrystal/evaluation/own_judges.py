@@ -74,23 +74,33 @@ def judged(
     """
     for name, judge in judges.items():
         values: list[Any] = []
-        failed = ""
+        failed: list[str] = []
         for crystal in tqdm(crystals, f"{name}{suffix}", unit="crystal", disable=None):
             value = None
             if crystal is not None:
                 try:
                     value = _value(judge(crystal.to_structure()))
                 except Exception as error:  # somebody's function
-                    failed = failed or f"{type(error).__name__}: {error}"
+                    failed.append(f"{type(error).__name__}: {error}")
             values.append(value)
         kinds = {type(value) for value in values if value is not None}
         if failed and not kinds:
-            raise UserError(f"the judge of {name} can say nothing of any crystal: {failed}")
+            raise UserError(f"the judge of {name} can say nothing of any crystal: {failed[0]}")
         if len(kinds) > 1:
             raise UserError(f"the judge of {name} says numbers of some crystals and words of others")
+        if failed:
+            many = f"{len(failed)} crystal{'s' * (len(failed) > 1)}"
+            print(f"note: the judge of {name}{suffix} failed for {many}, first with {failed[0]}", file=sys.stderr)
         dtype = "str" if kinds == {str} else "float64"
         table = table.assign(**{column(name, suffix): pd.array(values, dtype=dtype)})
     return table
+
+
+def unsaid(table: pd.DataFrame) -> dict[str, int]:
+    """Of how many sampled crystals each judge could not say anything, by its property; none where it always could."""
+    names = [name.removeprefix(column("")) for name in table if name.startswith(column(""))]
+    counts = {name: int((table[column(name)].isna() & (table["outcome"] == "ok")).sum()) for name in names}
+    return {name: count for name, count in counts.items() if count and not name.endswith("_relaxed")}
 
 
 def _value(said: Any) -> float | str | None:
