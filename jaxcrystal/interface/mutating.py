@@ -19,6 +19,7 @@ from jaxcrystal.interface.tables import Crystals, Substitutions
 from jaxcrystal.locks import held
 from jaxcrystal.report.compare import Comparison, as_text, compare
 from jaxcrystal.sampling.mutation import KINDS, mutated, mutations
+from jaxcrystal.sampling.sampler import say
 
 if TYPE_CHECKING:
     from jaxcrystal.interface.evaluation import Evaluation
@@ -50,6 +51,8 @@ def make(sampler: Sampler, crystals: Source, num: int, *, seed: int, tolerance: 
     kept = [row for row in there.rows if row.crystal is not None]
     if not kept:
         raise UserError(f"{there.path} holds no crystal: its first row is {there.rows[0].outcome}")
+    if missing := len(there) - len(kept):
+        say([f"{missing} of {len(there)} rows of {there.path} are no crystal, and not mutated"])
     planned = mutations([row.crystal for row in kept], num, pool, seed)
     asked = sorted({(mutation.element, mutation.template) for mutation in planned})
     answers: dict[tuple[str, int], Float64[np.ndarray, "118"]] = {}

@@ -56,13 +56,14 @@ def test_each_kind_by_its_own_odds():
         assert spread < common.sum() + 5 * np.sqrt(2 * common.sum())
 
 
-def test_all_kinds_change_the_same_element(model):
+def test_all_kinds_change_the_same_element(model, capsys):
     few = dataset.load("mp20-test").first(12)
-    crystals = {few.ids[i]: few.crystal(i) for i in range(12)} | {"argon": ARGON}
+    crystals = {few.ids[i]: few.crystal(i) for i in range(12)} | {"argon": ARGON, "nothing": None}
     with jaxcrystal.load(model) as sampler:
         made = make(sampler, crystals, 2, seed=1, tolerance=0.1)
         again = make(sampler, crystals, 2, seed=1, tolerance=0.1)
         other = make(sampler, crystals, 2, seed=2, tolerance=0.1)
+    assert "note: 1 of 14 rows of crystals are no crystal, and not mutated" in capsys.readouterr().err
     assert list(made) == list(KINDS) and all(len(attempts) == 26 for attempts in made.values())
     for rows in zip(*(made[kind].rows for kind in KINDS), strict=True):
         assert len({(row.index, row.template) for row in rows}) == 1
