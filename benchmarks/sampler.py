@@ -47,7 +47,7 @@ from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.sampling.engine import Engine, Task
 from jaxcrystal.sampling.methods import Greedy, Temperature, TopP
-from jaxcrystal.sampling.sampler import LONGEST_TEXT
+from jaxcrystal.sampling.planning import LONGEST_TEXT
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.forms import Form, form_of
