@@ -62,6 +62,8 @@ from jaxcrystal.weights.saved import SavedModel, load_model, read_description
 #: Neither shifted nor stating anything: the unconditional prompt, and the crystal as it is in the data.
 AS_IT_IS = Augment(translate=False, infill=0.0, attribute_probability=0.0, loss_on="response")
 ADAPTERS, ALL, RANDOM = "adapters", "all weights", "from random weights"
+#: Settings that are newer than the first results, and here what was the only way then: results go on.
+CAME_LATER = (("model", "dropout"), ("text", "form"), ("text", "properties"), ("augment", "descriptions"))
 RATES = {ADAPTERS: (5e-4, 1e-3, 2e-3), ALL: (1e-4, 3e-4, 1e-3), RANDOM: (3e-4, 1e-3, 3e-3)}
 
 
@@ -92,7 +94,8 @@ class Work:
         """Of every run, without the places of files."""
         settings = to_dict(self.recipe(ADAPTERS, RATES[ADAPTERS][0]))
         kept = {name: settings[name] for name in ("lora", "model", "text", "augment", "optimizer", "seed")}
-        kept["model"].pop("dropout")  # 0, and a setting that came later: results go on
+        for part, name in CAME_LATER:
+            kept[part].pop(name)
         return kept | {"tokens_per_row": self.tokens_per_row, "rows_per_batch": self.rows_per_batch}
 
     def recipe(self, variant: str, rate: float) -> Recipe:
