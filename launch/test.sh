@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 make_environment test
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"
+exec "$PYTHON" -m pytest -n auto --dist worksteal --durations 80 --durations-min 5 "$@"
