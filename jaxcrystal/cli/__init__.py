@@ -19,6 +19,7 @@ from jaxcrystal.cli import (
     evaluate,
     export,
     hull,
+    improve,
     infill,
     mutate,
     prepare,
@@ -31,7 +32,7 @@ from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
 VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
-VERBS += (evaluate, report, compare, hull, doctor, demo)
+VERBS += (improve, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
