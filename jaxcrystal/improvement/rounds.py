@@ -44,7 +44,7 @@ from jaxcrystal.reader.preparing import prepare
 from jaxcrystal.relaxation.relaxations import potential_card
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import sample
-from jaxcrystal.weights.saved import model_directory
+from jaxcrystal.weights.saved import model_directory, read_description
 from jaxcrystal.workers import local
 
 #: Keys that a second start may have otherwise.
@@ -210,12 +210,11 @@ def _check_same(out: Path, recipe: Improvement) -> None:
 
 def _recipe_of(recipe: Improvement) -> Recipe:
     """That trained the model as it came."""
-    path = model_directory(recipe.model) / "recipe.yaml"
-    if not path.exists():
-        raise UserError(
-            f"{recipe.model} has no recipe.yaml, so it is not known how to train it on; `jaxcrystal train` it"
-        )
-    return load(Recipe, path)
+    directory = model_directory(recipe.model)
+    read_description(directory)
+    if not (directory / "recipe.yaml").exists():
+        raise UserError(f"{recipe.model} has no recipe.yaml, which would say how to train it further; train it first")
+    return load(Recipe, directory / "recipe.yaml")
 
 
 def _data(recipe: Improvement, out: Path) -> tuple[Path, Path]:
