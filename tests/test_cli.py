@@ -26,6 +26,7 @@ VERBS = {
     "infill": ("jaxcrystal.interface.infilling.infill", ["c.csv", "--model", "run", "--mask", "Fe", "--out", "x"]),
     "mutate": ("jaxcrystal.interface.mutating.mutate", ["mp20-test", "--model", "run", "--out", "x"]),
     "templates": ("jaxcrystal.templates", ["--num", "9", "--out", "t.csv"]),
+    "improve": ("jaxcrystal.improvement.rounds.improve", ["improve.yaml"]),
     "evaluate": ("jaxcrystal.evaluate", ["s.csv", "--out", "report"]),
     "report": ("jaxcrystal.report.report.write", ["a"]),
     "compare": ("jaxcrystal.report.compare.compare", ["a", "b/metrics.json"]),
@@ -52,6 +53,7 @@ PLAIN = {
     "infill": {"model_dir": Path("run"), "crystals": Path("c.csv"), "out": Path("x"), "mask": "Fe", "allow": None},
     "mutate": {"crystals": "mp20-test", "model_dir": Path("run"), "num": 1, "potential": "chgnet", "hull": ["mp"]},
     "templates": {"source": "mp20", "num": 9, "out": Path("t.csv"), "swaps": None, "tolerance": 0.1, "new": False},
+    "improve": {},
     "evaluate": {"samples": Path("s.csv"), "out": Path("report"), "potential": None, "hull": []},
     "report": {"out": Path("a")},
     "compare": {"paths": [Path("a"), Path("b/metrics.json")], "out": None},
@@ -156,6 +158,7 @@ OPTIONS = [
     ("mutate", ["--fmax", "0.05"], {"fmax": 0.05}),
     ("mutate", ["--max-steps", "9"], {"max_steps": 9}),
     ("mutate", ["--workers", "31"], {"workers": 31}),
+    ("improve", ["--workers", "31"], {"workers": 31}),
     ("templates", ["--num", "7"], {"num": 7}),
     ("templates", ["--out", "x.csv"], {"out": Path("x.csv")}),
     ("templates", ["--swaps", "1"], {"swaps": 1}),
@@ -204,6 +207,7 @@ def received(monkeypatch, tmp_path):
     """Types a command; returns what the function behind its verb is called with, defaults included."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("steps: 5\n")
+    Path("improve.yaml").write_text("rounds: 2\n")
 
     class Reached(Exception):
         pass
@@ -248,6 +252,12 @@ def test_set_changes_the_recipe(received):
     assert changed.out == "elsewhere"
 
 
+def test_set_changes_an_improvement(received):
+    plain = received("improve")["recipe"]
+    changed = received("improve", "--set", "sampling.num=9", "--set", "training=[epochs=1]")["recipe"]
+    assert (plain.rounds, changed.rounds, changed.sampling.num, changed.training) == (2, 2, 9, ("epochs=1",))
+
+
 @pytest.mark.parametrize("verb", ["train", "sample"])
 def test_hosts_are_found_before_anything_else(received, monkeypatch, verb):
     calls = []
@@ -282,7 +292,7 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
+    tested |= {("train", "--set"), ("improve", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
     tested |= {("evaluate", "--judge")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
@@ -371,6 +381,7 @@ def test_how_it_ends(monkeypatch, capsys):
         ("infill x --model y --mask Fe --out z", "interface.infilling.infill", "go on"),
         ("mutate x --model y --out z", "interface.mutating.mutate", "go on"),
         ("templates x --num 1 --out {recipe}.csv", "interface.sources.read", "start over"),
+        ("improve {recipe}", "improvement.rounds.improve", "go on"),
         ("evaluate x --out y", "evaluation.evaluation.evaluate", "go on"),
         ("compare x y --out z", "report.compare.compare", "start over"),
         ("hull build x --out y", "hull.sources.build", "start over"),

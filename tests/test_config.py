@@ -12,20 +12,22 @@ from hypothesis import strategies as st
 from jaxcrystal.config import Bounds, LlamaConfig, LoraConfig, OptimizerConfig, Recipe, from_dict, load, to_dict
 from jaxcrystal.config import type_hints as hints
 from jaxcrystal.errors import UserError
+from jaxcrystal.improvement.recipe import Improvement
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+KINDS = {path: Improvement if path.name.startswith("improve_") else Recipe for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_recipe_loads(path):
-    recipe = load(Recipe, path)
-    assert from_dict(Recipe, to_dict(recipe)) == recipe
+    recipe = load(KINDS[path], path)
+    assert from_dict(KINDS[path], to_dict(recipe)) == recipe
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_recipe_is_found_by_its_name_wherever_we_are(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load(Recipe, path.stem, ["seed=7"]) == load(Recipe, path, ["seed=7"])
+    assert load(KINDS[path], path.stem, ["seed=7"]) == load(KINDS[path], path, ["seed=7"])
 
 
 def test_an_unknown_recipe_names_the_known_ones():

@@ -34,6 +34,7 @@ ROOMS = {
     "evaluation/likeness": {"crystals"},
     "evaluation": {"crystals", "reader", "relaxation", "hull", "evaluation/likeness"},
     "report": {"crystals", "reader", "evaluation"},
+    "improvement": {"crystals", "reader", "weights", "sampling", "relaxation", "evaluation", "report", "interface"},
     "interface": {"crystals", "reader", "training", "sampling", "relaxation", "evaluation", "report"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.
