@@ -292,8 +292,8 @@ def test_no_option_is_forgotten_above():
     tested = {(verb, option[0]) for verb, option, _ in OPTIONS} | {
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
-    tested |= {("train", "--set"), ("improve", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
-    tested |= {("evaluate", "--judge")}
+    tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
+    tested |= {("improve", "--set"), ("evaluate", "--judge")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
     }
