@@ -159,6 +159,7 @@ OPTIONS = [
     ("mutate", ["--max-steps", "9"], {"max_steps": 9}),
     ("mutate", ["--workers", "31"], {"workers": 31}),
     ("improve", ["--workers", "31"], {"workers": 31}),
+    ("improve", ["--dask", "tcp://a:1"], {"workers": "tcp://a:1"}),
     ("templates", ["--num", "7"], {"num": 7}),
     ("templates", ["--out", "x.csv"], {"out": Path("x.csv")}),
     ("templates", ["--swaps", "1"], {"swaps": 1}),

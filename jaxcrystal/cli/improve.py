@@ -27,9 +27,11 @@ def add(verb: Callable) -> None:
         metavar="KEY=VALUE",
         help="override one key of the recipe, for example judging.potential=POTENTIALS/M3GNet; may be repeated",
     )
-    command.add_argument(
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
         "--workers", type=int, default=options.cores(), metavar="N", help="processes on this machine; 0: none but this"
     )
+    where.add_argument("--dask", metavar="ADDRESS", help="a cluster's scheduler instead, such as tcp://10.0.0.1:8786")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,5 +42,5 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal.improvement.story import as_markdown
 
     recipe = load(Improvement, args.recipe, args.set)
-    print(as_markdown(recipe, improve(recipe, args.workers)))
+    print(as_markdown(recipe, improve(recipe, args.dask or args.workers)))
     print(f"written to {recipe.out}: rounds.csv, rounds.md, rounds.svg; the last model is round_{recipe.rounds}/model")

@@ -131,6 +131,8 @@ class Round:
 
     def _sample(self, model: str, num: int, name: str, seed: int) -> Path:
         how, out = self.recipe.sampling, self.folder / f"{name}.parquet"
+        if out.exists():  # until all are drawn there is a journal
+            return out
         sample(
             model,
             num,
@@ -145,13 +147,16 @@ class Round:
         return out
 
     def _evaluate(self, samples: Path, name: str, potential: str | None, hull: str, known: Path) -> None:
-        if (self.folder / name / "metrics.json").exists():  # which is written last
+        if (self.folder / name / "report.html").exists():  # which is written last
             return
         hull_of = () if potential is None else hull
         evaluate(samples, self.folder / name, train=known, potential=potential, hull=hull_of, workers=self.workers)
 
     def _train(self, before: Round) -> None:
         """On all data: adapters anew, on the base that they had; all weights from those of the round before."""
+        synthetic = self.folder / "model/synthetic.parquet"
+        if synthetic.exists():  # which is written last
+            return
         changes = {
             "out": str(self.folder / "model"),
             "base": self.own.base if self.own.lora is not None else before.model,
@@ -163,9 +168,7 @@ class Round:
         report = train(self.own, ["steps=null", *self.recipe.training, *ours])
         if report.stopped is not None:
             raise KeyboardInterrupt
-        synthetic = self.folder / "model/synthetic.parquet"
-        if not synthetic.exists():
-            join(self.parts[1:], synthetic)
+        join(self.parts[1:], synthetic)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

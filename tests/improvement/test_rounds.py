@@ -17,7 +17,7 @@ from jaxcrystal.improvement.recipe import Improvement
 from jaxcrystal.improvement.story import title
 
 TRAINING = ["steps=2", "optimizer.warmup_steps=1", "data.rows_per_batch=2", "data.tokens_per_row=256"]
-TRAINING += ["data.validation_rows=2", "checkpoint_every=1"]
+TRAINING += ["data.validation_rows=2", "checkpoint_every=1", "mesh.data=1", "mesh.fsdp=1"]
 
 
 @pytest.fixture(scope="module")
