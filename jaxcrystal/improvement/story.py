@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,6 @@ from jaxcrystal.evaluation.metrics import metastable_rows
 from jaxcrystal.improvement.recipe import Improvement
 from jaxcrystal.report.compare import compare
 
-if TYPE_CHECKING:
-    from jaxcrystal.improvement.rounds import Round
-
 #: What is drawn over the rounds, by the name of the quantity.
 DRAWN = {
     "metastable_sun": "metastable, unique, novel",
@@ -41,6 +38,19 @@ DRAWN = {
     "novel": "novel",
     "one_element": "of one element",
 }
+
+
+class Round(Protocol):
+    """What is told of: a round that is done."""
+
+    number: int  #: 0: the model as it came
+    parts: tuple[Path, ...]  #: what its model was trained on: the original set, and what each round kept
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def train_set(self) -> Path: ...  # all of that in one file
 
 
 def write(recipe: Improvement, rounds: Sequence[Round]) -> pd.DataFrame:
