@@ -367,10 +367,7 @@ def _file(source: Any, folder: Path, name: str) -> Path:
 @contextmanager
 def _pool(workers: int | str) -> Iterator[Workers | None]:
     """What `workers` stands for in all functions here."""
-    from jaxcrystal.workers import dask, local
+    from jaxcrystal.workers import chosen
 
-    if workers == 0:
-        yield None
-        return
-    with dask(workers) if isinstance(workers, str) else local(workers) as pool:
+    with chosen(workers) as pool:
         yield pool
