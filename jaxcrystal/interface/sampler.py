@@ -25,15 +25,12 @@ from jaxcrystal.interface.tables import Attempts
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.answers import Answers, key_of
-from jaxcrystal.sampling.conditions import targets
 from jaxcrystal.sampling.editing import Parts, edit_of
 from jaxcrystal.sampling.infilling import Answer, Infiller
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
-from jaxcrystal.scoring.descriptions import OK, Likelihoods, Scorer, Ways
+from jaxcrystal.scoring.descriptions import OK, Likelihoods, Scorer, Ways, prompt_of
 from jaxcrystal.scoring.likelihood import AT_ONCE, Likelihood
-from jaxcrystal.texts.constraints import Constraints
-from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.workers import Workers, chosen
 
 if TYPE_CHECKING:
@@ -224,14 +221,10 @@ class Sampler(sampler.Sampler):
             return Transformed(there.rows, self._told(scorer, there, store, pool), over)
 
     def _scorer(self, ways: Ways, conditions: Mapping[str, Any], at_once: int) -> Scorer:
-        (wanted,), _ = targets(conditions, Constraints(), grammar=False, trained=self.trained)
-        if wanted.ranges:
-            raise UserError(f"a prompt states one {next(iter(wanted.ranges))}, not a range")
         _ = self._tables  # refuses a tokenizer that cannot write the form
         if at_once not in self._readers:
             self._readers[at_once] = Likelihood(self.model, self.mesh, at_once)
-        prompt = generation_prompt(self.form, wanted.conditions)
-        return Scorer(self._readers[at_once], self.tokenizer, prompt, ways)
+        return Scorer(self._readers[at_once], prompt_of(conditions, self.trained), ways)
 
     def _told(
         self, scorer: Scorer, there: Rows, store: str | PathLike[str] | None, pool: Workers | None

@@ -17,8 +17,11 @@ from jaxcrystal.config import Augment, Recipe, load
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.paths import AnyPath
+from jaxcrystal.sampling.conditions import Trained, targets
 from jaxcrystal.scoring.likelihood import Likelihood, Text
-from jaxcrystal.texts.forms import Form
+from jaxcrystal.texts.constraints import Constraints
+from jaxcrystal.texts.forms import Form, form_of
+from jaxcrystal.texts.prompts import generation_prompt
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.worker_process import Lost
 from jaxcrystal.workers import Workers, run
@@ -108,9 +111,12 @@ class Scorer:
     """Reads the texts of crystals behind one prompt."""
 
     likelihood: Likelihood
-    tokenizer: Tokenizer
     prompt: str
     ways: Ways
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.likelihood.model.tokenizer
 
     def key(self, model: str, crystal: Crystal) -> str:
         """Of what a model, by its fingerprint, says of a crystal."""
@@ -148,6 +154,14 @@ class Scorer:
             return Likelihoods.none(TOO_LONG, reason), []
         texts = [Text(tokens, len(tokens) - len(prompt)) for tokens in whole]
         return Likelihoods(OK, "", np.zeros(0), np.array([text.answer for text in texts])), texts
+
+
+def prompt_of(conditions: Mapping[str, Any], trained: Trained) -> str:
+    """What is in front of a text that meets conditions. Raises UserError as `targets`, and for a range."""
+    (wanted,), _ = targets(conditions, Constraints(), grammar=False, trained=trained)
+    if wanted.ranges:
+        raise UserError(f"a prompt states one value of {next(iter(wanted.ranges))}, not a range")
+    return generation_prompt(form_of(trained.text), wanted.conditions)
 
 
 def digest(crystal: Crystal) -> str:

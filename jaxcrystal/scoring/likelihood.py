@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import jax
@@ -27,7 +28,7 @@ from jaxcrystal.weights.saved import SavedModel
 T = TypeVar("T")
 
 BLOCK = 128  #: tokens of each row that have logits at a time
-ROW = 1024  #: tokens of a row; a longer text has one of the next power of two
+ROW = 1024  #: tokens of a row; a longer text has one of the next power of two, and so has the longest of few texts
 AT_ONCE = 8  #: rows that a copy of the model reads together
 
 
@@ -74,7 +75,7 @@ class Text:
 class Likelihood:
     """Reads texts by `model`, so many rows of a copy on `mesh` together.
 
-    A program is compiled for rows of `ROW` tokens, others where a text is longer, and where fewer texts are asked in
+    A program is compiled for rows of `ROW` tokens, and others where a text is longer, or where few texts are asked in
     all. What a text is found to be does not depend on its neighbours but for the last digits of float32.
     """
 
@@ -110,8 +111,11 @@ class Likelihood:
     def _batches(self, texts: Iterable[Text]) -> Iterator[list[float]]:
         """log p of the texts of each batch; the next is made ready while the device is at work."""
         ahead: deque[tuple[_Batch, Array]] = deque()
-        used = 0
-        for batch in _packed(texts, self.rows):
+        used, waiting = 0, iter(texts)
+        first = list(islice(waiting, self.rows))
+        longest = max((len(text.tokens) for text in first), default=0)
+        length = ROW if len(first) == self.rows else _power(max(longest, BLOCK))
+        for batch in _packed(chain(first, waiting), self.rows, length):
             used = used or self._used(batch)
             with jax.set_mesh(self.mesh):
                 ahead.append((batch, self._read(self.model.variables, batch.arrays(used))))
@@ -121,9 +125,9 @@ class Likelihood:
             yield _summed(batch, found)
 
     def _used(self, batch: _Batch) -> int:
-        """Rows of a program for such a batch: a power of two in each copy, so that few programs serve all."""
+        """Rows of a program for such a batch."""
         each = -(-len(batch.rows) // self._copies)
-        return min(self._copies << (each - 1).bit_length(), self.rows)
+        return min(self._copies * _power(each), self.rows)
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,15 @@ class _Batch:
         return Rows(tokens, segments, positions, counts)
 
 
-def _packed(texts: Iterable[Text], most: int) -> Iterator[_Batch]:
-    """Texts in as many rows at most, each in the first that has room for it."""
-    batch, ends = _Batch(ROW, [], []), []
+def _power(least: int) -> int:
+    """The power of two that is so large, so that few programs serve all."""
+    return 1 << (least - 1).bit_length()
+
+
+def _packed(texts: Iterable[Text], most: int, length: int) -> Iterator[_Batch]:
+    """Texts in as many rows at most, each in the first that has room for it; a text longer than `length` makes the rows
+    of its batch longer."""
+    batch, ends = _Batch(length, [], []), []
 
     for text in texts:
         size = len(text.tokens)
@@ -157,7 +167,7 @@ def _packed(texts: Iterable[Text], most: int) -> Iterator[_Batch]:
         if row == most or size > batch.length:
             if batch.rows:
                 yield batch
-            batch, ends, row = _Batch(max(ROW, 1 << (size - 1).bit_length()), [], []), [], 0
+            batch, ends, row = _Batch(max(length, _power(size)), [], []), [], 0
         if row == len(ends):
             batch.rows.append([])
             ends.append(0)
