@@ -79,7 +79,8 @@ class Ways:
 
     def key(self) -> list[Any]:
         """What decides the texts of a crystal."""
-        return [self.over, self.listed, self.draws if self.over and not self.listed else 0, self.seed]
+        drawn = self.over and not self.listed
+        return [repr(self.form.text), self.over, self.listed, *([self.draws, self.seed] if drawn else [])]
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ RECIPE = {
 
 @pytest.mark.slow
 def test_a_model_trained_with_translations_has_a_lower_ipt(tmp_path):
-    """On 40 crystals of MP-20 that neither saw, over 20 translations each; the intervals are apart."""
+    """On 32 crystals of MP-20 that neither saw, over 20 translations each; the intervals are apart."""
     source = jaxcrystal.read("mp20-val", limit=700)
     jaxcrystal.prepare({"train": source[:600], "held": source[600:]}, tmp_path / "data", max_atoms=6)
     found = {}
@@ -43,6 +43,5 @@ def test_a_model_trained_with_translations_has_a_lower_ipt(tmp_path):
         jaxcrystal.train(recipe)
         with jaxcrystal.load(tmp_path / name) as sampler:
             found[translate] = sampler.ipt(jaxcrystal.read(tmp_path / "data" / "held.parquet", limit=40))
-    print(found)
     assert found[True].interval[1] < found[False].interval[0]
     assert found[True].mean < found[False].mean / 2
