@@ -205,7 +205,7 @@ def evaluate(
     truth: Source | None = None,
     reference: Source | None = None,
     unconditional: Place | Evaluation | None = None,
-    scores: Place | Scored | None = None,
+    scores: Place | Scored | pd.DataFrame | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: Place | None = None,
@@ -229,8 +229,8 @@ def evaluate(
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `unconditional`: an evaluation of crystals for which nothing was asked, or its folder; adds which share of these
       meets what was asked for the samples, as a base rate.
-    - `scores`: what `Sampler.score` said of the samples, or the file of `jaxcrystal score`; adds how probable the model
-      found each. Attempts of a sampler have that anyway.
+    - `scores`: what `Sampler.score` said of the samples, or the table or file of it; adds how probable the model found
+      each. Attempts of a sampler have that anyway.
     - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
@@ -277,7 +277,7 @@ def evaluate(
             truth=given(truth, "truth"),
             reference=given(reference, "reference"),
             unconditional=unconditional.out if isinstance(unconditional, Evaluation) else unconditional,
-            scores=scores if scores is None or is_place(scores) else scores.to_pandas(),
+            scores=scores.to_pandas() if hasattr(scores, "to_pandas") else scores,
             protocol=protocol,
             cutoffs=cutoffs,
             potential=None if potential is None else str(potential),
