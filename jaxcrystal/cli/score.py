@@ -66,4 +66,4 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
     )
     print(found)
-    print(f"written to {args.out}; `jaxcrystal evaluate SAMPLES --scores {args.out}` sets it beside energies")
+    print(f"written to {args.out}; `jaxcrystal evaluate {args.crystals} --scores {args.out}` sets it beside energies")

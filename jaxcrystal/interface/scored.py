@@ -65,8 +65,7 @@ class Scored:
         ok = table["outcome"] == OK
         per_token = table["log_probability_per_token"].where(ok)
         table["rank"] = per_token.rank(ascending=False, method="first").astype("Int64")
-        known = [row.crystal and self.formulas and row.crystal.formula in self.formulas for row in self.rows]
-        table["known_formula"] = pd.array([None if x is None else bool(x) for x in known], "boolean")
+        table["known_formula"] = pd.array([self._is_known(row) for row in self.rows], "boolean")
         table["quantile"] = np.nan
         if self.beside is not None:
             table.loc[ok, "quantile"] = quantiles(-per_token[ok].to_numpy(), self.beside)
@@ -97,6 +96,10 @@ class Scored:
             "log_probability_per_token": total / length,
             "log_probability_per_atom": nothing if row.crystal is None else total / len(row.crystal),
         }
+
+    def _is_known(self, row: Row) -> bool | None:
+        unknown = row.crystal is None or self.formulas is None
+        return None if unknown else row.crystal.formula in self.formulas
 
     @property
     def counts(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.interface.scored import quantiles
 from jaxcrystal.sampling.answers import Answers
 from jaxcrystal.scoring.descriptions import Ways
-from jaxcrystal.scoring.likelihood import Likelihood
+from jaxcrystal.scoring.likelihood import Likelihood, Text
 from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.prompts import generation_prompt
 
@@ -122,6 +122,17 @@ def test_it_is_what_the_sampler_records_of_the_same_text(p1):
     recorded = np.array([row.log_probability for row in attempts])
     assert np.abs((found["log_probability"] - recorded) / found["tokens"]).max() < 1e-4 < recorded.std()
     assert found["id"].tolist() == attempts.ids
+
+
+def test_so_it_is_of_texts_by_symmetry(symmetry):
+    """Texts that are drawn are seldom canonical: each is read as it is, behind its prompt; within 1e-4 nats a token."""
+    attempts = symmetry.sample(3, seed=1, num_atoms=(1, 4))
+    assert attempts.counts == {"ok": 3}
+    begun, end = [symmetry._encoded(row.prompt + row.text) for row in attempts], symmetry.tokenizer.eos_id
+    texts = [Text([*tokens, end], row.tokens) for tokens, row in zip(begun, attempts, strict=True)]
+    reader = Likelihood(symmetry.model, symmetry.mesh, 1)
+    for row, (_, found) in zip(attempts, reader.read((None, [text]) for text in texts), strict=True):
+        assert found[0] == pytest.approx(row.log_probability, abs=1e-4 * row.tokens)
 
 
 def test_a_prompt_may_state_conditions(p1):
@@ -376,7 +387,8 @@ def test_it_shows_itself(symmetry):
     best = found.best(3)
     assert best["rank"].tolist() == [1, 2, 3] and len(found.best(99)) == 13 == len(found) - 1
     assert (np.diff(found.best(99)["log_probability_per_token"]) <= 0).all()
-    found.to_pandas().iloc[0, 0] = "changed"
+    copy = found.to_pandas()
+    copy.loc[0, "id"] = "changed"
     assert found.table["id"][0] == "<a>"
 
 
