@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import machine
 import numpy as np
 
@@ -52,7 +51,7 @@ from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean
-from jaxcrystal.model.llama import project
+from jaxcrystal.scoring.likelihood import log_probabilities
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.texts.writer import Rows, Writer
 from jaxcrystal.training.loop import computed_as, train
@@ -147,24 +146,14 @@ def nats(model: SavedModel, recipe: Recipe, crystals: CrystalSet) -> np.ndarray:
     @jax.jit
     def of_batch(variables: dict[str, Any], crystals: Any) -> tuple[Rows, jax.Array]:
         rows = feed.writer.write(crystals, feed.writer.draw(feed.key(0), crystals), feed.row_length)
-        hidden, _ = model.module.apply(variables, rows.tokens, rows.positions, rows.segments, method="hidden")
-        head = model.module.apply(variables, method="head")
-        after = jnp.pad(rows.tokens[:, 1:], ((0, 0), (0, 1)))
-
-        def block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-            log_p = jax.nn.log_softmax(project(part[0][None], head, model.config.vocab_size)[0])
-            return -jnp.take_along_axis(log_p, part[1][:, None], axis=-1)[:, 0]
-
-        cut = lambda x: x.reshape(-1, 128, *x.shape[2:])  # noqa: E731
-        found = jax.lax.map(block, (cut(hidden), cut(after))).reshape(rows.tokens.shape)
-        return rows, found
+        return rows, log_probabilities(model.module, variables, rows)
 
     result = np.zeros(len(crystals))
     for table in feed.epoch(0):
-        rows, found = jax.device_get(of_batch(model.variables, feed.batch(table)))
+        rows, log_p = jax.device_get(of_batch(model.variables, feed.batch(table)))
         for row in range(len(table)):
-            targets = np.flatnonzero(rows.loss_mask[row])
-            np.add.at(result, table[row][rows.segments[row, targets] - 1], found[row, targets - 1])
+            there = rows.segments[row] > 0
+            np.subtract.at(result, table[row][rows.segments[row, there] - 1], log_p[row, there])
     return result
 
 

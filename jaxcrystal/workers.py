@@ -103,6 +103,16 @@ def local(processes: int = 2) -> Iterator[Workers]:
             slot.close()
 
 
+@contextmanager
+def chosen(workers: int | str) -> Iterator[Workers | None]:
+    """So many processes on this machine, or the workers of a scheduler by its address; 0: None. Raises as these."""
+    if workers == 0:
+        yield None
+        return
+    with dask(workers) if isinstance(workers, str) else local(workers) as pool:
+        yield pool
+
+
 class _Local(Execution):
     """Threads of this process that each wait for a process of their own."""
 

@@ -28,6 +28,7 @@ ROOMS = {
     "weights": {"crystals", "texts", "model"},
     "training": {"crystals", "texts", "model", "weights"},
     "sampling": {"crystals", "texts", "model", "weights"},
+    "scoring": {"crystals", "texts", "model", "weights", "sampling"},
     "aot": {"crystals", "texts", "model", "weights", "training", "sampling"},
     "relaxation": {"crystals", "reader"},
     "hull": {"crystals", "reader", "relaxation"},
@@ -35,7 +36,7 @@ ROOMS = {
     "evaluation": {"crystals", "reader", "relaxation", "hull", "evaluation/likeness"},
     "report": {"crystals", "reader", "evaluation"},
     "improvement": {"crystals", "reader", "weights", "sampling", "relaxation", "evaluation", "report", "interface"},
-    "interface": {"crystals", "reader", "training", "sampling", "relaxation", "evaluation", "report"},
+    "interface": {"crystals", "reader", "training", "sampling", "scoring", "relaxation", "evaluation", "report"},
 }
 #: An accelerator host has none of these; they are imported inside the functions that need them, on the host.
 HOST_ONLY = {"torch", "matgl", "chgnet", "pymatgen", "ase", "smact", "matplotlib"}

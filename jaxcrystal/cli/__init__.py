@@ -21,17 +21,19 @@ from jaxcrystal.cli import (
     hull,
     improve,
     infill,
+    ipt,
     mutate,
     prepare,
     report,
     sample,
+    score,
     templates,
     train,
 )
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
+VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates, score, ipt)
 VERBS += (improve, evaluate, report, compare, hull, doctor, demo)
 
 

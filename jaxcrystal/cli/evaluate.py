@@ -44,6 +44,11 @@ def add(verb: Callable) -> None:
         "for SAMPLES",
     )
     command.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="what score wrote of SAMPLES: adds how probable the model found each (a ledger has that anyway)",
+    )
+    command.add_argument(
         "--protocol",
         default="cdvae",
         metavar="P",
@@ -97,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
         truth=args.truth,
         reference=args.reference,
         unconditional=args.unconditional,
+        scores=args.scores,
         protocol=args.protocol,
         cutoffs=args.cutoffs,
         potential=args.potential,

@@ -83,3 +83,28 @@ def add_labels(command: argparse.ArgumentParser, option: str) -> None:
         default="relaxed",
         help="how the potential labels the hull's crystals: where they relax to, or where they stand, which is quicker",
     )
+
+
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """Which model reads crystals, and where."""
+    command.add_argument(
+        "--model",
+        required=True,
+        type=place,
+        metavar="DIR",
+        help="written by train or convert; or mini, which comes with the package",
+    )
+    command.add_argument(
+        "--at-once",
+        type=int,
+        default=8,
+        metavar="N",
+        help="rows of 1,024 tokens that a copy of the model reads together",
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=cores(),
+        metavar="N",
+        help="processes that read crystals and find their symmetry; 0: none but this",
+    )

@@ -22,7 +22,7 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetry import SYMPREC, space_group
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluation import conditions, results
+from jaxcrystal.evaluation import conditions, likelihoods, results
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
@@ -52,6 +52,7 @@ def evaluate(
     truth: str | Path | None = None,
     reference: str | Path | None = None,
     unconditional: str | Path | None = None,
+    scores: str | Path | pd.DataFrame | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: str | None = None,
@@ -75,6 +76,8 @@ def evaluate(
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `unconditional`: the folder of an evaluation of crystals for which nothing was asked; adds how many of these meet
       what was asked of the samples.
+    - `scores`: what `jaxcrystal score` wrote of the samples; adds how probable the model found each. A ledger's own
+      samples have that anyway.
     - `potential`: name or directory; adds relaxation until no force exceeds `fmax` eV/Å, or for `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. One file that `jaxcrystal hull build` wrote; or, with
       `references` (elemental reference entries), one table of formation energies on their scale; or sets of crystals,
@@ -119,6 +122,7 @@ def evaluate(
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples), "space groups": f"within {symprec:g} Å"}
     inputs = {"samples": count(samples)}
+    probable = likelihoods.of_samples(samples, scores)
     # Every input is read before hours of relaxation begin: one of them may be refused.
     true = known = others = None
     if truth is not None:
@@ -135,6 +139,8 @@ def evaluate(
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
     table = describe(samples.rows, convention, symprec=symprec, workers=workers)
+    if probable is not None:
+        table = table.join(probable)
     versions |= {f"judge of {name}": f"{fn.__module__}:{fn.__qualname__}" for name, fn in judges.items()}
     table = judged(table, [sample.crystal for sample in samples.rows], judges)
     if true is not None:

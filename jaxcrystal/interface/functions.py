@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxcrystal.config import Recipe
     from jaxcrystal.interface.evaluation import Evaluation
     from jaxcrystal.interface.sampler import Sampler
+    from jaxcrystal.interface.scored import Scored
     from jaxcrystal.interface.sources import Place, Source
     from jaxcrystal.interface.tables import Crystals, Relaxations, Substitutions
     from jaxcrystal.reader.preparing import PrepareReport
@@ -204,6 +205,7 @@ def evaluate(
     truth: Source | None = None,
     reference: Source | None = None,
     unconditional: Place | Evaluation | None = None,
+    scores: Place | Scored | pd.DataFrame | None = None,
     protocol: str = "cdvae",
     cutoffs: str = "mp_20",
     potential: Place | None = None,
@@ -227,6 +229,8 @@ def evaluate(
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `unconditional`: an evaluation of crystals for which nothing was asked, or its folder; adds which share of these
       meets what was asked for the samples, as a base rate.
+    - `scores`: what `Sampler.score` said of the samples, or the table or file of it; adds how probable the model found
+      each. Attempts of a sampler have that anyway.
     - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
@@ -273,6 +277,7 @@ def evaluate(
             truth=given(truth, "truth"),
             reference=given(reference, "reference"),
             unconditional=unconditional.out if isinstance(unconditional, Evaluation) else unconditional,
+            scores=scores.to_pandas() if hasattr(scores, "to_pandas") else scores,
             protocol=protocol,
             cutoffs=cutoffs,
             potential=None if potential is None else str(potential),
@@ -367,10 +372,7 @@ def _file(source: Any, folder: Path, name: str) -> Path:
 @contextmanager
 def _pool(workers: int | str) -> Iterator[Workers | None]:
     """What `workers` stands for in all functions here."""
-    from jaxcrystal.workers import dask, local
+    from jaxcrystal.workers import chosen
 
-    if workers == 0:
-        yield None
-        return
-    with dask(workers) if isinstance(workers, str) else local(workers) as pool:
+    with chosen(workers) as pool:
         yield pool

@@ -18,8 +18,8 @@ from jaxcrystal.interface.pictures import Pictures, picture
 from jaxcrystal.interface.questions import Question
 from jaxcrystal.interface.tables import SHOWN, html_table
 from jaxcrystal.report import plots
-from jaxcrystal.sampling.answers import Answer
 from jaxcrystal.sampling.attempts_table import write_whole
+from jaxcrystal.sampling.infilling import Answer
 
 FIRST = 5  #: elements that are shown of a crystal
 PRINTED = 5  #: crystals

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
+from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
 from jaxcrystal.interface.editing import one_crystal
 from jaxcrystal.interface.infilled import Infilled
+from jaxcrystal.interface.likelihoods import of_rows
 from jaxcrystal.interface.questions import Wish, ask
+from jaxcrystal.interface.scored import UNSEEN, Scored, Transformed
 from jaxcrystal.interface.sources import rows
 from jaxcrystal.interface.tables import Attempts
+from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.answers import Answers, key_of
 from jaxcrystal.sampling.editing import Parts, edit_of
-from jaxcrystal.sampling.infilling import Infiller
+from jaxcrystal.sampling.infilling import Answer, Infiller
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
+from jaxcrystal.scoring.descriptions import OK, Likelihoods, Scorer, Ways, prompt_of
+from jaxcrystal.scoring.likelihood import AT_ONCE, Likelihood
+from jaxcrystal.workers import Workers, chosen
 
 if TYPE_CHECKING:
     from jaxcrystal.interface.sources import Source
@@ -29,7 +39,8 @@ if TYPE_CHECKING:
 
 class Sampler(sampler.Sampler):
     """A model that was loaded once and draws crystals for call after call: `sample` all at once, `stream` one by one;
-    and which says what could stand in the place of an element, where it was trained to: `infill`.
+    which says how probable it finds given ones: `score`, `ipt`; and what could stand in the place of an element, where
+    it was trained to: `infill`.
 
     It holds the devices' memory until `close`, or the end of a `with` block.
     """
@@ -113,14 +124,129 @@ class Sampler(sampler.Sampler):
         }
         keys = {prompt: key_of(self.fingerprint, prompt) for prompt in tokens}
         kept = None if store is None else Answers(Path(store))
-        known = {} if kept is None else kept.known(set(keys.values()))
+        known = {} if kept is None else kept.known(set(keys.values()), Answer.of_row)
         missing = [prompt for prompt, key in keys.items() if key not in known]
         answers = infiller.answers(tokens[prompt] for prompt in missing)
         for prompt in tqdm(missing, desc="infilling", unit="crystal"):
             known[keys[prompt]] = answer = next(answers)
             if kept is not None:
-                kept.append(keys[prompt], answer)
+                kept.append(keys[prompt], answer.row())
         return Infilled(tuple(questions), tuple(known[keys[prompt]] for prompt in prompts))
+
+    def score(
+        self,
+        crystals: Source,
+        *,
+        draws: int = 20,
+        seed: int = 0,
+        beside: Source | None = None,
+        conditions: Mapping[str, Any] = MappingProxyType({}),
+        store: str | PathLike[str] | None = None,
+        at_once: int = AT_ONCE,
+        workers: int | str = 0,
+    ) -> Scored:
+        """log p of each crystal, in nats, behind the prompt that states nothing, or behind that of `conditions`.
+
+        What a crystal's probability is depends on what training drew its texts from (`Ways.of_training`):
+
+        - one text, as with a canonical description, or P1 without translations: exactly that of this text and its end;
+        - one of several descriptions by symmetry: exactly that of all of them together, log Σ p over the distinct
+          texts; along free axes each has the one origin that is listed;
+        - P1 with translations, or orders of atoms: the logarithm of the mean probability of a text, log E p over
+          uniform ones, as `draws` of them estimate it (`estimates.log_mean_exp`), and its interval. It is no sum: how
+          many texts a crystal has depends on its decimals and atoms.
+
+        P1 texts have the cell as it is given: give the one that training had.
+
+        - `draws`: 0 takes the crystal's own text alone, in any form.
+        - `seed`: it and the crystal decide what is drawn.
+        - `beside`: other crystals, such as the validation set; adds the quantile of each crystal's nats a token among
+          theirs, and flags: `remembered`, a formula of the training set and likelier than 99 in 100 of them; `unlike`,
+          less likely than 99 in 100.
+        - `store`: a file that keeps what is said as it comes; what is known there is not asked again.
+        - `at_once`: rows of 1,024 tokens that a copy of the model reads together.
+
+        A row that is no crystal, or none that can be read, has an outcome that says why; so has one with an element
+        that no training crystal had, whose numbers are there, but not ranked. Probabilities are the model's own,
+        whatever the settings of the sampler. Raises UserError for a source that cannot be read or holds no crystal,
+        for numbers out of range, and conditions that the model was not trained on, or that are ranges.
+        """
+        self._check_open()
+        ways = Ways.of_training(self.trained.model_dir, self.form, draws, seed)
+        scorer = self._scorer(ways, conditions, at_once)
+        with chosen(workers) as pool:
+            there = rows(crystals, "crystals", pool)
+            others = None if beside is None else rows(beside, "beside", pool)
+            found = self._told(scorer, there, store, pool)
+            near = None if others is None else self._told(scorer, others, store, pool)
+        scored = Scored(there.rows, found, ways.listed, self.trained.formulas)
+        if near is None:
+            return scored
+        table = Scored(others.rows, near, ways.listed, None).table
+        per_token = -table["log_probability_per_token"][table["outcome"] == OK].to_numpy()
+        if not len(per_token):
+            raise UserError(f"{others.path}: none of its {len(others)} rows is ok, and nothing can lie beside them")
+        return replace(scored, beside=np.sort(per_token))
+
+    def ipt(
+        self,
+        crystals: Source,
+        *,
+        over: str | None = None,
+        draws: int = 20,
+        seed: int = 0,
+        store: str | PathLike[str] | None = None,
+        at_once: int = AT_ONCE,
+        workers: int | str = 0,
+    ) -> Transformed:
+        """How much the perplexity of each crystal's text depends on the way it is written, of those that mean the same:
+        IPT = E_g[PPL(t_g s)] - min_g PPL(t_g s) (arXiv 2402.04379, section 4), PPL being exp of the mean negative
+        log-likelihood of its tokens, the end among them, the prompt not.
+
+        - `over`: in P1 `translations` (the default), `orders` of atoms, or `cells`, which span the same lattice by
+          matrices of -1, 0 and 1; by symmetry `descriptions`.
+        - `draws`: so many of them, uniform; two at least. Descriptions are all that there are, without draws, but where
+          an origin is free along an axis. IPT grows with draws, for the minimum falls: compare equal ones.
+        - others are those of `score`.
+
+        A row that is no crystal, or none that can be read, has an outcome that says why. Raises UserError as `score`.
+        """
+        self._check_open()
+        if draws < 2:
+            raise UserError(f"draws is {draws}; IPT compares at least 2 texts of a crystal")
+        over = self.form.transformations[0] if over is None else over
+        scorer = self._scorer(Ways(self.form, (over,), draws=draws, seed=seed), {}, at_once)
+        with chosen(workers) as pool:
+            there = rows(crystals, "crystals", pool)
+            return Transformed(there.rows, self._told(scorer, there, store, pool), over)
+
+    def _scorer(self, ways: Ways, conditions: Mapping[str, Any], at_once: int) -> Scorer:
+        _ = self._tables  # refuses a tokenizer that cannot write the form
+        if at_once not in self._readers:
+            self._readers[at_once] = Likelihood(self.model, self.mesh, at_once)
+        return Scorer(self._readers[at_once], prompt_of(conditions, self.trained), ways)
+
+    def _told(
+        self, scorer: Scorer, there: Rows, store: str | PathLike[str] | None, pool: Workers | None
+    ) -> tuple[Likelihoods, ...]:
+        """Of each row; an element that training never had is the outcome."""
+        found = of_rows(scorer, self.fingerprint, there, store, pool)
+        if self.trained.formulas is None:
+            return found
+        seen = {symbol for formula in self.trained.formulas for symbol in read_formula(formula)}
+
+        def of_row(row: Row, said: Likelihoods) -> Likelihoods:
+            unseen = [] if row.crystal is None else sorted({*row.crystal.symbols} - seen)
+            if said.outcome != OK or not unseen:
+                return said
+            return replace(said, outcome=UNSEEN, reason=f"no training crystal has {', '.join(unseen)}")
+
+        return tuple(map(of_row, there.rows, found))
+
+    @cached_property
+    def _readers(self) -> dict[int, Likelihood]:
+        """By rows that a copy reads together."""
+        return {}
 
     @cached_property
     def _infiller(self) -> Infiller:

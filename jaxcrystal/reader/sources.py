@@ -51,6 +51,7 @@ KINDS = (
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
 WISHES = ("asked", "forced")  #: of a ledger: what was asked of each attempt, and what the grammar saw to, as JSON
+SAID = ("log_probability", "tokens")  #: of a ledger: how probable the model found what it wrote, and how long that is
 #: Columns that only the attempts of `templates` have together.
 SUBSTITUTIONS = frozenset(("index", "seed", "template", "swaps", "status", "cif"))
 _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
@@ -300,7 +301,7 @@ def _table(
     ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
     if not ids:
         ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
-    labels = (*ATTRIBUTES, *WISHES) if ledger else ATTRIBUTES
+    labels = (*ATTRIBUTES, *WISHES, *SAID) if ledger else ATTRIBUTES
     records = []
     for number, row in enumerate(rows):
         if isinstance(row, str):

@@ -31,10 +31,7 @@ def histogram(
     if whole:
         edges = np.arange(both.min() - 0.5, both.max() + 1)
     else:
-        low, high = np.percentile(both, [0.5, 99.5])
-        if high - low < 1e-9:
-            low, high = low - 0.5, high + 0.5
-        edges = np.linspace(low, high, 29)
+        edges = np.linspace(*_range(both), 29)
     shares = [np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for v in _given(values, reference)]
     peak = max(s.max() for s in shares) * 1.08
 
@@ -67,6 +64,31 @@ def histogram(
     parts += [_text(x(tick), height - bottom + 14, f"{tick:.4g}", "tick middle") for tick in ticks]
     parts.append(_text((left + width - right) / 2, height - 5, label, "label middle"))
     return _svg(width, height, parts, label)
+
+
+def scatter(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], *, label: str, above: str) -> str:
+    """A point each; what lies beyond 99 in 100 of them stands at the edge. label: of x; above: of y."""
+    width, height, left, right, top, bottom = 340, 190, 38, 10, 24, 34
+    (x_low, x_high), (y_low, y_high) = (_range(values) for values in (x, y))
+
+    def place(values: Float[np.ndarray, "n"], low: float, high: float, start: float, end: float) -> np.ndarray:
+        return start + (np.clip(values, low, high) - low) / (high - low) * (end - start)
+
+    across, up = (x_low, x_high, left, width - right), (y_low, y_high, height - bottom, top)
+    parts = []
+    for tick in _ticks(y_low, y_high, 3):
+        at = float(place(np.array(tick), *up))
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(_text(left - 5, at + 3.5, f"{tick:.3g}", "tick end"))
+    points = zip(place(x, *across), place(y, *up), strict=True)
+    parts.append(f'<path class="dots" d="{"".join(f"M{a:.1f} {b:.1f}h0" for a, b in points)}"/>')
+    base = height - bottom
+    parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
+    for tick in _ticks(x_low, x_high, 5):
+        parts.append(_text(float(place(np.array(tick), *across)), base + 14, f"{tick:.4g}", "tick middle"))
+    parts.append(_text((left + width - right) / 2, height - 5, label, "label middle"))
+    parts.append(_text(left, top - 10, above, "label"))
+    return _svg(width, height, parts, f"{above} and {label}")
 
 
 def bars(counts: Sequence[tuple[str, int]], total: int, label: str) -> str:
@@ -132,6 +154,12 @@ def _place(z: int) -> tuple[int, int]:
     if from_start < 2 and z != 2:
         return from_start, period
     return 17 - (_NOBLE_GASES[period] - z), period
+
+
+def _range(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """Of an axis: all but the last half percent at each end."""
+    low, high = np.percentile(values, [0.5, 99.5])
+    return (low - 0.5, high + 0.5) if high - low < 1e-9 else (low, high)
 
 
 def _given(values: Float[np.ndarray, "n"], reference: Float[np.ndarray, "m"] | None) -> list[np.ndarray]:

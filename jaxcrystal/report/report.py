@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.errors import UserError
+from jaxcrystal.evaluation.likelihoods import PER_TOKEN
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
 from jaxcrystal.evaluation.results import Results, nearest_training, read
 from jaxcrystal.reader.inputs import Input
@@ -274,6 +275,11 @@ def _histograms(table: pd.DataFrame, reference: pd.DataFrame | None) -> str:
         if values is not None and len(values):
             chart = plots.histogram(values, numbers(_with_volume(reference), *columns), label=label, **options)
             charts.append(f'<div class="chart">{chart}</div>')
+    if PER_TOKEN in table and "e_above_hull" in table:
+        both = table[[PER_TOKEN, "e_above_hull"]].dropna().to_numpy(np.float64)
+        if len(both):
+            drawn = plots.scatter(-both[:, 0], both[:, 1], label="nats a token", above="energy above the hull, eV/atom")
+            charts.append(f'<div class="chart">{drawn}</div>')
     return "".join(charts) or '<p class="note">No attempt is a structurally valid crystal.</p>'
 
 
@@ -335,6 +341,8 @@ def _columns(table: pd.DataFrame) -> list[list[Any]]:
         columns.append(["above hull, eV/atom", "relaxed", 3])
     if "competing_phases" in table:
         columns.append(["competing phases", "relaxed", 0])
+    if PER_TOKEN in table:
+        columns.append(["nats/token", "number", 2])
     measures = [["space group", "group"], ["group no.", "number", 0], ["atoms", "number", 0], ["g/cm³", "number", 2]]
     return [*columns, *measures, ["why", "why"]]
 
@@ -346,6 +354,8 @@ def _rows(table: pd.DataFrame) -> list[list[Any]]:
         placed = [_number(row.e_above_hull, 3)] if "e_above_hull" in table else []
         if "competing_phases" in table:
             placed.append(_number(row.competing_phases, 0))
+        if PER_TOKEN in table:
+            placed.append(_number(-getattr(row, PER_TOKEN), 2))
         symbol = None if pd.isna(row.spacegroup) else _symbols()[int(row.spacegroup)]
         measures = [symbol, _number(row.spacegroup, 0), _number(row.num_atoms, 0), _number(row.density, 2)]
         formula = None if pd.isna(row.formula) else row.formula

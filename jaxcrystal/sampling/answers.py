@@ -1,19 +1,19 @@
 """Answers of a model that are kept in a file as they come, so that a stopped run goes on.
 
-A line of JSON an answer: the key, which is all that decides it (the model and the prompt), and what was answered.
+A line of JSON an answer: the key, which is all that decides it (the model and the question), and what was answered.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any, TypeVar
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.sampling.infilling import Answer
+
+T = TypeVar("T")
 
 
 def key_of(model: str, prompt: str) -> str:
@@ -34,24 +34,23 @@ class Answers:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output") from None
 
-    def known(self, keys: Collection[str]) -> dict[str, Answer]:
-        """Those of `keys` that are there; a line at which a killed run stopped is none."""
+    def known(self, keys: Collection[str], read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
+        """What `read` makes of those of `keys` that are there; a line at which a killed run stopped is none."""
         found = {}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
                 if row["key"] in keys:
-                    found[row["key"]] = Answer(np.array(row["log_probabilities"], np.float64), row["outside"])
+                    found[row["key"]] = read(row)
             except (ValueError, TypeError, KeyError):
                 continue
         return found
 
-    def append(self, key: str, answer: Answer) -> None:
+    def append(self, key: str, answer: Mapping[str, Any]) -> None:
         """One more. Raises UserError where the disk refuses it; what was written before is kept."""
-        row = {"key": key, "log_probabilities": answer.log_probabilities.tolist(), "outside": answer.outside}
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({"key": key, **answer}) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror or error}; what was written before is kept: with room on "

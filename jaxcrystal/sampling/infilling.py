@@ -15,7 +15,7 @@ node gives to other tokens than its branches is outside the elements; with that,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -46,6 +46,15 @@ class Answer:
 
     log_probabilities: Float64[np.ndarray, "118"]  #: of the elements, hydrogen first; not renormalised
     outside: float  #: probability of all that is no element
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Answer:
+        """What `row` gave."""
+        return cls(np.array(row["log_probabilities"], np.float64), row["outside"])
+
+    def row(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"log_probabilities": self.log_probabilities.tolist(), "outside": self.outside}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -73,6 +73,25 @@ class Form(Written, Protocol):
 
     composition_first: bool  #: whether a text begins with all of its composition
     kept: Kept | None  #: what `parse` puts back as it was, in texts that repeat it
+    transformations: tuple[str, ...]  #: names of what leaves a crystal the same and changes its text; the usual first
+
+    def described(self, crystal: Crystal) -> list[str]:
+        """The distinct texts of a crystal that can be listed, the one that `write` gives first: those of all its
+        descriptions, origins along free axes as listed; in a form whose texts have any origin, that one alone.
+
+        Raises UserError as `write`.
+        """
+        ...
+
+    def transformed(
+        self, crystal: Crystal, over: Collection[str], count: int, random: np.random.Generator
+    ) -> list[str]:
+        """Texts of the same crystal by its `transformations` that `over` names: all that there are where they can be
+        listed, else `count` that are drawn uniformly, each by all of these one after the other.
+
+        Raises UserError as `write`.
+        """
+        ...
 
     def parse(self, text: str) -> Crystal:
         """The crystal that a text describes. Raises ParseError at the first line that is wrong."""

@@ -97,6 +97,8 @@ def test_an_input_whose_name_is_no_text_is_refused_in_one_line(verb, tmp_path):
         "mutate": ["mp20-test", "--model", nowhere, "--out", out],
         "templates": [nowhere, "--num", "1", "--out", out + b".csv"],
         "improve": [nowhere],
+        "score": ["x.cif", "--model", nowhere, "--out", out + b".csv"],
+        "ipt": ["x.cif", "--model", nowhere, "--out", out + b".csv"],
         "evaluate": [nowhere, "--out", out, "--workers", "0"],
         "report": [nowhere],
         "compare": [nowhere, out],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from jaxcrystal.texts.p1.body import Drawn, bounds, draw, pieces
 from jaxcrystal.texts.p1.grammar import Grammar
 from jaxcrystal.texts.p1.tables import build
 from jaxcrystal.texts.p1.text import REQUEST, parse, write
+from jaxcrystal.texts.p1.transformations import TRANSFORMATIONS
 from jaxcrystal.texts.pieces import Pieces, TokenList
 from jaxcrystal.texts.token_tables import TokenTables
 from jaxcrystal.texts.tokenizer import Tokenizer
@@ -32,9 +33,24 @@ class P1:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = False
+    transformations: ClassVar[tuple[str, ...]] = tuple(TRANSFORMATIONS)
 
     def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
         return write(crystal, self.text, mask_element)
+
+    def described(self, crystal: Crystal) -> list[str]:
+        return [self.write(crystal)]
+
+    def transformed(
+        self, crystal: Crystal, over: Collection[str], count: int, random: np.random.Generator
+    ) -> list[str]:
+        def drawn() -> Crystal:
+            found = crystal
+            for name in over:
+                found = TRANSFORMATIONS[name](found, random)
+            return found
+
+        return [self.write(drawn()) for _ in range(count)]
 
     def parse(self, text: str) -> Crystal:
         found = parse(text)

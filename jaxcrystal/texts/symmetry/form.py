@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Int, UInt32
 from jaxcrystal.config import Augment, TextFormat
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import CrystalSet
+from jaxcrystal.crystals.symmetric import SymmetricCrystal
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
-from jaxcrystal.crystals.wyckoff import GROUPS
+from jaxcrystal.crystals.wyckoff import GROUPS, free_axes
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts.conditions import Range, known
 from jaxcrystal.texts.kept import Keeping, Kept
@@ -37,6 +38,7 @@ class Symmetry:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = True
+    transformations: ClassVar[tuple[str, ...]] = ("descriptions",)
 
     def __post_init__(self) -> None:
         if self.text.coord_decimals not in DECIMALS:
@@ -48,12 +50,26 @@ class Symmetry:
             raise UserError("text.paper_compat writes what the paper's code writes; it has no symmetry form")
 
     def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
-        from jaxcrystal.crystals.symmetry import symmetrize
+        return write(_descriptions(crystal)[0], self.text, mask_element)
 
-        found = symmetrize(crystal)
-        if found is None:
-            raise _no_group(crystal)
-        return write(found.crystal, self.text, mask_element)
+    def described(self, crystal: Crystal) -> list[str]:
+        return list(dict.fromkeys(write(one, self.text) for one in _descriptions(crystal)))
+
+    def transformed(
+        self, crystal: Crystal, over: Collection[str], count: int, random: np.random.Generator
+    ) -> list[str]:
+        every = _descriptions(crystal)
+        along = list(free_axes(every[0].space_group))
+        if not along:
+            return list(dict.fromkeys(write(one, self.text) for one in every))
+
+        def drawn() -> str:
+            one, shift = every[random.integers(len(every))], np.zeros(3)
+            shift[along] = random.random(len(along))
+            orbits = [replace(x, frac_coords=tuple(((x.frac_coords + shift) % 1).tolist())) for x in one.orbits]
+            return write(replace(one, orbits=tuple(orbits)), self.text)
+
+        return [drawn() for _ in range(count)]
 
     def parse(self, text: str) -> Crystal:
         found = parse(text)
@@ -123,6 +139,15 @@ class Symmetry:
 
     def grammar(self, tables: SymmetryTables, limit: int) -> Grammar:
         return Grammar.build(tables, self.text, limit)
+
+
+def _descriptions(crystal: Crystal) -> tuple[SymmetricCrystal, ...]:
+    from jaxcrystal.crystals.symmetry import symmetrize
+
+    found = symmetrize(crystal)
+    if found is None:
+        raise _no_group(crystal)
+    return found.descriptions
 
 
 def _no_group(crystal: Crystal) -> UserError:
