@@ -26,12 +26,13 @@ from jaxcrystal.cli import (
     sample,
     templates,
     train,
+    write,
 )
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
 VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
-VERBS += (evaluate, report, compare, hull, doctor, demo)
+VERBS += (write, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

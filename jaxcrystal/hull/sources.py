@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MATERIALS_PROJECT = "mp:"
 KEY = "MP_API_KEY"
-TABLES = (".parquet", ".pq", ".csv")
+TABLES = (".parquet", ".pq", ".csv", ".csv.gz", ".csv.bz2", ".csv.xz")
 PICKLES = (".pkl", ".pickle", ".pkl.gz", ".pickle.gz", ".pkl.bz2")
 
 #: What labels a crystal: the end of its relaxation, or a single point where it stands.

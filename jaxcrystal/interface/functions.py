@@ -227,7 +227,7 @@ def evaluate(
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `unconditional`: an evaluation of crystals for which nothing was asked, or its folder; adds which share of these
       meets what was asked for the samples, as a base rate.
-    - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
+    - `protocol`: cdvae, crystal-text-llm, strict or lemat (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. `mp`, the package's; what `jaxcrystal hull build`

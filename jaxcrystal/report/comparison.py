@@ -37,6 +37,7 @@ _BASES = {
     "coverage": ("protocol", "reference"),
     "distribution": ("protocol", "reference"),
     "diversity": ("protocol",),
+    "hhi": ("protocol",),
     "prediction": ("protocol", "truth"),
     "conditions": ("protocol", "space groups", "potential", "relaxation", "hull"),
 }

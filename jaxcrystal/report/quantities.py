@@ -45,6 +45,7 @@ SECTIONS = {
     "coverage": "Likeness to the reference",
     "distribution": "Distributions beside the reference's",
     "diversity": "Diversity",
+    "hhi": "Supply of the elements",
     "prediction": "Structure prediction",
     "conditions": "What was asked for",
 }
@@ -52,6 +53,10 @@ SECTIONS = {
 _KNOWN = [
     Quantity("stability.metastable_rate", "Metastable", "less than 0.1 eV/atom above the hull", headline=True),
     Quantity("stability.stable_rate", "Stable", "on the hull or below it", headline=True),
+    Quantity(
+        "stability.lemat_metastable_rate", "Metastable by LeMat-GenBench", "above the hull, by 0.1 eV/atom at most"
+    ),
+    Quantity("stability.lemat_stable_rate", "Stable by LeMat-GenBench", "on the hull, or below it however far"),
     Quantity("stability.e_above_hull.median", "Energy above the hull, median", "of relaxed crystals", "eV/atom"),
     Quantity("stability.e_above_hull.p10", "Energy above the hull, 10th percentile", "", "eV/atom"),
     Quantity("stability.e_above_hull.p90", "Energy above the hull, 90th percentile", "", "eV/atom"),
@@ -60,9 +65,13 @@ _KNOWN = [
     ),
     Quantity("sun.rate", "Stable, unique, novel", "all three at once", headline=True),
     Quantity("sun.metastable_rate", "Metastable, unique, novel", "all three at once", headline=True),
+    Quantity("sun.lemat_rate", "S.U.N. by LeMat-GenBench", "on the hull or below it, unique, novel"),
+    Quantity("sun.lemat_metastable_rate", "MetaS.U.N. by LeMat-GenBench", "above it by 0.1 eV/atom at most, and both"),
     Quantity("validity.both", "Valid", "in structure and composition", headline=True),
     Quantity("validity.structural", "Valid structure", "atoms keep their distance", headline=True),
     Quantity("validity.compositional", "Valid composition", "charges can balance", headline=True),
+    Quantity("validity.distances", "Distances kept", "half of the radii and 0.7 Å"),
+    Quantity("validity.plausibility", "Plausible", "density, cell and space group"),
     Quantity("uniqueness.rate", "Unique", "distinct, structurally valid crystals", headline=True),
     Quantity("novelty.by_matching", "Novel", "valid, and in no training crystal's likeness", headline=True),
     Quantity("novelty.either", "Novel by fingerprint", "structure or composition is far from all of the training set"),
@@ -78,6 +87,15 @@ _KNOWN = [
     Quantity("distribution.num_elements_wasserstein", "Wasserstein distance, elements", "of their number", ""),
     Quantity("diversity.structural", "Structural diversity", "mean distance of two fingerprints", ""),
     Quantity("diversity.compositional", "Compositional diversity", "mean distance of two fingerprints", ""),
+    Quantity("diversity.element_vendi", "Kinds of elements", "effective number, of all atoms", ""),
+    Quantity("diversity.space_group_vendi", "Kinds of space groups", "effective number", ""),
+    Quantity("diversity.num_atoms_vendi", "Kinds of numbers of atoms", "effective number", ""),
+    Quantity("diversity.size_entropy", "Entropy of sizes", "of density, cell, packing, over log₂ of the crystals", ""),
+    Quantity("diversity.element_coverage", "Elements", "of 118"),
+    Quantity("diversity.space_group_coverage", "Space groups", "of 230"),
+    Quantity("hhi.production", "Concentration of production", "Herfindahl-Hirschman index, 0 to 10", ""),
+    Quantity("hhi.reserve", "Concentration of reserves", "Herfindahl-Hirschman index, 0 to 10", ""),
+    Quantity("hhi.combined", "Concentration", "a quarter production's, three quarters reserves'", ""),
     Quantity("prediction.match_rate", "Match rate", "predictions that are the true crystal", headline=True),
     Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
 ]
@@ -94,6 +112,7 @@ _SUFFIXES = {
     "_as_sampled": ("as sampled", "of the crystals before relaxation"),
     "_of_all": ("of all", "nothing is left out"),
     "_of_constructed": ("of crystals", "of the attempts that are crystals"),
+    "_of_valid": ("of valid", "nothing but valid crystals is counted"),
     "_if_valid": ("if valid", "a match only if both are valid"),
 }
 

@@ -96,6 +96,7 @@ def test_an_input_whose_name_is_no_text_is_refused_in_one_line(verb, tmp_path):
         "infill": ["x.cif", "--model", nowhere, "--mask", "Fe", "--out", out],
         "mutate": ["mp20-test", "--model", nowhere, "--out", out],
         "templates": [nowhere, "--num", "1", "--out", out + b".csv"],
+        "write": [nowhere, "--out", out, "--workers", "0"],
         "evaluate": [nowhere, "--out", out, "--workers", "0"],
         "report": [nowhere],
         "compare": [nowhere, out],
