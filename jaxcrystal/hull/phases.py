@@ -39,9 +39,8 @@ class Phase:
 def table_phases(path: Path) -> list[Phase]:
     """The rows of a table of formation energies; raises as `Hull.from_table` says."""
     try:
-        table = (
-            pd.read_parquet(path) if path.suffix in (".parquet", ".pq") else pd.read_csv(path, keep_default_na=False)
-        )
+        columnar = path.suffix in (".parquet", ".pq")
+        table = pd.read_parquet(path) if columnar else pd.read_csv(path, keep_default_na=False)
         table = table.rename(columns={other: own for other, own in _ALSO.items() if own not in table})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no table of formation energies: {' '.join(str(error).split())}") from error

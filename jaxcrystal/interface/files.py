@@ -50,8 +50,9 @@ def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str
 
 
 def structures_table(rows: Iterable[tuple[str, str, Crystal | None]]) -> pd.DataFrame:
-    """`material_id`, `outcome` and `structure` of each: pymatgen's dictionary of a Structure as JSON, None where there is
-    no crystal. LeMat-GenBench and whoever has pymatgen reads it, and so does `reader`, to the last digit.
+    """`material_id`, `outcome`, and `structure`: pymatgen's dictionary of a Structure as JSON, None without a crystal.
+
+    LeMat-GenBench reads it, and whoever has pymatgen; so does our reader, to the last digit.
     """
     import pandas as pd
 

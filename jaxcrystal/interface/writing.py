@@ -19,7 +19,7 @@ def write(
 ) -> tuple[Crystals, list[Path]]:
     """What was read of `source`, and the files that were written of it: `Crystals.write` says which.
 
-    Raises UserError as `read` does, and if `out` is neither a table nor a folder, holds something, or cannot be written.
+    Raises UserError as `read` does, and if `out` is neither table nor folder, holds something, or cannot be written.
     """
     out = Path(out)
     table = out.suffix in TABLES and not out.is_dir()

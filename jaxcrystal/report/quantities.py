@@ -53,9 +53,7 @@ SECTIONS = {
 _KNOWN = [
     Quantity("stability.metastable_rate", "Metastable", "less than 0.1 eV/atom above the hull", headline=True),
     Quantity("stability.stable_rate", "Stable", "on the hull or below it", headline=True),
-    Quantity(
-        "stability.lemat_metastable_rate", "Metastable by LeMat-GenBench", "above the hull, by 0.1 eV/atom at most"
-    ),
+    Quantity("stability.lemat_metastable_rate", "Metastable by LeMat-GenBench", "above it by 0.1 eV/atom at most"),
     Quantity("stability.lemat_stable_rate", "Stable by LeMat-GenBench", "on the hull, or below it however far"),
     Quantity("stability.e_above_hull.median", "Energy above the hull, median", "of relaxed crystals", "eV/atom"),
     Quantity("stability.e_above_hull.p10", "Energy above the hull, 10th percentile", "", "eV/atom"),
