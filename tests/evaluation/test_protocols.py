@@ -9,7 +9,9 @@ def test_a_protocol_carries_its_name():
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict, lemat, and"):
+    with pytest.raises(
+        UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict, lemat, and"
+    ):
         protocol_named("cdave")
     with pytest.raises(UserError, match="each with \\+ and one of smact14, smact-icsd24"):
         protocol_named("cdvae+icsd24")
