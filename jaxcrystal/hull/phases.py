@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Composition
 
 COLUMNS = ("formula", "formation_energy_per_atom")
-#: What others call them: matbench-discovery's summary of the WBM crystals, the Materials Project's documents.
-_ALSO = {"formula_pretty": COLUMNS[0], "e_form_per_atom_mp2020_corrected": COLUMNS[1]}
+#: What matbench-discovery's summary of the WBM crystals calls the latter.
+_ALSO = "e_form_per_atom_mp2020_corrected"
 
 #: A formula without brackets.
 _PARTS = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d+)?)?")
@@ -41,13 +41,15 @@ def table_phases(path: Path) -> list[Phase]:
     try:
         columnar = path.suffix in (".parquet", ".pq")
         table = pd.read_parquet(path) if columnar else pd.read_csv(path, keep_default_na=False)
-        table = table.rename(columns={other: own for other, own in _ALSO.items() if own not in table})
+        table = table if COLUMNS[1] in table else table.rename(columns={_ALSO: COLUMNS[1]})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no table of formation energies: {' '.join(str(error).split())}") from error
     for column in COLUMNS:
         if column not in table:
-            also = " or ".join(repr(name) for name in (column, *(k for k, own in _ALSO.items() if own == column)))
-            raise UserError(f"{path} has no column {also}; its columns are {', '.join(map(str, table.columns))}")
+            also = f" or {_ALSO!r}" if column == COLUMNS[1] else ""
+            raise UserError(
+                f"{path} has no column {column!r}{also}; its columns are {', '.join(map(str, table.columns))}"
+            )
     energies = pd.to_numeric(table[COLUMNS[1]], errors="coerce").to_numpy(np.float64)
     phases = []
     for row, (formula, energy) in enumerate(zip(table[COLUMNS[0]], energies, strict=True)):
