@@ -55,11 +55,12 @@ class Judged:
 def judged(crystal: Crystal, structure: Structure, states_set: str) -> Judged:
     """The rules' verdicts on a crystal, which `structure` is too; `states_set` is one of OXIDATION_STATES."""
     group = space_group(crystal, SYMPREC)
+    near, sane = distances(structure), plausibility(structure, group)
     production, reserve = hhi(reduced_composition(crystal.symbols))
     return Judged(
-        distances(structure),
-        plausibility(structure, group),
-        charges(structure, states_set),
+        near,
+        sane,
+        charges(structure, states_set, bonds=near.valid and sane.valid),
         group,
         packing(structure),
         production,
@@ -96,10 +97,13 @@ def plausibility(structure: Structure, group: int | None) -> Verdict:
     return Verdict(True)
 
 
-def charges(structure: Structure, states_set: str) -> Verdict:
-    """Whether it is a metal, or oxidation states balance, by its composition or by its bonds."""
+def charges(structure: Structure, states_set: str, *, bonds: bool) -> Verdict:
+    """Whether it is a metal, or oxidation states balance, by its composition or, if they are to be asked, by its bonds.
+
+    Of atoms on top of each other there are bonds without end, which say nothing.
+    """
     composition = reduced_composition(site.specie.symbol for site in structure)
-    if _balances(composition, states_set) or _bonds_balance(structure):
+    if _balances(composition, states_set) or (bonds and _bonds_balance(structure)):
         return Verdict(True)
     return Verdict(False, "no metal, and no oxidation states balance")
 

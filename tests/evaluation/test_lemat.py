@@ -104,11 +104,16 @@ def test_what_is_neutral(formula, neutral):
 
 def test_bond_valences_are_asked_where_the_composition_does_not_say(monkeypatch):
     monkeypatch.setattr(lemat, "_balances", lambda counts, states_set: False)
-    assert charges(SALT, STATES).valid and sum(BVAnalyzer().get_valences(SALT)) == 0
+    assert charges(SALT, STATES, bonds=True).valid and sum(BVAnalyzer().get_valences(SALT)) == 0
     for other in (of("NaCl3"), of("CuSi"), of("LrO")):  # it finds none, it has no table
         with pytest.raises((ValueError, KeyError)):
             BVAnalyzer().get_valences(other)
-        assert charges(other, STATES).reason == "no metal, and no oxidation states balance"
+        assert charges(other, STATES, bonds=True).reason == "no metal, and no oxidation states balance"
+
+    # Of atoms on top of each other there would be neighbours by the million.
+    monkeypatch.setattr(lemat, "_bonds_balance", lambda structure: pytest.fail("bonds are looked at"))
+    needle = Crystal([0.05, 0.05, 0.05], [90, 90, 90], [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert not judged(needle, needle.to_structure(), STATES).charges.valid
 
 
 @settings(max_examples=60, deadline=None)
