@@ -29,12 +29,13 @@ from jaxcrystal.cli import (
     score,
     templates,
     train,
+    write,
 )
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
 VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates, score, ipt)
-VERBS += (improve, evaluate, report, compare, hull, doctor, demo)
+VERBS += (improve, write, evaluate, report, compare, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

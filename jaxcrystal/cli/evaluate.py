@@ -52,7 +52,7 @@ def add(verb: Callable) -> None:
         "--protocol",
         default="cdvae",
         metavar="P",
-        help="cdvae, crystal-text-llm or strict; with +smact-icsd24, by smact's newer oxidation states",
+        help="cdvae, crystal-text-llm, strict or lemat; with +smact-icsd24, by smact's newer oxidation states",
     )
     command.add_argument(
         "--cutoffs",

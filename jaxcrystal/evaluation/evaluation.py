@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jaxcrystal.hull.hull import Hull
 
 #: What is in the names of those numbers of metrics.json that are no rates.
-_NO_RATES = ("diversity.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
+_NO_RATES = ("diversity.", "hhi.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
 
 
 def evaluate(
@@ -213,6 +213,8 @@ def summary(metrics: dict[str, Any]) -> str:
     """Lines for a terminal: the rates with their 95 % intervals, what failed, and what of each input was not used."""
     counts = metrics["counts"]
     lines = [f"{counts['attempts']} attempts, protocol {metrics['protocol']}"]
+    if note := protocol_named(metrics["protocol"]).note:
+        lines.append(f"  {note}")
     width = max(map(len, metrics["confidence_95"]))
     for name, (low, high) in metrics["confidence_95"].items():
         value: Any = metrics

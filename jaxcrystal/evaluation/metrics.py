@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.evaluation import conditions, coverage
+from jaxcrystal.evaluation import conditions, coverage, variety
 from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
 from jaxcrystal.evaluation.own_judges import unsaid
 from jaxcrystal.evaluation.prediction import prediction
@@ -55,6 +55,8 @@ def metrics_from_table(
         "validity.compositional": table["compositional_valid"],
         "validity.both": valid,
     }
+    if "plausible" in table:
+        masks |= {"validity.distances": table["distances_valid"], "validity.plausibility": table["plausible"]}
     masks |= {f"uniqueness.rate{suffix}": mask for suffix, mask in unique.items()}
     masks |= {f"novelty.by_matching{suffix}": mask for suffix, mask in novel.items()}
     counts: dict[str, Any] = {
@@ -88,10 +90,13 @@ def metrics_from_table(
                 "few_phases_of_system": int(of_system.between(1, FEW - 1).sum()),
                 "metastable_and_no_phase_of_system": int((metastable & of_system.eq(0)).sum()),
             }
+        on, near = lemat_stable_rows(table), lemat_metastable_rows(table)
         masks |= {"stability.metastable_rate": metastable, "stability.stable_rate": stable}
+        masks |= {"stability.lemat_metastable_rate": near, "stability.lemat_stable_rate": on}
         for suffix in novel:
             new = unique[suffix] & novel[suffix]
             masks |= {f"sun.rate{suffix}": stable & new, f"sun.metastable_rate{suffix}": metastable & new}
+            masks |= {f"sun.lemat_rate{suffix}": on & new, f"sun.lemat_metastable_rate{suffix}": near & new}
         distances = medians["stability.e_above_hull.median"] = _known(table["e_above_hull"])
         if len(distances):
             for name, q in (("p10", 10), ("p90", 90)):
@@ -142,6 +147,8 @@ def _compared(
     if reference is not None and "reference_structure_distance" in table:
         yield coverage.coverage(table, reference, protocol, coverage_cutoffs(provenance.cutoffs))
         yield coverage.distribution(table, reference)
+    if protocol.rules == "lemat":
+        yield variety.lemat(table)
     if protocol.novelty is not None and "train_structure_distance" in table:
         yield coverage.novelty(table, protocol, protocol.novelty)
 
@@ -154,6 +161,18 @@ def metastable_rows(table: pd.DataFrame) -> pd.Series:
 def stable_rows(table: pd.DataFrame) -> pd.Series:
     """Which attempts lie on the hull or below it; one without a distance does not."""
     return table["e_above_hull"] <= STABLE
+
+
+def lemat_stable_rows(table: pd.DataFrame) -> pd.Series:
+    """E ≤ 0, however far below the hull: what LeMat-GenBench (arXiv 2512.04562) calls stable."""
+    from jaxcrystal.evaluation.stability import StabilityOutcome
+
+    return stable_rows(table) | table["relaxation"].eq(StabilityOutcome.FAR_BELOW_HULL)
+
+
+def lemat_metastable_rows(table: pd.DataFrame) -> pd.Series:
+    """0 < E ≤ 0.1 eV/atom: what LeMat-GenBench calls metastable. Stable ones are not among them."""
+    return table["e_above_hull"].gt(STABLE) & table["e_above_hull"].le(METASTABLE)
 
 
 def _relaxed_and_sampled(table: pd.DataFrame, column: str) -> dict[str, pd.Series]:

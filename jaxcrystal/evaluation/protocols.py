@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxcrystal.errors import UserError
 
@@ -33,6 +34,9 @@ class Protocol:
     leaves_out_failures: bool = False
     draw: int | None = None  #: valid crystals drawn for distributions and diversity; None takes all
     novelty: Cutoffs | None = None  #: beyond which a crystal is new, by its fingerprint; None: no such number
+    #: Whose rules make a crystal valid: CDVAE's within the limits above, or those of `lemat.py`, which has its own.
+    rules: Literal["cdvae", "lemat"] = "cdvae"
+    note: str = ""  #: what of the convention is not counted here, for whoever reads the numbers
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -50,6 +54,14 @@ PROTOCOLS: dict[str, Protocol] = {
         # As cdvae without chance, and no atom may sit inside another: the closest pair of MP-20 test is at 0.65 of
         # its radii.
         Protocol("strict", min_radius_share=0.6),
+        # arXiv 2512.04562, and its code, as far as it needs neither its data nor its potentials.
+        Protocol(
+            "lemat",
+            oxidation_states="smact-icsd24",
+            rules="lemat",
+            note="of LeMat-GenBench not counted: distributions and Fréchet distances, novelty beside LeMat-Bulk, and "
+            "stability by ORB, MACE and UMA on hulls of their own; its own code downloads what these need",
+        ),
     )
 }
 

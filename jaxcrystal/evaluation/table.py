@@ -17,19 +17,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxcrystal.crystals.crystal import reduced_composition
+from jaxcrystal.crystals.crystal import Crystal, reduced_composition
 from jaxcrystal.crystals.symmetry import SYMPREC, space_group
+from jaxcrystal.evaluation.lemat import judged
 from jaxcrystal.evaluation.protocols import Protocol
-from jaxcrystal.evaluation.validity import compositional, structural
+from jaxcrystal.evaluation.validity import Verdict, compositional, structural
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.rows import Row
 from jaxcrystal.reader.sources import WISHES
 from jaxcrystal.workers import Lost, Workers, each
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 _METADATA = b"jaxcrystal"
 
@@ -63,6 +68,18 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class LematAttempt(Attempt):
+    """A row by LeMat-GenBench's rules: structurally valid is what keeps its distances and is plausible."""
+
+    distances_valid: bool = False
+    plausible: bool = False
+    spacegroup_lemat: int | None = None  #: within 0.01 Å
+    packing: float | None = None  #: share of the cell within covalent radii
+    hhi_production: float | None = None  #: Herfindahl-Hirschman index, 0 to 10
+    hhi_reserve: float | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What a table of attempts depends on, beside the samples themselves."""
 
@@ -82,31 +99,37 @@ def describe(
     symprec: float = SYMPREC,
     workers: Workers | None = None,
 ) -> pd.DataFrame:
-    """The columns of `Attempt`, and of what was asked, where something was; without `symmetry` space groups (within
-    `symprec` Å), the slowest part of it, stay unknown."""
+    """The columns of `Attempt`, or `LematAttempt`, and of what was asked, where something was; without `symmetry` space
+    groups (within `symprec` Å), the slowest part of it, stay unknown."""
     one = partial(_describe, protocol=protocol, symprec=symprec if symmetry else None)
-    rows = each(one, samples, workers, label="validity", lost=_lost)
+    rows = each(one, samples, workers, label="validity", lost=partial(_lost, protocol=protocol))
     table = pd.DataFrame([asdict(row) for row in rows])
     wishes = {name: [str(sample.labels.get(name, "")) for sample in samples] for name in WISHES}
     if any(text not in ("", "{}") for text in wishes["asked"]):
         table = table.assign(**wishes)
     whole = dict.fromkeys(("num_elements", "num_atoms", "spacegroup"), "Int64")  # integers that may be missing
     measures = dict.fromkeys(("a", "b", "c", "alpha", "beta", "gamma", "volume", "density"), "float64")
+    if protocol.rules == "lemat":
+        whole["spacegroup_lemat"] = "Int64"
+        measures |= dict.fromkeys(("packing", "hhi_production", "hhi_reserve"), "float64")
     return table.astype(whole | measures)
 
 
-def _lost(sample: Row, why: Lost) -> Attempt:
-    return Attempt(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
+def _kind(protocol: Protocol) -> type[Attempt]:
+    return LematAttempt if protocol.rules == "lemat" else Attempt
+
+
+def _lost(sample: Row, why: Lost, protocol: Protocol) -> Attempt:
+    return _kind(protocol)(sample.id, sample.row, why.value, why.reason, cif=sample.cif)
 
 
 def _describe(sample: Row, protocol: Protocol, symprec: float | None) -> Attempt:
     notes = "; ".join(sample.notes)
     if sample.crystal is None:
-        return Attempt(sample.id, sample.row, sample.outcome, sample.reason, notes=notes, cif=sample.cif)
+        return _kind(protocol)(sample.id, sample.row, sample.outcome, sample.reason, notes=notes, cif=sample.cif)
     structure = sample.crystal.to_structure()
-    shape = structural(structure, protocol)
-    charges = compositional(reduced_composition(sample.crystal.symbols), protocol)
-    return Attempt(
+    shape, charges, beside = _verdicts(sample.crystal, structure, protocol)
+    return _kind(protocol)(
         id=sample.id,
         row=sample.row,
         outcome=sample.outcome,
@@ -125,7 +148,20 @@ def _describe(sample: Row, protocol: Protocol, symprec: float | None) -> Attempt
         density=float(structure.density),
         notes=notes,
         cif=sample.cif or sample.crystal.to_cif(),
+        **beside,
     )
+
+
+def _verdicts(crystal: Crystal, structure: Structure, protocol: Protocol) -> tuple[Verdict, Verdict, dict[str, Any]]:
+    """Of structure and composition, by the protocol's rules, and the columns that only these have."""
+    if protocol.rules == "cdvae":
+        return structural(structure, protocol), compositional(reduced_composition(crystal.symbols), protocol), {}
+    found = judged(crystal, structure, protocol.oxidation_states)
+    both = found.distances, found.plausibility
+    shape = Verdict(all(one.valid for one in both), "; ".join(filter(None, (one.reason for one in both))))
+    beside = {name: getattr(found, name) for name in ("packing", "hhi_production", "hhi_reserve")}
+    beside |= {"distances_valid": found.distances.valid, "plausible": found.plausibility.valid}
+    return shape, found.charges, beside | {"spacegroup_lemat": found.spacegroup}
 
 
 def write_table(table: pd.DataFrame, provenance: Provenance, path: Path) -> None:

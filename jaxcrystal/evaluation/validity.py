@@ -36,7 +36,7 @@ def structural(structure: Structure, protocol: Protocol) -> Verdict:
     distances = structure.distance_matrix + np.diag(np.full(len(structure), np.inf))
     if distances.min() < protocol.min_distance:
         i, j = np.unravel_index(distances.argmin(), distances.shape)
-        return _too_close(structure, i, j, distances.min(), protocol.min_distance)
+        return too_close(structure, i, j, distances.min(), protocol.min_distance)
     if protocol.min_radius_share:
         return _radii(structure, protocol)
     return Verdict(True)
@@ -56,11 +56,12 @@ def _radii(structure: Structure, protocol: Protocol) -> Verdict:
     limit = np.maximum(protocol.min_radius_share * (radii[i] + radii[j]), protocol.min_distance)
     if (distance < limit).any():
         worst = np.argmin(distance - limit)
-        return _too_close(structure, i[worst], j[worst], distance[worst], limit[worst])
+        return too_close(structure, i[worst], j[worst], distance[worst], limit[worst])
     return Verdict(True)
 
 
-def _too_close(structure: Structure, i: int, j: int, distance: float, limit: float) -> Verdict:
+def too_close(structure: Structure, i: int, j: int, distance: float, limit: float) -> Verdict:
+    """That two atoms are nearer than `limit` Å."""
     symbols = [site.specie.symbol for site in structure]
     return Verdict(False, f"{symbols[i]} and {symbols[j]} are {distance:.2f} Å apart, below {limit:.2f}")
 
@@ -72,14 +73,14 @@ def compositional(composition: Composition, protocol: Protocol) -> Verdict:
 
 @cache
 def _compositional(counts: Composition, states_set: str) -> Verdict:
-    elements = [(_chemistry(symbol, states_set), count) for symbol, count in counts]
+    elements = [(chemistry(symbol, states_set), count) for symbol, count in counts]
     if len(elements) == 1 or all(element.metal for element, _ in elements):
         return Verdict(True)
     unknown = [element.symbol for element, _ in elements if not element.states]
     if unknown:
         return Verdict(False, f"{states_set} has no oxidation state of {', '.join(unknown)}")
     charges = [[count * state for state in element.states] for element, count in elements]
-    if not _neutral(charges):
+    if not neutral(charges):
         return Verdict(False, "no combination of oxidation states is neutral")
     # Pauling's test asks that every cation be less electronegative than every anion. That is: some threshold parts
     # the elements that may be positive from those that may be negative. Trying each threshold replaces the product
@@ -90,7 +91,7 @@ def _compositional(counts: Composition, states_set: str) -> Verdict:
             [charge for charge in states if _passes(element.electronegativity, charge, threshold)]
             for (element, _), states in zip(elements, charges, strict=True)
         ]
-        if _neutral(allowed):
+        if neutral(allowed):
             return Verdict(True)
     return Verdict(False, "every neutral combination puts a cation above an anion in electronegativity")
 
@@ -102,7 +103,7 @@ def _passes(electronegativity: float | None, charge: int, threshold: float) -> b
     return charge > 0 if electronegativity <= threshold else charge < 0
 
 
-def _neutral(charges: Iterable[list[int]]) -> bool:
+def neutral(charges: Iterable[list[int]]) -> bool:
     """Whether one number of each list can be chosen so that they sum to zero."""
     sums = {0}
     for states in charges:
@@ -119,7 +120,8 @@ class _Chemistry:
 
 
 @cache
-def _chemistry(symbol: str, states_set: str) -> _Chemistry:
+def chemistry(symbol: str, states_set: str) -> _Chemistry:
+    """What smact knows of an element; `states_set` is one of OXIDATION_STATES."""
     import smact
 
     try:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Composition
 
 COLUMNS = ("formula", "formation_energy_per_atom")
+#: What matbench-discovery's summary of the WBM crystals calls the latter.
+_ALSO = "e_form_per_atom_mp2020_corrected"
 
 #: A formula without brackets.
 _PARTS = re.compile(r"([A-Z][a-z]?)(\d+(?:\.\d+)?)?")
@@ -37,12 +39,17 @@ class Phase:
 def table_phases(path: Path) -> list[Phase]:
     """The rows of a table of formation energies; raises as `Hull.from_table` says."""
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False)
+        columnar = path.suffix in (".parquet", ".pq")
+        table = pd.read_parquet(path) if columnar else pd.read_csv(path, keep_default_na=False)
+        table = table if COLUMNS[1] in table else table.rename(columns={_ALSO: COLUMNS[1]})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no table of formation energies: {' '.join(str(error).split())}") from error
     for column in COLUMNS:
         if column not in table:
-            raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(table.columns)}")
+            also = f" or {_ALSO!r}" if column == COLUMNS[1] else ""
+            raise UserError(
+                f"{path} has no column {column!r}{also}; its columns are {', '.join(map(str, table.columns))}"
+            )
     energies = pd.to_numeric(table[COLUMNS[1]], errors="coerce").to_numpy(np.float64)
     phases = []
     for row, (formula, energy) in enumerate(zip(table[COLUMNS[0]], energies, strict=True)):

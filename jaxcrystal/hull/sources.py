@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MATERIALS_PROJECT = "mp:"
 KEY = "MP_API_KEY"
-TABLES = (".parquet", ".pq", ".csv")
+TABLES = (".parquet", ".pq", ".csv", ".csv.gz", ".csv.bz2", ".csv.xz")
 PICKLES = (".pkl", ".pickle", ".pkl.gz", ".pickle.gz", ".pkl.bz2")
 
 #: What labels a crystal: the end of its relaxation, or a single point where it stands.
@@ -60,6 +60,11 @@ def known_hull(paths: Sequence[str | Path], references: str | Path | None, label
     """
     label_settings(labels)
     paths = [box.hull(path) or path for path in paths]
+    if pickled := next((path for path in paths if str(path).lower().endswith(PICKLES)), None):
+        raise UserError(
+            f"{pickled} is a pickle, and reading one runs whatever code is in it: build the hull first, of the JSON of "
+            f"its entries or, if you trust who made it, by `jaxcrystal hull build {pickled} --trust-pickle`"
+        )
     built = [path for path in paths if is_hull_file(path)]
     if references is None and not built:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 ENDINGS = {"cif": ".cif", "poscar": ".vasp"}
+TABLES = (".csv", ".parquet")
 
 
 def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str) -> list[Path]:
@@ -47,9 +49,28 @@ def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str
     return paths
 
 
+def structures_table(rows: Iterable[tuple[str, str, Crystal | None]]) -> pd.DataFrame:
+    """`material_id`, `outcome`, and `structure`: pymatgen's dictionary of a Structure as JSON, None without a crystal.
+
+    LeMat-GenBench reads it, and whoever has pymatgen; so does our reader, to the last digit.
+    """
+    import pandas as pd
+
+    found = [(name, outcome, None if crystal is None else structure_json(crystal)) for name, outcome, crystal in rows]
+    return pd.DataFrame(found, columns=["material_id", "outcome", "structure"], dtype="string")
+
+
+def structure_json(crystal: Crystal) -> str:
+    """pymatgen's dictionary of a Structure, with lengths (Å) and angles (degrees) as the crystal has them."""
+    found = crystal.to_structure().as_dict()
+    cell = zip(("a", "b", "c", "alpha", "beta", "gamma"), (*crystal.lengths, *crystal.angles), strict=True)
+    found["lattice"] |= {name: float(value) for name, value in cell}
+    return json.dumps(found)
+
+
 def checked_table(out: Path) -> Path:
     """The same. Raises UserError unless `write_table` can write a file of that name."""
-    if out.suffix not in (".parquet", ".csv"):
+    if out.suffix not in TABLES:
         raise UserError(f"cannot write {out}: give a name that ends in .parquet or .csv")
     return out
 

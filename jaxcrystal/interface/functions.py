@@ -231,7 +231,7 @@ def evaluate(
       meets what was asked for the samples, as a base rate.
     - `scores`: what `Sampler.score` said of the samples, or the table or file of it; adds how probable the model found
       each. Attempts of a sampler have that anyway.
-    - `protocol`: cdvae, crystal-text-llm or strict (docs/metrics.md).
+    - `protocol`: cdvae, crystal-text-llm, strict or lemat (docs/metrics.md).
     - `potential`: `chgnet` or a directory in matgl's format; adds relaxation until no force exceeds `fmax` eV/Å, or for
       `max_steps` steps.
     - `hull`: competing phases; adds the distance to their hull. `mp`, the package's; what `jaxcrystal hull build`

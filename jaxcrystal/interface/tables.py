@@ -136,12 +136,24 @@ class _Table(ABC, Generic[Kind]):
         """ASE's, row by row; None where there is none."""
         return [None if structure is None else _atoms(structure) for structure in self.structures()]
 
-    def write(self, folder: str | PathLike[str], form: Literal["cif", "poscar"] = "cif") -> list[Path]:
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        """Ours, row by row; None where there is none."""
+        return [None if found is None else Crystal.from_structure(found) for found in self.structures()]
+
+    def write(self, out: str | PathLike[str], form: Literal["cif", "poscar"] = "cif") -> list[Path]:
         """A file of each crystal in a new folder, FORMULA_ID.cif or .vasp, which others read; their paths.
+
+        Or, where the name ends in .csv or .parquet, one table: a row each, whatever became of it, with pymatgen's
+        dictionary of the Structure as JSON in the column `structure`, as LeMat-GenBench takes it.
 
         Raises UserError if the folder exists and is not empty, or cannot be written.
         """
-        return files.write(zip(self.ids, self.structures(), strict=True), Path(folder), form)
+        out = Path(out)
+        if out.suffix in files.TABLES and not out.is_dir():
+            files.write_table(files.structures_table(zip(self.ids, self.outcomes, self.crystals, strict=True)), out)
+            return [out]
+        return files.write(zip(self.ids, self.structures(), strict=True), out, form)
 
     def pictures(self, count: int = 24) -> Pictures:
         """The first so many crystals, drawn side by side: what a notebook shows of it."""

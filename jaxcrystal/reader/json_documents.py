@@ -113,8 +113,11 @@ def structure_of(item: Any) -> Any:
 
 
 def names_a_crystal(name: object) -> bool:
-    """Whether a column of that name may hold crystals."""
-    return str(name).lower().endswith(("structure", "entry", "atoms")) or str(name).lower() == "cif"
+    """Whether a column of that name may hold crystals; LeMat-GenBench has `structure`, `LeMatStructs`, `cif_string`."""
+    lower = str(name).lower()
+    if lower.startswith("wyckoff"):  # labels of the prototype of one, in matbench-discovery's summary
+        return False
+    return lower.endswith(("structure", "entry", "atoms")) or lower in ("cif", "cif_string", "lematstructs")
 
 
 def _keys(item: Any) -> set[str]:

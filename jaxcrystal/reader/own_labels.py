@@ -5,12 +5,14 @@ NaCl,24.3,by hand
 MgO,160.1,sintered
 
 A column is numbers where every cell that is not empty is one, and text otherwise. A column that is called as one of
-`config.ATTRIBUTES` takes the place of what the crystals' own source says.
+`config.ATTRIBUTES`, or as matbench-discovery's summary of the WBM crystals calls it, takes the place of what the
+crystals' own source says.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,13 @@ from jaxcrystal.reader.sources import Source
 
 #: Columns that hold the crystals themselves.
 _STRUCTURE = ("cif", "structure")
+
+#: What matbench-discovery's `wbm-summary.csv` calls the labels that prompts state: the ones that it takes for true.
+MATBENCH = {
+    "e_form_per_atom_mp2020_corrected": "formation_energy_per_atom",
+    "e_above_hull_mp2020_corrected_ppd_mp": "e_above_hull",
+    "bandgap_pbe": "band_gap",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,9 @@ class OwnLabels:
         if ids is None:
             raise UserError(f"{path} has no column of ids that crystals are joined by; call it {IDS[0]}")
         names = [_as_id(value) for value in table[ids]]
-        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(f"{path} has the id {twice[0]!r} twice; keep one row of it")
+        table = table.rename(columns={old: new for old, new in MATBENCH.items() if new not in table})
         taken = {*SCHEMA.names, *SYMMETRY.names} - {*ATTRIBUTES}
         kept = [name for name in table.columns if name != ids and str(name).lower() not in _STRUCTURE]
         if wrong := [name for name in kept if str(name) in taken]:

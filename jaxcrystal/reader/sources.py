@@ -58,6 +58,9 @@ _OPTIMADE = ("lattice_vectors", "cartesian_site_positions", "species_at_sites")
 _OPTIMADE_BESIDE = ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
 _EXPECTED = "a column `cif` or `structure`, OPTIMADE's columns, or those that `jaxcrystal prepare` writes"
 _PACKED = (".gz", ".bz2", ".xz")
+_PICKLES = re.compile(r"\.(pkl|pickle)(\.\w+)?$", re.IGNORECASE)
+#: Columns of energies that matbench-discovery's summaries have, of crystals that lie in other files.
+_SUMMARY = frozenset(("e_form_per_atom_mp2020_corrected", "e_above_hull_mp2020_corrected_ppd_mp"))
 #: How text says that a field holds nothing.
 _EMPTY = frozenset(("", "nan", "none", "null", "<na>"))
 
@@ -190,6 +193,8 @@ def json_items(path: Path) -> list[tuple[str | None, Any]]:
 
 def _file(path: Path) -> Source:
     kind = _kind(path.name)
+    if _PICKLES.search(path.name) and path.exists():
+        raise UserError(f"{path} is a pickle, and reading one runs whatever code is in it: give its crystals as JSON")
     if kind is None and path.exists():
         raise UserError(f"{path}: the kind of file {path.suffix or 'without ending'!r} is not known; give {KINDS}")
     raw = unpacked(path)
@@ -352,6 +357,11 @@ def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]
         ]
         return [*_OPTIMADE, *beside], "structure"
     found = [name for name in header if names_a_crystal(name)]
+    if not found and _SUMMARY & set(header):
+        raise UserError(
+            f"{path} has energies and no crystals: those of matbench-discovery are in its files of initial structures "
+            "and computed entries; a summary is what `prepare --labels` and `hull build` take"
+        )
     if len(found) == 1:
         return found, "structure"
     several = f"several columns that may hold the crystals ({', '.join(found)})" if found else "no column of crystals"

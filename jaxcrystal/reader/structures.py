@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 PREPARED = ("lengths", "angles", "species", "frac_coords")
+_SAME_CELL = 1e-6  #: Å, degrees; what rounding may put between a cell's vectors and its lengths and angles
 
 
 def is_structure(item: Any) -> bool:
@@ -115,7 +117,22 @@ def _pymatgen(item: Mapping[str, Any]) -> Found:
         coords = [site["abc"] for site in sites]
     else:
         coords = _fractions(vectors, [site["xyz"] for site in sites])
-    return _crystal(vectors, species, coords, notes)
+    found = _crystal(vectors, species, coords, notes)
+    return replace(found, crystal=_with_stated_cell(found.crystal, item["lattice"]))
+
+
+def _with_stated_cell(crystal: Crystal, lattice: Mapping[str, Any]) -> Crystal:
+    """With the lengths and angles that stand beside the vectors, where they are those of the vectors: to the last digit
+    as they were written, while those of vectors are computed."""
+    stated = [lattice.get(name) for name in ("a", "b", "c", "alpha", "beta", "gamma")]
+    if not all(isinstance(value, int | float) for value in stated):
+        return crystal
+    lengths, angles = np.array(stated[:3], float), np.array(stated[3:], float)
+    if not np.allclose(lengths, crystal.lengths, rtol=0, atol=_SAME_CELL):
+        return crystal
+    if not np.allclose(angles, crystal.angles, rtol=0, atol=_SAME_CELL):
+        return crystal
+    return Crystal(lengths, angles, crystal.species, crystal.frac_coords)
 
 
 def _ase(item: Mapping[str, Any]) -> Found:

@@ -30,6 +30,7 @@ from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.likelihoods import PER_TOKEN
 from jaxcrystal.evaluation.metrics import METASTABLE, metastable_rows, stable_rows
+from jaxcrystal.evaluation.protocols import protocol_named
 from jaxcrystal.evaluation.results import Results, nearest_training, read
 from jaxcrystal.reader.inputs import Input
 from jaxcrystal.reader.reading import crystal_from_cif
@@ -104,7 +105,7 @@ def page(results: Results) -> str:
         "widths": "".join(f'<col width="{_WIDTHS.get(kind, "")}">' for _, kind, *_ in data["columns"]),
         "versions": "".join(
             f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>"
-            for k, v in [*metrics["versions"].items(), *_inputs(metrics)]
+            for k, v in [*metrics["versions"].items(), *_inputs(metrics), *_note(metrics)]
         ),
         "data": _json(data),
         "script": script,
@@ -181,6 +182,12 @@ def _inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"rows of {role}", counted.sentence) for role, counted in inputs.items() if counted.left_out or counted.unread
     ]
+
+
+def _note(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What of the protocol is not counted, if anything."""
+    note = protocol_named(metrics["protocol"]).note
+    return [("protocol", note)] if note else []
 
 
 def _headlines(numbers: list[Measured]) -> str:

@@ -99,6 +99,7 @@ def test_an_input_whose_name_is_no_text_is_refused_in_one_line(verb, tmp_path):
         "improve": [nowhere],
         "score": ["x.cif", "--model", nowhere, "--out", out + b".csv"],
         "ipt": ["x.cif", "--model", nowhere, "--out", out + b".csv"],
+        "write": [nowhere, "--out", out, "--workers", "0"],
         "evaluate": [nowhere, "--out", out, "--workers", "0"],
         "report": [nowhere],
         "compare": [nowhere, out],

@@ -276,6 +276,8 @@ def test_uniqueness_novelty_and_sun_are_of_relaxed_crystals(tmp_path, monkeypatc
     assert metrics["novelty"] == {"by_matching": 2 / 6, "by_matching_as_sampled": 4 / 6}
     assert metrics["sun"] == {
         "rate": 1 / 6, "metastable_rate": 1 / 6, "rate_as_sampled": 2 / 6, "metastable_rate_as_sampled": 2 / 6,
+        "lemat_rate": 1 / 6, "lemat_metastable_rate": 0, "lemat_rate_as_sampled": 2 / 6,
+        "lemat_metastable_rate_as_sampled": 0,
     }  # fmt: skip
     counts = metrics["counts"]
     assert (counts["unique"], counts["unique_as_sampled"]) == (2, 4)

@@ -60,10 +60,14 @@ def test_every_number_equals_the_count_by_hand():
     assert metrics["validity"] == {"structural": 5 / 8, "compositional": 5 / 8, "both": 4 / 8}
     assert metrics["uniqueness"] == {"rate": 4 / 8}
     assert metrics["novelty"] == {"by_matching": 4 / 8}
-    assert metrics["sun"] == {"rate": 1 / 8, "metastable_rate": 1 / 8}
+    # LeMat-GenBench's stable are "a" and "b", which is known; its metastable "c", which repeats, and, at 0.1, "d".
+    sun = metrics["sun"]
+    assert (sun["rate"], sun["metastable_rate"]) == (1 / 8, 1 / 8)
+    assert (sun["lemat_rate"], sun["lemat_metastable_rate"]) == (1 / 8, 1 / 8)
     stability = metrics["stability"]
     assert (stability["potential"], stability["hull"]) == ("a potential", "a hull")
     assert (stability["metastable_rate"], stability["stable_rate"]) == (3 / 8, 2 / 8)
+    assert (stability["lemat_metastable_rate"], stability["lemat_stable_rate"]) == (2 / 8, 2 / 8)
     assert stability["e_above_hull"]["median"] == pytest.approx(0.04995)
     assert stability["e_above_hull"]["p10"] == pytest.approx(-0.07)
     assert stability["e_above_hull"]["p90"] == pytest.approx(0.09997)
@@ -83,9 +87,28 @@ def test_sun_asks_for_all_three_of_every_attempt():
     told = dict.fromkeys(["outcome", "relaxation"], "ok")
     table = pd.DataFrame(columns | told | dict.fromkeys(["structural_valid", "compositional_valid", "converged"], True))
     metrics = metrics_from_table(table, ASKED)
-    assert metrics["sun"] == {"rate": 1 / 14, "metastable_rate": 2 / 14}
+    assert metrics["sun"] == {
+        "rate": 1 / 14,
+        "metastable_rate": 2 / 14,
+        "lemat_rate": 1 / 14,
+        "lemat_metastable_rate": 1 / 14,
+    }
     assert metrics["confidence_95"]["sun.rate"] == list(wilson(1, 14))
     assert metrics["confidence_95"]["sun.metastable_rate"] == list(wilson(2, 14))
+
+
+def test_words_differ_at_the_hull_at_its_edge_and_far_below_it():
+    distance = [np.nan, -0.1, 0.0, 1e-9, 0.05, 0.1, 0.1 + 1e-9, np.nan]
+    outcomes = ["far_below_hull", *["converged"] * 6, "uncovered"]
+    columns = {"e_above_hull": distance, "relaxation": outcomes, "unique": True, "novel": True}
+    told = dict.fromkeys(["structural_valid", "compositional_valid", "converged"], True)
+    table = pd.DataFrame(columns | told | {"outcome": "ok", "rmsd": np.nan, "energy_per_atom": -1.0})
+    metrics = metrics_from_table(table, ASKED)
+    # Below 0.1, those on and below the hull among them.
+    assert metrics["stability"]["metastable_rate"] == metrics["sun"]["metastable_rate"] == 4 / 8
+    assert metrics["stability"]["stable_rate"] == metrics["sun"]["rate"] == 2 / 8
+    assert metrics["stability"]["lemat_stable_rate"] == metrics["sun"]["lemat_rate"] == 3 / 8  # however far below
+    assert metrics["stability"]["lemat_metastable_rate"] == metrics["sun"]["lemat_metastable_rate"] == 3 / 8
 
 
 def test_a_relaxed_crystal_is_judged_as_relaxed_and_as_sampled_beside_it():
@@ -99,8 +122,9 @@ def test_a_relaxed_crystal_is_judged_as_relaxed_and_as_sampled_beside_it():
     assert metrics["sun"] == {
         "rate": 1 / 8,
         "metastable_rate": 2 / 8,
-        "rate_as_sampled": sampled["sun"]["rate"],
-        "metastable_rate_as_sampled": sampled["sun"]["metastable_rate"],
+        "lemat_rate": 1 / 8,
+        "lemat_metastable_rate": 1 / 8,
+        **{f"{name}_as_sampled": rate for name, rate in sampled["sun"].items()},
     }
     assert metrics["confidence_95"]["sun.metastable_rate"] == list(wilson(2, 8))
     assert (metrics["counts"]["unique"], metrics["counts"]["novel"]) == (3, 3)
@@ -169,7 +193,8 @@ def test_what_was_not_asked_for_is_absent():
     relaxed = metrics_from_table(attempts().drop(columns=["novel", "e_above_hull"]), Provenance("cdvae", {}, "chgnet"))
     assert set(relaxed["stability"]) == {"potential", "relaxation_rmsd"} and "sun" not in relaxed
     none = attempts().assign(e_above_hull=np.nan, rmsd=np.nan)
-    assert set(metrics_from_table(none, ASKED)["stability"]) == {"potential", "hull", "metastable_rate", "stable_rate"}
+    rates = {f"{words}stable_rate" for words in ("", "meta", "lemat_", "lemat_meta")}
+    assert set(metrics_from_table(none, ASKED)["stability"]) == {"potential", "hull"} | rates
 
 
 def test_the_page_names_every_number():
@@ -178,7 +203,7 @@ def test_the_page_names_every_number():
     sections = {"validity", "uniqueness", "novelty", "coverage", "distribution", "diversity"}
     assert {name.split(".")[0] for name in metrics["confidence_95"]} == sections | {"prediction", "stability", "sun"}
     for name in metrics["confidence_95"]:
-        assert f"`{re.sub('_of_all|_of_constructed|_if_valid|_as_sampled', '', name)}`" in page, name
+        assert f"`{re.sub('_of_all|_of_constructed|_if_valid|_of_valid|_as_sampled', '', name)}`" in page, name
     for suffix in ("_of_all", "_of_constructed", "_if_valid", "_as_sampled"):
         assert f"`…{suffix}`" in page and any(name.endswith(suffix) for name in metrics["confidence_95"])
 

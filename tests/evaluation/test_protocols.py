@@ -9,7 +9,9 @@ def test_a_protocol_carries_its_name():
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict, and"):
+    with pytest.raises(
+        UserError, match="unknown protocol 'cdave'; known are cdvae, crystal-text-llm, strict, lemat, and"
+    ):
         protocol_named("cdave")
     with pytest.raises(UserError, match="each with \\+ and one of smact14, smact-icsd24"):
         protocol_named("cdvae+icsd24")
@@ -27,3 +29,8 @@ def test_cutoffs_belong_to_a_data_set():
     assert PROTOCOLS["crystal-text-llm"].novelty == Cutoffs(structure=0.1, composition=2.0)
     with pytest.raises(UserError, match="known for 'mp20', but for mp_20, carbon_24, perov_5"):
         coverage_cutoffs("mp20")
+
+
+def test_a_convention_of_which_not_all_is_counted_says_so():
+    assert [name for name, protocol in PROTOCOLS.items() if protocol.note] == ["lemat"]
+    assert "LeMat-Bulk" in PROTOCOLS["lemat"].note and protocol_named("lemat+smact14").note == PROTOCOLS["lemat"].note

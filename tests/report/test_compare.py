@@ -177,11 +177,12 @@ def test_a_number_of_relaxed_crystals_depends_on_how_they_were_relaxed(pair):
     both = metrics()
     both["uniqueness"]["rate_as_sampled"] = 0.75
     both["confidence_95"]["uniqueness.rate_as_sampled"] = [0.7, 0.8]
+    both["uniqueness"]["rate_of_valid"] = 0.8
     other = json.loads(json.dumps(both))
     other["versions"]["relaxation"] = "until forces are below 0.05 eV/Å"
     found = withheld(pair(other, first=both))
     assert found["uniqueness.rate"] == "other relaxation" and "uniqueness.rate_as_sampled" not in found
-    assert "novelty.by_matching" not in found
+    assert found["uniqueness.rate_of_valid"] == "other relaxation" and "novelty.by_matching" not in found
     (line,) = [line for line in pair(other, first=both).lines if line.quantity.name == "uniqueness.rate_as_sampled"]
     assert line.quantity.title == "Unique, as sampled" and line.quantity.is_rate and not line.quantity.headline
 
