@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.evaluation import conditions, coverage
+from jaxcrystal.evaluation import conditions, coverage, shots
 from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
 from jaxcrystal.evaluation.own_judges import unsaid
 from jaxcrystal.evaluation.prediction import prediction
@@ -117,6 +117,8 @@ def metrics_from_table(
         flat, intervals = flat | numbers, intervals | ranges
     if "truth_displacement" in table:
         counts["no_match"] = _tally(table["no_match_because"][table["truth_displacement"].isna()])
+    if "truth_id" in table:
+        counts["truth"] = shots.counts(table)
     if "drawn" in table:
         counts["fingerprints"] = int((table["no_fingerprint_because"] == "").sum())
         counts["drawn"] = int(table["drawn"].sum())
@@ -137,6 +139,8 @@ def _compared(
     protocol = protocol_named(provenance.protocol)
     if "truth_displacement" in table:
         yield prediction(table)
+    if "truth_id" in table:  # not in a table of an earlier version
+        yield from shots.shots(table)
     if "drawn" in table:
         yield coverage.diversity(table)
     if reference is not None and "reference_structure_distance" in table:

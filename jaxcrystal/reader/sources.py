@@ -50,6 +50,7 @@ KINDS = (
 
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
+RANK = "rank"  #: a column of predictions: which of one crystal's is the first
 WISHES = ("asked", "forced")  #: of a ledger: what was asked of each attempt, and what the grammar saw to, as JSON
 #: Columns that only the attempts of `templates` have together.
 SUBSTITUTIONS = frozenset(("index", "seed", "template", "swaps", "status", "cif"))
@@ -297,10 +298,10 @@ def _table(
     content, form = _content_columns(path, plain)
     ledger = LEDGER <= set(plain) or SUBSTITUTIONS <= set(plain)
     by_name = {name.lower(): name for name in plain}
-    ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    ids = ["index"] if ledger and IDS[0] not in plain else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
     if not ids:
         ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
-    labels = (*ATTRIBUTES, *WISHES) if ledger else ATTRIBUTES
+    labels = (*ATTRIBUTES, RANK, *(WISHES if ledger else ()))
     records = []
     for number, row in enumerate(rows):
         if isinstance(row, str):
@@ -314,7 +315,7 @@ def _table(
         status = values["status"] if ledger else None
         records.append(_of_row(record, form, [values[name] for name in content], content, status))
     numbered = all(record.id == str(record.row) for record in records)
-    used = {*content, *ATTRIBUTES, *ids, *(plain if ledger else ())}
+    used = {*content, *labels, *ids, *(plain if ledger else ())}
     return records, not numbered or any(ids), tuple(n for n in plain if n and n not in used)
 
 

@@ -48,6 +48,8 @@ _EXCEPTIONS = {
     "stability.relaxation_rmsd.": ("protocol", "potential", "relaxation"),
     "coverage.recall": ("protocol", "reference", "cut-offs"),
     "coverage.precision": ("protocol", "reference", "cut-offs"),
+    "prediction.new_formulas.": ("protocol", "truth", "train"),
+    "prediction.lowest.": ("protocol", "truth", "train"),
 }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxcrystal.evaluation.shots import SHOTS
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -80,6 +82,18 @@ _KNOWN = [
     Quantity("diversity.compositional", "Compositional diversity", "mean distance of two fingerprints", ""),
     Quantity("prediction.match_rate", "Match rate", "predictions that are the true crystal", headline=True),
     Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
+]
+
+#: Of which true crystals n-shot numbers are, by what stands in their names.
+_TRUE = {"": "", "new_formulas.": ", new formulas", "lowest.": ", lowest of their formula"}
+_KNOWN += [
+    quantity
+    for part, words in _TRUE.items()
+    for n in SHOTS
+    for quantity in (
+        Quantity(f"prediction.{part}match_rate_at_{n}", f"Match rate at {n}{words}", "true crystals found so soon"),
+        Quantity(f"prediction.{part}rmse_at_{n}", f"RMSE at {n}{words}", "of each true crystal's best match", ""),
+    )
 ]
 
 #: Of what was asked for, by the end of its name.
