@@ -21,6 +21,7 @@ from jaxcrystal.cli import (
     hull,
     infill,
     mutate,
+    predict,
     prepare,
     report,
     sample,
@@ -30,7 +31,7 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
+VERBS = (prepare, convert, export, train, sample, predict, edit, infill, mutate, templates)
 VERBS += (evaluate, report, compare, hull, doctor, demo)
 
 

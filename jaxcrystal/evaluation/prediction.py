@@ -51,8 +51,8 @@ def paired(predicted: Rows, true: Rows, limit: int | None = None) -> list[int]:
         wanted, its = _asked(sample), true.rows[position]
         if wanted is not None and formula_of(read_formula(wanted)) != its.crystal.formula:
             raise UserError(
-                f"{predicted.path}, row {sample.row}: {wanted} was asked of the prediction of {sample.id!r}, whose true "
-                f"crystal, {true.path}, row {its.row}, is {spelled(its.crystal.formula)}; give the truth that belongs to it"
+                f"{predicted.path}, row {sample.row}: {wanted} was asked for {sample.id!r}, whose true crystal in "
+                f"{true.path} (row {its.row}) is {spelled(its.crystal.formula)}; give the truth of what was asked"
             )
     return positions
 

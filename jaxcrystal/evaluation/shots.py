@@ -1,8 +1,8 @@
 """Several predictions of one true crystal: is it among the first n, and how close is the best of them?
 
-The n-shot figures of the field (DiffCSP, arXiv 2309.04475, table 1; CrystaLLM, arXiv 2307.04340): a true crystal is found
-if one of its first n predictions matches it, and its displacement is the least of theirs. Predictions have the order of
-the column `rank`, or else that of the rows. Rates are over true crystals, not over attempts.
+The n-shot figures of the field (DiffCSP, arXiv 2309.04475; CrystaLLM, arXiv 2307.04340): a true crystal is found if one
+of its first n predictions matches it, and its displacement is the least of theirs. Predictions have the order of the
+column `rank`, or else that of the rows. Rates are over true crystals, not over attempts.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def _places(predicted: Rows, positions: Sequence[int]) -> list[int]:
             if place > 1 and rank == predictions[place - 2][0]:
                 sample = predicted.rows[i]
                 raise UserError(
-                    f"{predicted.path}, row {sample.row}: another prediction of {sample.id!r} has the rank {rank:g} too; "
-                    f"give each its own, or remove the column {RANK!r}: then rows count in their order"
+                    f"{predicted.path}, row {sample.row}: another prediction of {sample.id!r} has the rank {rank:g} "
+                    f"too; give each its own, or remove the column {RANK!r}: then rows count in their order"
                 )
     return found
 

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.interface.asked import asked, naming, wishes
 from jaxcrystal.interface.editing import one_crystal
 from jaxcrystal.interface.infilled import Infilled
+from jaxcrystal.interface.predicted import Ranking
 from jaxcrystal.interface.questions import Wish, ask
 from jaxcrystal.interface.sources import rows
-from jaxcrystal.interface.tables import Attempts
+from jaxcrystal.interface.tables import Attempts, Predictions
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.answers import Answers, key_of
+from jaxcrystal.sampling.conditions import NumAtoms
 from jaxcrystal.sampling.editing import Parts, edit_of
 from jaxcrystal.sampling.infilling import Infiller
 from jaxcrystal.sampling.sampler import say
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 class Sampler(sampler.Sampler):
     """A model that was loaded once and draws crystals for call after call: `sample` all at once, `stream` one by one;
-    and which says what could stand in the place of an element, where it was trained to: `infill`.
+    `predict` ranked, for formulas; and which says what could stand in the place of an element, where it was trained to:
+    `infill`.
 
     It holds the devices' memory until `close`, or the end of a `with` block.
     """
@@ -40,6 +44,47 @@ class Sampler(sampler.Sampler):
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
         return Attempts(self.stream(num, **request), self.settings, self.fingerprint)
+
+    def predict(
+        self,
+        formulas: Any,
+        attempts: int = 20,
+        *,
+        num_atoms: NumAtoms = None,
+        given_atoms: bool = True,
+        rank_by: Literal["log_probability", "energy"] = "log_probability",
+        potential: str | PathLike[str] | None = None,
+        fmax: float = 0.1,
+        max_steps: int = 500,
+        limit: int | None = None,
+        workers: int | str = 0,
+        **request: Any,
+    ) -> Predictions:
+        """`attempts` attempts at the crystal of each formula, which the grammar keeps to, in the order of their rank:
+        the likeliest first, or, by a `potential`, what relaxes to the lowest energy; what failed, last.
+
+        - `formulas`: one, a list of them, a mapping from ids to them, a table with a column `formula`, and perhaps
+          `material_id` and `num_atoms`, or a CSV or parquet file of such; of these the first `limit`.
+        - `num_atoms`: of every cell, as of `stream`, in place of what the table says; without `given_atoms` that is
+          left aside, and cells are as large as in training.
+        - `rank_by`: "log_probability", the model's own of the text; or "energy", eV/atom by `potential` of the crystal
+          relaxed until forces are below `fmax`, eV/Å, or for `max_steps` steps; `workers` are those of
+          `jaxcrystal.relax`.
+
+        Other arguments and errors are those of `stream`, but for conditions; raises UserError too for what `asked` and
+        `Ranking` refuse.
+
+        For example `predict(["SrTiO3", "LiFePO4"]).first()`.
+        """
+        if not self.settings.grammar:
+            raise UserError("formulas are kept by the grammar: load the model without grammar=False")
+        ranking = Ranking(rank_by, potential, fmax, max_steps, workers)
+        crystals = asked(formulas, num_atoms=given_atoms and num_atoms is None, limit=limit)
+        firsts = list(wishes(crystals).values())
+        with naming(firsts):
+            conditions = [one.condition for one in firsts]
+            rows = tuple(self.stream(attempts, conditions=conditions, num_atoms=num_atoms, **request))
+        return Predictions(ranking.ranked(crystals, rows))
 
     def edit(
         self,

@@ -298,7 +298,9 @@ def _table(
     content, form = _content_columns(path, plain)
     ledger = LEDGER <= set(plain) or SUBSTITUTIONS <= set(plain)
     by_name = {name.lower(): name for name in plain}
-    ids = ["index"] if ledger and IDS[0] not in plain else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    ids = list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    if ledger and IDS[0] not in plain:  # predictions have the ids of what they predict
+        ids = ["index"]
     if not ids:
         ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
     labels = (*ATTRIBUTES, RANK, *(WISHES if ledger else ()))
