@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -20,9 +21,12 @@ from jaxcrystal.interface.sources import rows
 from jaxcrystal.interface.tables import Attempts, Predictions
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.answers import Answers, key_of
+from jaxcrystal.sampling.attempt import LEFT_OUT
 from jaxcrystal.sampling.conditions import NumAtoms
 from jaxcrystal.sampling.editing import Parts, edit_of
 from jaxcrystal.sampling.infilling import Infiller
+from jaxcrystal.sampling.keeping import KEEP_BY, left_out
+from jaxcrystal.sampling.keeping import check as check_keep
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
 
@@ -38,12 +42,20 @@ class Sampler(sampler.Sampler):
     It holds the devices' memory until `close`, or the end of a `with` block.
     """
 
-    def sample(self, num: int, **request: Any) -> Attempts:
+    def sample(self, num: int, *, keep: float | None = None, keep_by: str | None = None, **request: Any) -> Attempts:
         """`num` attempts to draw a crystal, a row each, whatever became of it; arguments and errors as of `stream`.
+
+        With `keep`, a share, of each prompt's crystals the likeliest stay ok, by log p in "total", per "token" (the
+        default of `keep_by`) or per "atom", and the others become `left_out`.
 
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
-        return Attempts(self.stream(num, **request), self.settings, self.fingerprint)
+        check_keep(keep, keep_by)
+        rows = list(self.stream(num, **request))
+        if keep is not None:
+            unkept = left_out(map(vars, rows), num, keep, keep_by or KEEP_BY)
+            rows = [replace(row, status=LEFT_OUT) if i in unkept else row for i, row in enumerate(rows)]
+        return Attempts(rows, self.settings, self.fingerprint)
 
     def predict(
         self,

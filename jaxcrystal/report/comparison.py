@@ -134,7 +134,7 @@ def comparison(paths: Sequence[str | Path]) -> Comparison:
         quantities.items(), key=lambda item: order.index(s) if (s := item[1].section) in order else len(order)
     ):
         row = tuple(numbers.get(name) for numbers in found)
-        bases = _bases(quantity) + _OF_RELAXED * (name in relaxed)
+        bases = _bases(quantity) + _OF_RELAXED * (name.removesuffix("_of_kept") in relaxed)
         differences = tuple(
             _difference(bases, runs[0], row[0], run, number) for run, number in zip(runs[1:], row[1:], strict=True)
         )

@@ -108,6 +108,7 @@ _SUFFIXES = {
     "_as_sampled": ("as sampled", "of the crystals before relaxation"),
     "_of_all": ("of all", "nothing is left out"),
     "_of_constructed": ("of crystals", "of the attempts that are crystals"),
+    "_of_kept": ("of kept", "of the crystals that `sample --keep` kept"),
     "_if_valid": ("if valid", "a match only if both are valid"),
 }
 
