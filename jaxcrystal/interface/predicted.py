@@ -102,11 +102,13 @@ class Ranking:
         """
         all_wishes = wishes(crystals)
         num = len(attempts) // len(all_wishes)
-        ends = None if self.potential is None else self._relaxed(attempts, store)
+        ends = {} if self.potential is None else self._relaxed(attempts, store)
         order: dict[Any, list[Prediction]] = {}
         for number, wish in enumerate(all_wishes):
             rows = attempts[number * num : (number + 1) * num]
-            there = order[wish] = [Prediction("", 0, row, None if ends is None else ends.get(row.text)) for row in rows]
+            there = order[wish] = [
+                Prediction("", 0, row, ends.get(row.text) if row.status == OK else None) for row in rows
+            ]
             there.sort(key=lambda one: (one.outcome != OK, _worth(one)))
             first = {one.attempt.text: one.attempt.index for one in reversed(there)}
             there.sort(key=lambda one: (one.outcome != OK, first[one.attempt.text] != one.attempt.index))
