@@ -387,18 +387,8 @@ class Predictions(_Table[Prediction]):
             worth = "" if row.attempt.log_probability is None else f"{row.attempt.log_probability:.1f}"
             numbers = [str(row.rank), worth, "" if energy is None else f"{energy:.3f}"]
             cells.append([picture(row.structure), escape(row.id), *numbers, *shape, group, escape(row.outcome)])
-        heads = [
-            "",
-            "id",
-            "rank",
-            "log p",
-            "eV/atom",
-            "formula",
-            "atoms",
-            "a b c, Å; α β γ, °",
-            "space group",
-            "status",
-        ]
+        heads = ["", "id", "rank", "log p", "eV/atom", "formula", "atoms"]
+        heads += ["a b c, Å; α β γ, °", "space group", "status"]
         return html_table(self._summary(), heads, cells, len(self))
 
 

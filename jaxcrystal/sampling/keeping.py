@@ -26,8 +26,6 @@ PER: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "token": lambda row: row["tokens"],
     "atom": _atoms,
 }
-
-
 KEEP_BY = "token"  #: where nothing is said
 
 
