@@ -175,6 +175,22 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 forced = " (forced)" if met == "forced_rate" else ""
                 by = "grammar" if row["grammar"] else "prompt"
                 yield _row(row["model"], row["asked"], by, str(row["attempts"]), what, cells[0] + forced, cells[1])
+    elif result["benchmark"] == "prediction":
+        shots = [n for n in (1, 5, 20) if n <= result["rows"][0]["attempts"]]
+        parts = {"": "all", "new_formulas": "new formulas", "lowest": "lowest of their formula"}
+        yield f"true crystals of {result['true']}; the first of {result['rows'][0]['attempts']} attempts by likelihood"
+        yield ""
+        yield "| model | atoms | true crystals | | an attempt |" + "".join(f" at {n} | RMSE at {n} |" for n in shots)
+        yield "| --- | --- | --- | --: | --: |" + " --: | --: |" * len(shots)
+        for row in result["rows"]:
+            for part, words in parts.items():
+                if number := row["truth"].get(part or "crystals"):
+                    place = f"prediction.{part}." if part else "prediction."
+                    cells = ["" if part else _within(row, "prediction.match_rate")]
+                    for n in shots:
+                        cells += [_within(row, f"{place}match_rate_at_{n}"), _of(row, f"{place}rmse_at_{n}")]
+                    given = "given" if row["num_atoms_given"] else "not given"
+                    yield _row(row["model"], given, words, f"{number:,}", *cells)
     elif result["benchmark"] == "train_step":
         yield "| | useful tokens/s | padding | MFU | peak memory | ours / this |"
         yield "| --- | --: | --: | --: | --: | --: |"
@@ -209,6 +225,19 @@ def _reproduced(published: dict[str, float], found: dict[str, Any]) -> Iterator[
 def _share(row: dict[str, Any], name: str, value: float) -> str:
     low, high = (100 * x for x in row["intervals"][f"conditions.{row['asked']}.{name}"])
     return f"{100 * value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _of(row: dict[str, Any], name: str) -> str:
+    """A number of a prediction; empty where there is none."""
+    found: Any = row
+    for key in name.split("."):
+        found = found.get(key, {})
+    return "" if found == {} else f"{found:.3f}"
+
+
+def _within(row: dict[str, Any], name: str) -> str:
+    low, high = (100 * x for x in row["intervals"][name])
+    return f"{100 * float(_of(row, name)):.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _ratio(result: dict[str, Any], name: str) -> str:

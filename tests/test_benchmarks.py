@@ -492,6 +492,26 @@ def test_conditions(tiny, tmp_path):
     assert "| tiny | formula+elements | grammar |" in table.rendered(tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_prediction(tiny, tmp_path):
+    """Real crystals' formulas, told the number of atoms and not; what is written is what the evaluations hold."""
+    import prediction
+    import table
+
+    command = [str(tiny), "--truth", "prototypes:validation", "--train", "prototypes:train", "--quick"]
+    assert prediction.main([*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
+    rows = only_result(tmp_path / "out")["rows"]
+    assert [row["num_atoms_given"] for row in rows] == [True, False]
+    for row, name in zip(rows, ("with", "without"), strict=True):
+        told = json.loads((tmp_path / f"work/tiny_{name}_atoms/metrics.json").read_text())
+        assert row["prediction"] == told["prediction"] and row["truth"]["crystals"] == 3
+        drawn = pd.read_parquet(tmp_path / f"work/tiny_{name}_atoms.parquet")
+        assert list(drawn["rank"]) == [1, 2, 3, 4, 5] * 3
+        sized = [json.loads(asked) for asked in drawn["asked"]]
+        assert all(("num_atoms" in asked) == row["num_atoms_given"] for asked in sized)
+    assert "| tiny | not given | all | 3 |" in table.rendered(tmp_path / "out")
+
+
 def test_stated_groups(tmp_path):
     """Of three crystals one has the stated group, one more symmetry, one less."""
     import stated_groups

@@ -23,6 +23,7 @@ from jaxcrystal.cli import (
     infill,
     ipt,
     mutate,
+    predict,
     prepare,
     report,
     sample,
@@ -34,7 +35,7 @@ from jaxcrystal.cli import (
 from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
-VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates, score, ipt)
+VERBS = (prepare, convert, export, train, sample, predict, edit, infill, mutate, templates, score, ipt)
 VERBS += (improve, write, evaluate, report, compare, hull, doctor, demo)
 
 

@@ -48,6 +48,17 @@ def add(verb: Callable) -> None:
         "constraints; needs --temperature 1 --top-p 1",
     )
     command.add_argument(
+        "--keep",
+        type=float,
+        metavar="X",
+        help="keep the likeliest share of each prompt's crystals, such as 0.5; the others stay rows, as left_out",
+    )
+    command.add_argument(
+        "--keep-by",
+        choices=["total", "token", "atom"],
+        help="the likeliest by log p in total, per token or per atom (default: token)",
+    )
+    command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
     )
     conditions = command.add_argument_group("conditions, stated in the prompt")
@@ -182,6 +193,8 @@ def run(args: argparse.Namespace) -> None:
         base=args.base,
         num_valid=args.num_valid,
         resample=args.resample,
+        keep=args.keep,
+        keep_by=args.keep_by,
         conditions=flags if args.conditions is None else read(args.conditions, properties),
         num_atoms=args.num_atoms,
         constraints=Constraints(**{name: value for name, value in constraints.items() if value is not None}),

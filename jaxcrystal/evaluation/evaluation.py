@@ -22,7 +22,7 @@ import pandas as pd
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetry import SYMPREC, space_group
 from jaxcrystal.errors import UserError
-from jaxcrystal.evaluation import conditions, likelihoods, results
+from jaxcrystal.evaluation import conditions, likelihoods, results, shots
 from jaxcrystal.evaluation.coverage import only_valid, valid_rows, with_diversity, with_nearest
 from jaxcrystal.evaluation.likeness.fingerprints import Fingerprints, store, stored_fingerprints
 from jaxcrystal.evaluation.likeness.uniqueness import group_ids, matches
@@ -72,7 +72,7 @@ def evaluate(
     - `nearest`: adds of each attempt the training crystal that is most like it, and those numbers of the protocol that
       need the training set's fingerprints. They take minutes for tens of thousands of crystals, once.
     - `truth`: the true crystals, of which the samples are predictions, paired by the ids of both files, or by row where
-      neither has ids; adds match rate and RMSE.
+      neither has ids; adds match rate and RMSE, also of the first 1, 5, 20 of several predictions of one crystal.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
     - `unconditional`: the folder of an evaluation of crystals for which nothing was asked; adds how many of these meet
       what was asked of the samples.
@@ -138,13 +138,14 @@ def evaluate(
         others = read(reference, workers=workers)
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
+    told = {} if true is None else shots.columns(samples, true, truths, known)
     table = describe(samples.rows, convention, symprec=symprec, workers=workers)
     if probable is not None:
         table = table.join(probable)
     versions |= {f"judge of {name}": f"{fn.__module__}:{fn.__qualname__}" for name, fn in judges.items()}
     table = judged(table, [sample.crystal for sample in samples.rows], judges)
     if true is not None:
-        table = _with_truth(table, samples, true, truths, convention, workers)
+        table = _with_truth(table, samples, true, truths, convention, workers).assign(**told)
     sound = [s.crystal if ok else None for s, ok in zip(samples.rows, table["structural_valid"], strict=True)]
     table = _with_likeness(table, sound, known)
     if judge is not None:
@@ -237,6 +238,9 @@ def summary(metrics: dict[str, Any]) -> str:
     lines += [f"  {n:>6} asked for {name}, which nothing judged" for name, n in counts.get("not_judged", {}).items()]
     silent = counts.get("judge_could_not_say", {})
     lines += [f"  {n:>6} of which the judge of {name} could not say anything" for name, n in silent.items()]
+    if (truth := counts.get("truth")) and truth["most_predictions"] > 1:
+        each_has = " to ".join(map(str, sorted({truth["fewest_predictions"], truth["most_predictions"]})))
+        lines.append(f"  {truth['crystals']:>6} true crystals, of {each_has} predictions each")
     lines += [f"  {n:>6} without a match: {reason}" for reason, n in counts.get("no_match", {}).items()]
     for role, counted in inputs.items():
         if (counted.left_out and role != "samples") or counted.unread:

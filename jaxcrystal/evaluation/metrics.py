@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.evaluation import conditions, coverage, variety
+from jaxcrystal.evaluation import conditions, coverage, shots, variety
 from jaxcrystal.evaluation.intervals import bootstrap_median, bootstrap_percentile, wilson
 from jaxcrystal.evaluation.own_judges import unsaid
 from jaxcrystal.evaluation.prediction import prediction
@@ -23,6 +23,7 @@ from jaxcrystal.evaluation.protocols import coverage_cutoffs, protocol_named
 from jaxcrystal.evaluation.table import Provenance
 from jaxcrystal.reader.rows import PARSED
 
+LEFT_OUT = "left_out"  #: outcome of crystals that `sample --keep` did not keep, and that nobody judges
 METASTABLE = 0.1  #: eV/atom above the hull; below it a crystal is metastable (arXiv 2402.04379, section 5)
 STABLE = 0.0  #: eV/atom; on the hull or below it
 
@@ -41,7 +42,8 @@ def metrics_from_table(
     `reference` is the table of `reference.parquet`, `unconditional` that of `unconditional.parquet`, if there are any.
     A rate is over all attempts. So are those of `validity` where a protocol leaves out what is no crystal at all;
     `_of_constructed` is without those. What `coverage.py` counts has the protocol's own denominator, and is counted
-    over all rows too, as `_of_all`. What was asked for is counted by `conditions.py`.
+    over all rows too, as `_of_all`. Where a sampler kept the likeliest crystals alone, each rate is also given among
+    those kept, as `_of_kept`. What was asked for is counted by `conditions.py`.
 
     Uniqueness, novelty and S.U.N. are of the relaxed crystals where crystals were relaxed, as the field has it (Zeni et
     al., Nature 639, 624, 2025); one that did not relax is neither unique nor novel. What they are before the
@@ -114,6 +116,11 @@ def metrics_from_table(
             valid_ones = int(masks[name].sum())
             flat[f"{name}_of_constructed"] = valid_ones / counts["constructed"]
             intervals[f"{name}_of_constructed"] = wilson(valid_ones, counts["constructed"])
+    if counts["outcomes"].get(LEFT_OUT) and (kept := counts["constructed"]):
+        for name, mask in masks.items():
+            if not name.endswith("_as_sampled"):
+                flat[f"{name}_of_kept"] = int(mask.sum()) / kept
+                intervals[f"{name}_of_kept"] = wilson(int(mask.sum()), kept)
     if without := conditions.unjudged(table):
         counts["not_judged"] = without
     if silent := unsaid(table):
@@ -122,6 +129,8 @@ def metrics_from_table(
         flat, intervals = flat | numbers, intervals | ranges
     if "truth_displacement" in table:
         counts["no_match"] = _tally(table["no_match_because"][table["truth_displacement"].isna()])
+    if "truth_id" in table:
+        counts["truth"] = shots.counts(table)
     if "drawn" in table:
         counts["fingerprints"] = int((table["no_fingerprint_because"] == "").sum())
         counts["drawn"] = int(table["drawn"].sum())
@@ -142,6 +151,8 @@ def _compared(
     protocol = protocol_named(provenance.protocol)
     if "truth_displacement" in table:
         yield prediction(table)
+    if "truth_id" in table:  # not in a table of an earlier version
+        yield from shots.shots(table)
     if "drawn" in table:
         yield coverage.diversity(table)
     if reference is not None and "reference_structure_distance" in table:

@@ -9,16 +9,18 @@ ids beside one without has no safe pairing: the order of one of them may have be
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcrystal.crystals.crystal import Crystal, reduced_composition
+from jaxcrystal.crystals.crystal import Crystal, formula_of, reduced_composition
+from jaxcrystal.crystals.formulas import read_formula, spelled
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean, wilson
-from jaxcrystal.reader.rows import Rows
+from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.workers import Workers, each
 
 #: CDVAE's tolerances: of lengths (fraction), of sites (units of (V/N)^⅓), of angles (degrees).
@@ -31,7 +33,8 @@ def paired(predicted: Rows, true: Rows, limit: int | None = None) -> list[int]:
     `limit` is the number of rows to which `predicted` was cut, if it was.
 
     Raises UserError if a prediction's id has no true crystal or several, if one file has ids and the other has not, if
-    neither has and their numbers of rows differ, or if a true crystal that is needed cannot be read.
+    neither has and their numbers of rows differ, if a true crystal that is needed cannot be read, or if another formula
+    than its own was asked of its prediction.
     """
     if predicted.has_ids != true.has_ids:
         named, numbered = (predicted, true) if predicted.has_ids else (true, predicted)
@@ -44,7 +47,20 @@ def paired(predicted: Rows, true: Rows, limit: int | None = None) -> list[int]:
     for position in sorted(set(positions)):
         if (broken := true.rows[position]).crystal is None:
             raise UserError(f"{true.path}, row {broken.row}: a true crystal cannot be read: {broken.reason}")
+    for sample, position in zip(predicted.rows, positions, strict=True):
+        wanted, its = _asked(sample), true.rows[position]
+        if wanted is not None and formula_of(read_formula(wanted)) != its.crystal.formula:
+            raise UserError(
+                f"{predicted.path}, row {sample.row}: {wanted} was asked for {sample.id!r}, whose true crystal in "
+                f"{true.path} (row {its.row}) is {spelled(its.crystal.formula)}; give the truth of what was asked"
+            )
     return positions
+
+
+def _asked(sample: Row) -> str | None:
+    """The formula that a sampler was asked for, as its ledger says; None where it does not."""
+    text = sample.labels.get("asked")
+    return json.loads(text).get("pretty_formula") if text else None
 
 
 def _by_id(predicted: Rows, true: Rows) -> list[int]:

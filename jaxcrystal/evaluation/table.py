@@ -3,9 +3,9 @@
 Of a ledger in which something was asked it has `asked` and `forced` too (`conditions.py`); of any ledger, or with
 scores, `log_probability` and `log_probability_per_token` (`likelihoods.py`). Later steps of the evaluation add columns:
 `group`, `unique`; with a training set `novel`, `known_as`; with the truth `truth_displacement`, `no_match_because`,
-`truth_valid`; with a potential `relaxation` (its outcome), what `stability.py` finds, and of the relaxed crystals
-`group_relaxed`, `unique_relaxed`, `novel_relaxed`, `known_as_relaxed`, `spacegroup_relaxed`; with a reference, or
-fingerprints of the training set, distances to the nearest of it and which one is most like the crystal,
+`truth_valid`, and `shots.columns`; with a potential `relaxation` (its outcome), what `stability.py` finds, and of the
+relaxed crystals `group_relaxed`, `unique_relaxed`, `novel_relaxed`, `known_as_relaxed`, `spacegroup_relaxed`; with a
+reference, or fingerprints of the training set, distances to the nearest of it and which one is most like the crystal,
 `reference_nearest`, `train_nearest` (`coverage.py`). `reference.parquet`, one row a reference crystal, has the same of
 the generated ones. Every published number is a sum over these rows.
 """

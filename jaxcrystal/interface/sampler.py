@@ -8,25 +8,31 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxcrystal.crystals.formulas import read_formula
 from jaxcrystal.errors import UserError
+from jaxcrystal.interface.asked import asked, naming, wishes
 from jaxcrystal.interface.editing import one_crystal
 from jaxcrystal.interface.infilled import Infilled
 from jaxcrystal.interface.likelihoods import of_rows
+from jaxcrystal.interface.predicted import Ranking
 from jaxcrystal.interface.questions import Wish, ask
 from jaxcrystal.interface.scored import UNSEEN, Scored, Transformed
 from jaxcrystal.interface.sources import rows
-from jaxcrystal.interface.tables import Attempts
+from jaxcrystal.interface.tables import Attempts, Predictions
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.sampling import sampler
 from jaxcrystal.sampling.answers import Answers, key_of
+from jaxcrystal.sampling.attempt import LEFT_OUT
+from jaxcrystal.sampling.conditions import NumAtoms
 from jaxcrystal.sampling.editing import Parts, edit_of
 from jaxcrystal.sampling.infilling import Answer, Infiller
+from jaxcrystal.sampling.keeping import KEEP_BY, left_out
+from jaxcrystal.sampling.keeping import check as check_keep
 from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import fingerprint
 from jaxcrystal.scoring.descriptions import OK, Likelihoods, Scorer, Ways, prompt_of
@@ -39,18 +45,67 @@ if TYPE_CHECKING:
 
 class Sampler(sampler.Sampler):
     """A model that was loaded once and draws crystals for call after call: `sample` all at once, `stream` one by one;
-    which says how probable it finds given ones: `score`, `ipt`; and what could stand in the place of an element, where
-    it was trained to: `infill`.
+    `predict` ranked, for formulas; which says how probable it finds given ones: `score`, `ipt`; and what could stand in
+    the place of an element, where it was trained to: `infill`.
 
     It holds the devices' memory until `close`, or the end of a `with` block.
     """
 
-    def sample(self, num: int, **request: Any) -> Attempts:
+    def sample(self, num: int, *, keep: float | None = None, keep_by: str | None = None, **request: Any) -> Attempts:
         """`num` attempts to draw a crystal, a row each, whatever became of it; arguments and errors as of `stream`.
+
+        With `keep`, a share, of each prompt's crystals the likeliest stay ok, by log p in "total", per "token" (the
+        default of `keep_by`) or per "atom", and the others become `left_out`.
 
         For example `sample(20, formula="LiFePO4", seed=1)`.
         """
-        return Attempts(self.stream(num, **request), self.settings, self.fingerprint)
+        check_keep(keep, keep_by)
+        rows = list(self.stream(num, **request))
+        if keep is not None:
+            unkept = left_out(map(vars, rows), num, keep, keep_by or KEEP_BY)
+            rows = [replace(row, status=LEFT_OUT) if i in unkept else row for i, row in enumerate(rows)]
+        return Attempts(rows, self.settings, self.fingerprint)
+
+    def predict(
+        self,
+        formulas: Any,
+        attempts: int = 20,
+        *,
+        num_atoms: NumAtoms = None,
+        given_atoms: bool = True,
+        rank_by: Literal["log_probability", "energy"] = "log_probability",
+        potential: str | PathLike[str] | None = None,
+        fmax: float = 0.1,
+        max_steps: int = 500,
+        limit: int | None = None,
+        workers: int | str = 0,
+        **request: Any,
+    ) -> Predictions:
+        """`attempts` attempts at the crystal of each formula, which the grammar keeps to, in the order of their rank:
+        the likeliest first, or, by a `potential`, what relaxes to the lowest energy; what failed, last.
+
+        - `formulas`: one, a list of them, a mapping from ids to them, a table with a column `formula`, and perhaps
+          `material_id` and `num_atoms`, or a CSV or parquet file of such; of these the first `limit`.
+        - `num_atoms`: of every cell, as of `stream`, in place of what the table says; without `given_atoms` that is
+          left aside, and cells are as large as in training.
+        - `rank_by`: "log_probability", the model's own of the text; or "energy", eV/atom by `potential` of the crystal
+          relaxed until forces are below `fmax`, eV/Å, or for `max_steps` steps; `workers` are those of
+          `jaxcrystal.relax`.
+
+        Other arguments and errors are those of `stream`, but for conditions; raises UserError too for what `asked` and
+        `Ranking` refuse.
+
+        For example `predict(["SrTiO3", "LiFePO4"]).first()`.
+        """
+        if not self.settings.grammar:
+            raise UserError("formulas are kept by the grammar: load the model without grammar=False")
+        ranking = Ranking(rank_by, potential, fmax, max_steps, workers)
+        crystals = asked(formulas, num_atoms=given_atoms and num_atoms is None, limit=limit)
+        firsts = list(wishes(crystals).values())
+        with naming(firsts):
+            conditions = [one.condition for one in firsts]
+            rows = tuple(self.stream(attempts, conditions=conditions, num_atoms=num_atoms, **request))
+        return Predictions(ranking.ranked(crystals, rows))
 
     def edit(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import pandas as pd
 
-from jaxcrystal.interface.tables import Attempts, Crystals, Substitutions
+from jaxcrystal.interface.tables import Attempts, Crystals, Predictions, Substitutions
 from jaxcrystal.reader.reading import read
 from jaxcrystal.reader.rows import Rows
 from jaxcrystal.reader.structures import is_structure
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Place
         | Crystals
         | Attempts
+        | Predictions
         | Substitutions
         | pd.DataFrame
         | pd.Series
@@ -54,7 +55,7 @@ def is_place(source: object) -> TypeGuard[str | PathLike[str]]:
 
 def _readable(source: Any) -> Any:
     """As the reader takes it: crystals by id as a table, which has a place for ids."""
-    if isinstance(source, Attempts | Substitutions):
+    if isinstance(source, Attempts | Predictions | Substitutions):
         return source.to_pandas()
     if isinstance(source, pd.Series):
         source = list(source) if isinstance(source.index, pd.RangeIndex) else dict(source.items())

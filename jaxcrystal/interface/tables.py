@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from jaxcrystal.crystals.crystal import Crystal
+from jaxcrystal.crystals.formulas import spelled
 from jaxcrystal.errors import UserError
 from jaxcrystal.interface import files
 from jaxcrystal.interface.pictures import Pictures, picture
+from jaxcrystal.interface.predicted import Prediction
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.reader.sources import named
 from jaxcrystal.relaxation.batch import Relaxation
@@ -79,7 +81,7 @@ class Relaxed:
         )
 
 
-Kind = TypeVar("Kind", Row, Relaxed, Attempt, Substitution)
+Kind = TypeVar("Kind", Row, Relaxed, Attempt, Substitution, Prediction)
 
 
 class _Table(ABC, Generic[Kind]):
@@ -340,6 +342,65 @@ class Substitutions(_Table[Substitution]):
             swaps = ", ".join(f"{old} → {new}" for old, new in (row.swaps or {}).items())
             cells.append([picture(row.structure), row.id, *shape, escape(row.template), swaps, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "template", "swaps", "status"]
+        return html_table(self._summary(), heads, cells, len(self))
+
+
+class Predictions(_Table[Prediction]):
+    """Attempts at crystals of stated formulas: `Prediction`s, with `id`, `rank`, `attempt`, `crystal`, `relaxed` …"""
+
+    def __init__(self, rows: Iterable[Prediction]) -> None:
+        self._rows = tuple(rows)
+
+    @property
+    def rows(self) -> tuple[Prediction, ...]:
+        return self._rows
+
+    def _of(self, rows: tuple[Prediction, ...]) -> Predictions:
+        return Predictions(rows)
+
+    @property
+    def crystals(self) -> list[Crystal | None]:
+        """None for an attempt that failed."""
+        return [row.crystal for row in self.rows]
+
+    def first(self, count: int = 1) -> Predictions:
+        """So many predictions of each crystal, those of the lowest ranks."""
+        return self._of(tuple(row for row in self.rows if row.rank <= count))
+
+    def structures(self) -> list[Structure | None]:
+        return [row.structure for row in self.rows]
+
+    def __str__(self) -> str:
+        """The first prediction of the first crystals, a line each."""
+        best = [row for row in self.rows if row.rank == 1]
+        lines = [self._summary()]
+        for row in best[:SHOWN]:
+            crystal, told = row.crystal, row.outcome
+            if crystal is not None:
+                group = "unknown" if row.attempt.space_group is None else row.attempt.space_group
+                told = f"{spelled(crystal.formula)}, {len(crystal)} atoms, space group {group}"
+                told += "" if row.attempt.log_probability is None else f", log p {row.attempt.log_probability:.1f}"
+                told += "" if row.energy_per_atom is None else f", relaxed {row.energy_per_atom:.3f} eV/atom"
+            lines.append(f"  {row.id}: {told}")
+        return "\n".join(lines + [f"  … and {len(best) - SHOWN:,} more"] * (len(best) > SHOWN))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a prediction (docs/prediction.md); `jaxcrystal.read` reads it again."""
+        relaxed = any(row.relaxed is not None for row in self.rows)
+        rows = [row.row() | (row.relaxed_row() if relaxed else {}) for row in self.rows]
+        return pd.DataFrame(rows).astype({"energy_per_atom": "float64"} if relaxed else {})
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for row in self.rows[:SHOWN]:
+            crystal, energy = row.crystal, row.energy_per_atom
+            shape = ["", "", ""] if crystal is None else [crystal.formula_html, str(len(crystal)), _cell(crystal)]
+            group = "" if row.attempt.space_group is None else str(row.attempt.space_group)
+            worth = "" if row.attempt.log_probability is None else f"{row.attempt.log_probability:.1f}"
+            numbers = [str(row.rank), worth, "" if energy is None else f"{energy:.3f}"]
+            cells.append([picture(row.structure), escape(row.id), *numbers, *shape, group, escape(row.outcome)])
+        heads = ["", "id", "rank", "log p", "eV/atom", "formula", "atoms"]
+        heads += ["a b c, Å; α β γ, °", "space group", "status"]
         return html_table(self._summary(), heads, cells, len(self))
 
 

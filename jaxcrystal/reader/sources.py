@@ -50,6 +50,7 @@ KINDS = (
 
 #: Columns that only our sampler's ledger has together.
 LEDGER = frozenset(("index", "draw", "seed", "prompt", "conditions", "text", "status", "tokens"))
+RANK = "rank"  #: a column of predictions: which of one crystal's is the first
 WISHES = ("asked", "forced")  #: of a ledger: what was asked of each attempt, and what the grammar saw to, as JSON
 SAID = ("log_probability", "tokens")  #: of a ledger: how probable the model found what it wrote, and how long that is
 #: Columns that only the attempts of `templates` have together.
@@ -303,10 +304,12 @@ def _table(
     content, form = _content_columns(path, plain)
     ledger = LEDGER <= set(plain) or SUBSTITUTIONS <= set(plain)
     by_name = {name.lower(): name for name in plain}
-    ids = ["index"] if ledger else list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    ids = list(index) if len(index) > 1 else [by_name[n] for n in IDS if n in by_name][:1]
+    if ledger and IDS[0] not in plain:  # predictions have the ids of what they predict
+        ids = ["index"]
     if not ids:
         ids = list(index) or [name for name in plain[:1] if name in ("", "Unnamed: 0")]
-    labels = (*ATTRIBUTES, *WISHES, *SAID) if ledger else ATTRIBUTES
+    labels = (*ATTRIBUTES, RANK, *((*WISHES, *SAID) if ledger else ()))
     records = []
     for number, row in enumerate(rows):
         if isinstance(row, str):
@@ -320,7 +323,7 @@ def _table(
         status = values["status"] if ledger else None
         records.append(_of_row(record, form, [values[name] for name in content], content, status))
     numbered = all(record.id == str(record.row) for record in records)
-    used = {*content, *ATTRIBUTES, *ids, *(plain if ledger else ())}
+    used = {*content, *labels, *ids, *(plain if ledger else ())}
     return records, not numbered or any(ids), tuple(n for n in plain if n and n not in used)
 
 

@@ -49,6 +49,8 @@ _EXCEPTIONS = {
     "stability.relaxation_rmsd.": ("protocol", "potential", "relaxation"),
     "coverage.recall": ("protocol", "reference", "cut-offs"),
     "coverage.precision": ("protocol", "reference", "cut-offs"),
+    "prediction.new_formulas.": ("protocol", "truth", "train"),
+    "prediction.lowest.": ("protocol", "truth", "train"),
 }
 
 
@@ -133,7 +135,8 @@ def comparison(paths: Sequence[str | Path]) -> Comparison:
         quantities.items(), key=lambda item: order.index(s) if (s := item[1].section) in order else len(order)
     ):
         row = tuple(numbers.get(name) for numbers in found)
-        bases = _bases(quantity) + _OF_RELAXED * (name.removesuffix("_of_valid") in relaxed)
+        shortened = name.removesuffix("_of_valid").removesuffix("_of_kept")
+        bases = _bases(quantity) + _OF_RELAXED * (shortened in relaxed)
         differences = tuple(
             _difference(bases, runs[0], row[0], run, number) for run, number in zip(runs[1:], row[1:], strict=True)
         )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxcrystal.evaluation.shots import SHOTS
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -98,6 +100,18 @@ _KNOWN = [
     Quantity("prediction.rmse", "RMSE of matches", "in units of (V/N)^⅓", ""),
 ]
 
+#: Of which true crystals n-shot numbers are, by what stands in their names.
+_TRUE = {"": "", "new_formulas.": ", new formulas", "lowest.": ", lowest of their formula"}
+_KNOWN += [
+    quantity
+    for part, words in _TRUE.items()
+    for n in SHOTS
+    for quantity in (
+        Quantity(f"prediction.{part}match_rate_at_{n}", f"Match rate at {n}{words}", "true crystals found so soon"),
+        Quantity(f"prediction.{part}rmse_at_{n}", f"RMSE at {n}{words}", "of each true crystal's best match", ""),
+    )
+]
+
 #: Of what was asked for, by the end of its name.
 _ASKED = {
     "met_rate": "attempts that meet it, by the prompt alone",
@@ -111,6 +125,7 @@ _SUFFIXES = {
     "_of_all": ("of all", "nothing is left out"),
     "_of_constructed": ("of crystals", "of the attempts that are crystals"),
     "_of_valid": ("of valid", "nothing but valid crystals is counted"),
+    "_of_kept": ("of kept", "of the crystals that `sample --keep` kept"),
     "_if_valid": ("if valid", "a match only if both are valid"),
 }
 

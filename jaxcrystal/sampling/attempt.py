@@ -19,6 +19,7 @@ TRUNCATED = "truncated"  #: no end of sequence before the limit
 NAN_LOGITS = "nan_logits"  #: the model's logits were no numbers
 KNOWN_FORMULA = "known_formula"  #: drawn again as often as may be, the composition was always a known one
 HIGHER_SYMMETRY = "higher_symmetry"  #: more symmetric than the text says, where exact symmetry was asked for
+LEFT_OUT = "left_out"  #: ok, and not among the likeliest that were to be kept; all columns are as of ok
 CELL_ERROR = "cell_error"  #: well written, but no such cell exists
 PARSE_ERROR = "parse_error"  #: followed by `:` and a `ParseErrorKind`
 
@@ -34,7 +35,8 @@ class Attempt:
     conditions: str  #: the attributes that the prompt states, as JSON
     text: str  #: what the model wrote after the prompt
     status: (
-        str  #: `ok`, `truncated`, `cell_error`, `nan_logits`, `known_formula`, `higher_symmetry`, `parse_error:<kind>`
+        str  #: `ok`, `left_out`, `truncated`, `cell_error`, `nan_logits`, `known_formula`, `higher_symmetry`,
+        #: `parse_error:<kind>`
     )
     log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None without a text
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without

@@ -154,32 +154,27 @@ def targets(
     An attribute that the training texts never stated would be noise to the model: it is not stated if the grammar keeps
     to it, and refused if not. A range stays one, to be drawn from for each crystal (`Target.ranges`). `num_atoms` of
     the cell, a number or the least and the most, is by default what training had for a formula of that size; `any`
-    leaves it to the model.
+    leaves it to the model; a row may have a `num_atoms` of its own instead.
 
     Raises UserError, with the number of the row where there are several, for conditions that do not exist, that the
     model was not trained on, or that contradict each other or the constraints; for a row that is there twice; for
     constraints without a grammar to keep them.
     """
-    if num_atoms not in (None, "any"):
-        if constraints.num_atoms != ANY:
-            raise UserError("num_atoms is stated twice, by itself and among the constraints")
-        constraints = replace(
-            constraints, num_atoms=(num_atoms, num_atoms) if isinstance(num_atoms, int) else num_atoms
-        )
-    if not grammar and constraints != Constraints():
-        raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
     rows = [conditions] if isinstance(conditions, Mapping) else list(conditions)
     if not rows:
         raise UserError("there is no row of conditions, not even an empty one")
     form = form_of(trained.text)
-    as_trained, sized = num_atoms is None and constraints.num_atoms == ANY, constraints.num_atoms != ANY
     unstated: dict[str, None] = {}
     limited: list[str] = []
     strange: list[str] = []
 
     def target(row: Mapping[str, Any]) -> Target:
-        wanted = checked(row, trained.text.properties)
-        kept = constraints
+        wanted = checked({name: value for name, value in row.items() if name != "num_atoms"}, trained.text.properties)
+        size = row.get("num_atoms", num_atoms)
+        bounds = kept = _sized(constraints, size)
+        if not grammar and kept != Constraints():
+            raise UserError("without the grammar there is nothing to keep the constraints; leave one of the two out")
+        as_trained, sized = size is None and kept.num_atoms == ANY, kept.num_atoms != ANY
         forced = ["num_atoms"] if sized else []
         for attribute, value in wanted.items():
             implied = form.implied(attribute, value) if grammar else {}
@@ -190,16 +185,16 @@ def targets(
                 unstated[attribute] = None
             kept = _narrowed(kept, **implied)
             forced += [attribute] if implied else []
-        size = sum(kept.unit.values())
-        if as_trained and grammar and size in trained.num_atoms:
-            low, high = trained.num_atoms[size]
+        unit = sum(kept.unit.values())
+        if as_trained and grammar and unit in trained.num_atoms:
+            low, high = trained.num_atoms[unit]
             kept = replace(kept, num_atoms=(low, high))
             limited.append(f"{kept.formula}: {low} to {high}")
         formula = kept.formula or wanted.get("pretty_formula")
         if formula and trained.formulas and formula_of(read_formula(formula)) not in trained.formulas:
             strange.append(formula)
         stated = {name: value for name, value in wanted.items() if name not in unstated}
-        asked = wanted | ({"num_atoms": Range(*_atoms(constraints))} if sized else {})
+        asked = wanted | ({"num_atoms": Range(*_atoms(bounds))} if sized else {})
         return Target(stated, kept if grammar else None, asked, tuple(forced))
 
     found = of_each(rows, target)
@@ -212,6 +207,15 @@ def targets(
     return found, _notes(
         list(unstated), limited, strange, max((most for _, most in trained.num_atoms.values()), default=0)
     )
+
+
+def _sized(constraints: Constraints, num_atoms: NumAtoms) -> Constraints:
+    """With bounds of the number of atoms among them, where there are any."""
+    if num_atoms in (None, "any"):
+        return constraints
+    if constraints.num_atoms != ANY:
+        raise UserError("num_atoms is stated twice, by itself and among the constraints")
+    return replace(constraints, num_atoms=(num_atoms, num_atoms) if isinstance(num_atoms, int) else num_atoms)
 
 
 def _atoms(constraints: Constraints) -> tuple[float, float]:

@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcrystal.errors import UserError
-from jaxcrystal.sampling.attempt import OK, Attempt
+from jaxcrystal.sampling.attempt import LEFT_OUT, OK, Attempt
 from jaxcrystal.sampling.attempts_table import checksum, read_table, write_table, write_whole
+from jaxcrystal.sampling.keeping import left_out, restored
 from jaxcrystal.sampling.resampling import times
 
-CHANGEABLE = ("num", "resample")  #: of a request, with the rows kept that are there
+CHANGEABLE = ("num", "resample", "keep", "keep_by")  #: of a request, with the rows kept that are there
 LONGEST = 200  #: letters of a setting that an error repeats
 GOES_ON = "; what was written before is kept: with room on the disk the same command goes on after it"
 
@@ -59,6 +60,8 @@ class Request:
     num: int  #: attempts for each prompt, prompt after prompt
     num_valid: int | None = None  #: attempts end once so many are ok
     resample: int | None = None  #: of each prompt's attempts, drawn again by the grammar's weights
+    keep: float | None = None  #: share of each prompt's attempts that are ok: the likeliest; the others are left out
+    keep_by: str | None = None  #: as of `keeping.PER`
     exact_symmetry: bool | None = None  #: what is more symmetric than its text says is not ok
     composition_methods: list[str] | None = None  #: of the composition; None: as the rest
     labels: str | None = None  #: hash of those that values within ranges are drawn from; None without ranges
@@ -94,8 +97,8 @@ class Ledger:
     """Opens the ledger of `request` at `out`, or of a part of its rows beside it, as far as it was written before.
 
     `slots`: the number that this run would draw with; `Ledger.slots` is the one that the rows there were drawn with.
-    The same request with a larger `num` or another `resample` keeps the rows that are there, those of several parts
-    excepted.
+    The same request with a larger `num`, another `resample` or another `keep` keeps the rows that are there, those of
+    several parts excepted.
 
     Raises UserError if `out` is neither .parquet, .csv nor a folder's name, if it cannot be written, if it exists and
     is no ledger, if its header is gone or its table is not the one that was finished, or if it is the ledger of another
@@ -163,7 +166,8 @@ class Ledger:
         """
         with _disk(self.out, GOES_ON):
             if self._journal.exists():
-                effective = _write_table(self.out, self._in_order, self.request if self._whole else None)
+                effective, unkept = _write_table(self.out, self._in_order, self.request if self._whole else None)
+                _leave_out(self.counts, unkept)
                 _describe(self.out, self.request, self.slots, self.counts, effective)
                 self._journal.unlink()
 
@@ -210,7 +214,7 @@ class Ledger:
             with path.open("w") as journal:
                 for row in rows:
                     index = row["index"] // before.num * self.request.num + row["draw"]
-                    journal.write(_line(row | {"index": index, "resampled": None}))
+                    journal.write(_line(restored(row) | {"index": index, "resampled": None}))
 
         write_whole(_beside(self._journal, f".{self.request.num}"), lines)
         _describe(self.out, self.request, self.slots)
@@ -262,8 +266,8 @@ class Ledger:
 
 
 def finished(out: str | Path, request: Request) -> Counter[str] | None:
-    """How the attempts of a finished ledger ended; None if it is not there, not finished, or of a smaller `num` or
-    another `resample`.
+    """How the attempts of a finished ledger ended; None if it is not there, not finished, or of a smaller `num`,
+    another `resample` or another `keep`.
 
     Raises UserError if it is of another request, or if its table is not the one that was finished.
     """
@@ -317,7 +321,8 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
         slots = json.loads(_beside(parts[0].path(out), ".json").read_text()).get("slots")
         with _disk(out, GOES_ON):
             rows = partial(map, read_table, [part.path(out) for part in parts])
-            effective = _write_table(out, lambda: chain.from_iterable(rows()), request)
+            effective, unkept = _write_table(out, lambda: chain.from_iterable(rows()), request)
+            _leave_out(counts, unkept)
             _describe(out, request, slots, counts, effective)
     for path in (part.path(out) for part in parts):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -421,7 +426,8 @@ def _read_header(out: Path, request: Request, may_change: bool = False) -> dict[
         now = json.loads(json.dumps(dataclasses.asdict(request)))
         differing = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
         if may_change:
-            differing.pop("resample", None)
+            for key in set(CHANGEABLE) - {"num"}:
+                differing.pop(key, None)
         if may_change and "num" in differing and then["num"] < now["num"]:
             del differing["num"]
         elif "counts" in saved and "num" not in differing:
@@ -453,15 +459,24 @@ def _short(setting: Any) -> str:
 
 def _write_table(
     out: Path, read: Callable[[], Iterator[dict[str, Any]]], request: Request | None
-) -> list[float] | None:
+) -> tuple[list[float] | None, int]:
     """The rows that `read` gives in their order, with those marked that a `request` chooses among them, if it does;
-    each prompt's effective number then."""
-    rows, effective = read(), None
+    each prompt's effective number then, and how many were left out."""
+    rows, effective, unkept = read(), None, set()
     if request is not None and request.resample is not None:
         chosen, effective = _chosen(rows, request)
         rows = (row | {"resampled": int(times)} for row, times in zip(read(), chosen, strict=True))
+    if request is not None and request.keep is not None:
+        unkept = left_out(rows, request.num, request.keep, request.keep_by)
+        rows = (row | {"status": LEFT_OUT} if place in unkept else row for place, row in enumerate(read()))
     write_table(out, rows)
-    return effective
+    return effective, len(unkept)
+
+
+def _leave_out(counts: Counter[str], number: int) -> None:
+    """Of those that were ok."""
+    if number:
+        counts[OK], counts[LEFT_OUT] = counts[OK] - number, number
 
 
 def _chosen(rows: Iterator[dict[str, Any]], request: Request) -> tuple[list[int], list[float]]:

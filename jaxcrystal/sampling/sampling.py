@@ -26,6 +26,8 @@ from jaxcrystal.sampling.attempt import OK, Attempt
 from jaxcrystal.sampling.attempts_table import more_symmetric, redrawn
 from jaxcrystal.sampling.conditions import NumAtoms, Trained, targets
 from jaxcrystal.sampling.engine import Draw
+from jaxcrystal.sampling.keeping import KEEP_BY
+from jaxcrystal.sampling.keeping import check as check_keep
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
 from jaxcrystal.sampling.planning import Plan
 from jaxcrystal.sampling.ranges import as_json
@@ -67,6 +69,8 @@ def sample(
     base: str | AnyPath | None = None,
     num_valid: int | None = None,
     resample: int | None = None,
+    keep: float | None = None,
+    keep_by: str | None = None,
     conditions: Mapping[str, Any] | Sequence[Mapping[str, Any]] = MappingProxyType({}),
     num_atoms: NumAtoms = None,
     constraints: Constraints = Constraints(),  # noqa: B008
@@ -79,7 +83,9 @@ def sample(
     """Makes `num` attempts to draw a crystal from the model in `model_dir` and writes a row for each to `out`; with
     `num_valid` no more than it takes until so many of them are ok. With `resample`, so many of each prompt's attempts
     are drawn again by the grammar's weights, as the model alone draws under the constraints (`resampling`); all
-    attempts stay, and the column `resampled` says how often each was.
+    attempts stay, and the column `resampled` says how often each was. With `keep`, a share, of each prompt's crystals
+    the likeliest stay ok, by log p in "total", per "token" (the default of `keep_by`) or per "atom", and the others
+    become `left_out` (`keeping`).
 
     Adapters lie on their own base, or on `base`, which was made of the same float weights (`load_model`).
     `out` is a .parquet or .csv file, or a folder for CIF files; a run that was cut short goes on where it stood.
@@ -103,6 +109,9 @@ def sample(
         if not shaped.grammar:
             raise UserError("resample weighs what the grammar allowed; without a grammar the draws are the model's own")
         check_exact([*shaped.methods, *(shaped.composition_methods or [])], shaped.guidance)
+    check_keep(keep, keep_by)
+    if keep is not None and (num_valid is not None or resample is not None):
+        raise UserError("keep is a share of a fixed number of attempts, each once: leave num_valid and resample out")
     trained = Trained.read(model_directory(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     if resample is not None and any(target.ranges for target in wanted):
@@ -128,6 +137,8 @@ def sample(
             num=num,
             num_valid=num_valid,
             resample=resample,
+            keep=keep,
+            keep_by=keep_by or (None if keep is None else KEEP_BY),
             exact_symmetry=exact_symmetry or None,
             labels=digest(trained.labels) if any(target.ranges for target in wanted) else None,
             new=hashlib.sha256("\n".join(sampler.known).encode()).hexdigest()[:16] if shaped.new else None,

@@ -92,6 +92,7 @@ def test_an_input_whose_name_is_no_text_is_refused_in_one_line(verb, tmp_path):
         "export": ["--model", nowhere, "--format", "hf", "--out", out],
         "train": [nowhere],
         "sample": ["--model", nowhere, "--num", "1", "--out", out + b".csv"],
+        "predict": [nowhere + b".csv", "--model", "mini", "--out", out + b".csv"],
         "edit": [nowhere, "--model", "mini", "--num", "1", "--out", out + b".csv", "--keep-cell"],
         "infill": ["x.cif", "--model", nowhere, "--mask", "Fe", "--out", out],
         "mutate": ["mp20-test", "--model", nowhere, "--out", out],
