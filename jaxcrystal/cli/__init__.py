@@ -14,6 +14,7 @@ from jaxcrystal.cli import (
     compare,
     convert,
     demo,
+    dft_inputs,
     doctor,
     edit,
     evaluate,
@@ -31,7 +32,7 @@ from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
 VERBS = (prepare, convert, export, train, sample, edit, infill, mutate, templates)
-VERBS += (evaluate, report, compare, hull, doctor, demo)
+VERBS += (evaluate, report, compare, dft_inputs, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
