@@ -18,6 +18,7 @@ agree on it, and add up the head's gradient in every block instead of once; an a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -128,6 +129,46 @@ def next_token_loss(
     total.defvjp(forward, backward)
     nats, counts = total(cut(hidden), head, cut(targets), cut(counts))
     return Sums(nats, *counts)
+
+
+def crystal_nats(
+    hidden: Float[Array, "rows length embed"],
+    head: Float[Array, "embed vocab"],
+    rows: Rows,
+    slots: int,
+    block: int,
+    pieces: int,
+) -> tuple[Float32[Array, "rows slots"], Int[Array, "rows slots"]]:
+    """-log p of the counted tokens of each crystal, and how many they are; of no crystal 0 and 0.
+
+    Tokens count and `block` and `pieces` mean what they do for `next_token_loss`. A block's logits are made anew where
+    the sums are differentiated.
+    """
+    block = min(block, hidden.shape[1])
+    missing = -hidden.shape[1] % block
+    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+    counted = after(rows.loss_mask & (rows.segments > 0)) & (after(rows.segments) == rows.segments)
+    targets, segments = after(rows.tokens), jnp.where(counted, rows.segments, 0)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+        return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(nats: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        hidden, targets, segments = part
+        logits = project(hidden, head, pieces)
+        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+        of_token = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return nats + jnp.sum(jnp.where(own(segments), of_token[..., None], 0.0), axis=1), None
+
+    def own(segments: Int[Array, "rows time"]) -> Bool[Array, "rows time slots"]:
+        return segments[..., None] == jnp.arange(1, slots + 1)
+
+    nothing = constrain(jnp.zeros((len(hidden), slots), jnp.float32), "batch", None)
+    nats, _ = jax.lax.scan(add, nothing, (cut(hidden), cut(targets), cut(segments)))
+    return nats, jnp.sum(own(segments), axis=1, dtype=jnp.int32)
 
 
 def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:

@@ -1,0 +1,367 @@
+"""Pairs against torch, and as far as they are a run: the same on every mesh, however packed, killed or gone on."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+import torch
+import transformers
+from small import SMALL, crystal_set, losses
+
+from jaxcrystal.config import (
+    Augment,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PreferenceConfig,
+    Recipe,
+    TextFormat,
+)
+from jaxcrystal.crystals.dataset import load
+from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import batch_sharding, make_mesh
+from jaxcrystal.model.llama import Llama, initialize, param_shardings
+from jaxcrystal.model.lora import merge
+from jaxcrystal.texts.prompts import generation_prompt
+from jaxcrystal.texts.writer import Writer
+from jaxcrystal.training import pairs
+from jaxcrystal.training.loop import train
+from jaxcrystal.training.packing import Feed
+from jaxcrystal.training.preferences import PreferenceTrainer
+from jaxcrystal.weights.checkpoint_map import load_hf
+
+PAIRS = 10
+LORA = LoraConfig(rank=4, dropout=0.0, targets=("q_proj", "o_proj", "down_proj"))
+CONDITIONS = [{}, {"formula": "SrTiO3", "band_gap": 1.5}, {"spacegroup.number": 225}]
+
+
+def table(path: Path) -> Path:
+    """Pairs of the stored training set, with prompts of several lengths; a crystal may be in several."""
+    rng = np.random.default_rng(0)
+    chosen = [rng.choice(60, 2, replace=False) for _ in range(PAIRS)]
+    rows = [(f"crystal-{a}", f"crystal-{b}", json.dumps(CONDITIONS[i % 3])) for i, (a, b) in enumerate(chosen)]
+    pd.DataFrame(rows, columns=["preferred", "dispreferred", "conditions"]).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(files, tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("pairs")
+    return Recipe(
+        out=str(folder / "run"),
+        model=SMALL,
+        augment=Augment(translate=False),
+        preferences=PreferenceConfig(str(table(folder / "pairs.parquet")), likelihood=0.0),
+        data=DataConfig(**files, tokens_per_row=512, rows_per_batch=8, validation_rows=8),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1),
+        mesh=MeshConfig(1, 1, 1),
+        steps=6, checkpoint_every=2, validate_every=6, log_every=1, keep_checkpoints=9,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def feed(recipe, tokenizer) -> Feed:
+    """All of the pairs in one batch."""
+    return feed_of(recipe, tokenizer)
+
+
+def feed_of(recipe: Recipe, tokenizer) -> Feed:
+    writer = Writer.of(tokenizer, recipe.text, recipe.augment)
+    return pairs.feed(recipe, load(recipe.data.train), tokenizer, writer)
+
+
+def gradients() -> optax.GradientTransformation:
+    """An optimizer that moves nothing, and whose state are the gradients."""
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+    return optax.GradientTransformation(zeros, lambda found, *_: (zeros(found), found))
+
+
+def trainer_of(feed: Feed, settings: PreferenceConfig, lora=None, mesh=(1, 1, 1), config=SMALL, **options):
+    model, mesh = Llama(config, lora), make_mesh(MeshConfig(*mesh))
+    optimizer = options.pop("optimizer", gradients())
+    return PreferenceTrainer(
+        model, feed.writer, optimizer, mesh, feed.row_length, pair_writer=feed.writer, preferences=settings, **options
+    )
+
+
+def start_values(lora=None) -> dict:
+    """On the host, of one seed; adapters add something."""
+    variables = jax.device_get(initialize(Llama(SMALL, lora), jax.random.key(7), make_mesh(MeshConfig(1, 1, 1))))
+    keys = iter(jax.random.split(jax.random.key(8), 99))
+    moved = lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape)  # noqa: E731
+    return variables | {"lora": jax.tree.map(moved, variables["lora"])} if lora else variables
+
+
+def one_step(trainer: PreferenceTrainer, feed: Feed, variables: dict, trained=None):
+    """Metrics and gradients of the first epoch's first batch; `trained` in the place of what was there at the start."""
+    placed = jax.device_put(variables, param_shardings(trainer.model, trainer.mesh))
+    state = trainer.start(placed)
+    if trained is not None:
+        state = state.replace(
+            trained=jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), trained, state.trained)
+        )
+    examples = feed.placed(feed.epoch(0)[0], batch_sharding(trainer.mesh))
+    state, metrics = trainer.compile_train(state, examples)(state, examples, feed.key(0))
+    return jax.device_get(metrics), jax.device_get(state.optimizer)
+
+
+def close(ours: dict, theirs: dict, tolerance: float) -> None:
+    """Every array, by its norm."""
+    for path, a in jax.tree_util.tree_leaves_with_path(ours):
+        b = theirs
+        for key in path:
+            b = b[key.key]
+        assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b) > 0, path
+
+
+def torch_model(seed: int) -> transformers.LlamaForCausalLM:
+    torch.manual_seed(seed)
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings",
+    )  # fmt: skip
+    sizes = {name: getattr(SMALL, name) for name in names}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, initializer_range=0.15))
+
+
+def log_p(model, tokenizer, prompt: str, text: str) -> torch.Tensor:
+    """Of each token behind the prompt, the end included."""
+    before = [*tokenizer.begin, *tokenizer.encode(prompt)]
+    whole = [*tokenizer.begin, *tokenizer.encode(prompt + text), tokenizer.eos_id]
+    logits = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
+    return logits[torch.arange(len(whole) - 1), torch.tensor(whole[1:])][len(before) - 1 :]
+
+
+@pytest.mark.parametrize("likelihood", [0.0, 0.7])
+def test_loss_and_gradients_are_those_of_torch(likelihood, recipe, feed, tokenizer, tmp_path):
+    """Texts and prompts are made on the host, one by one; eq. 7 of arXiv 2305.18290 is written out."""
+    settings = replace(recipe.preferences, beta=0.3, likelihood=likelihood)
+    model, reference = torch_model(0), torch_model(1)
+    model.save_pretrained(tmp_path / "model")
+    reference.save_pretrained(tmp_path / "reference")
+    mesh = make_mesh(MeshConfig(1, 1, 1))
+    (_, trained), (config, start) = (load_hf(tmp_path / name, mesh) for name in ("model", "reference"))
+    trainer = trainer_of(feed, settings, config=config)
+    metrics, found = one_step(trainer, feed, {"params": start}, trained)
+
+    crystals, form = load(recipe.data.train), feed.writer.form
+    chosen = pd.read_parquet(recipe.preferences.pairs)
+    terms, margins, gains = [], [], []
+    for row, pair in chosen.iterrows():
+        stated = {{"formula": "pretty_formula"}.get(k, k): v for k, v in CONDITIONS[row % 3].items()}
+        prompt = generation_prompt(form, stated)
+        gained = []
+        for name in (pair["preferred"], pair["dispreferred"]):
+            text = form.write(crystals.crystal(crystals.ids.index(name)))
+            ours = log_p(model, tokenizer, prompt, text)
+            with torch.no_grad():
+                theirs = log_p(reference, tokenizer, prompt, text)
+            gained.append(ours.sum() - theirs.sum())
+            if not gained[1:]:
+                a_token = -ours.mean()
+        margins.append(settings.beta * (gained[0] - gained[1]))
+        gains.append(gained[0].item())
+        terms.append(-torch.log(torch.sigmoid(margins[-1])) + likelihood * a_token)
+    loss = torch.stack(terms).mean()
+    loss.backward()
+    assert metrics.pairs == PAIRS and metrics.crystals == 2 * PAIRS
+    assert metrics.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics.margin == pytest.approx(torch.stack(margins).mean().item(), rel=1e-5)
+    assert metrics.preferred == pytest.approx(np.mean(gains), rel=1e-5)
+    assert metrics.accuracy == pytest.approx(np.mean([m.item() > 0 for m in margins])) and 0 < metrics.accuracy < 1
+    with torch.no_grad():
+        for weight in model.parameters():  # gradients in our layout: a checkpoint that holds them
+            weight.copy_(weight.grad)
+    model.save_pretrained(tmp_path / "gradients")
+    close(found, jax.device_get(load_hf(tmp_path / "gradients", mesh)[1]), 1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, replace(LORA, dropout=0.5)], ids=["full", "lora"])
+def test_at_the_start_nothing_is_preferred(lora, recipe, feed):
+    metrics, found = one_step(trainer_of(feed, recipe.preferences, lora), feed, start_at_zero(lora))
+    # Two programs of the same sums: of some 100 nats, the rounding.
+    assert abs(metrics.margin) < 1e-5 and abs(metrics.preferred) < 1e-4
+    assert metrics.loss == pytest.approx(math.log(2), rel=0, abs=2e-6)
+    assert metrics.grad_norm > 0 and any(np.abs(x).max() > 0 for x in jax.tree.leaves(found))
+
+
+def start_at_zero(lora) -> dict:
+    """As a run starts: adapters add nothing."""
+    return jax.device_get(initialize(Llama(SMALL, lora), jax.random.key(7), make_mesh(MeshConfig(1, 1, 1))))
+
+
+def test_a_model_without_its_adapters_is_the_frozen_copy(recipe, feed):
+    """All weights, those of the adapters merged in and the base as reference, give the same; so do the gradients, by
+    the chain rule: of W = W₀ + s a b, s G bᵀ for a and s aᵀ G for b, where G is W's."""
+    settings, variables = replace(recipe.preferences, beta=0.5, likelihood=0.5), start_values(LORA)
+    adapted, found = one_step(trainer_of(feed, settings, LORA), feed, variables)
+    merged = merge(variables["params"], variables["lora"], LORA)
+    whole, of_kernels = one_step(trainer_of(feed, settings), feed, {"params": variables["params"]}, merged)
+    for name in ("loss", "margin", "preferred", "accuracy"):
+        assert getattr(adapted, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
+    assert adapted.margin != 0
+    scale = LORA.alpha / LORA.rank
+    for block, kernel in (("self_attn", "q_proj"), ("self_attn", "o_proj"), ("mlp", "down_proj")):
+        adapter, gradient = (tree["layers"][block][kernel] for tree in (variables["lora"], of_kernels))
+        of_kernel = gradient["kernel"]
+        expected = {
+            "a": scale * of_kernel @ np.swapaxes(adapter["b"], 1, 2),
+            "b": scale * np.swapaxes(adapter["a"], 1, 2) @ of_kernel,
+        }
+        close(found["layers"][block][kernel], expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "lora", "options"),
+    [
+        ((2, 2, 2), None, {}),
+        ((1, 8, 1), LORA, {}),
+        ((1, 1, 1), LORA, {"accumulate": 4}),
+        ((1, 4, 2), LORA, {"accumulate": 2, "loss_block": 100}),
+    ],
+    ids=lambda value: "full" if value is None else "lora" if value is LORA else str(value),
+)
+def test_a_mesh_and_micro_batches_give_the_same(mesh, lora, options, recipe, feed):
+    settings, variables = replace(recipe.preferences, likelihood=0.5), start_values(lora)
+    trained = None if lora else jax.tree.map(lambda x: 1.1 * x, variables["params"])
+    one, expected = one_step(trainer_of(feed, settings, lora), feed, variables, trained)
+    many, found = one_step(trainer_of(feed, settings, lora, mesh, **options), feed, variables, trained)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), many, one)
+    close(found, expected, 1e-4)
+
+
+def test_packing_changes_nothing(recipe, feed, tokenizer):
+    """A pair's crystals stand side by side, whatever row they are in; longer rows hold more pairs."""
+    longer = feed_of(replace(recipe, data=replace(recipe.data, tokens_per_row=2048, rows_per_batch=3)), tokenizer)
+    (batch,), (other,) = feed.epoch(0), longer.epoch(0)
+    assert ((batch >= 0).sum(1) > 0).sum() > ((other >= 0).sum(1) > 0).sum() > 1
+    for crystals in (batch, other):
+        first, second = crystals[:, ::2], crystals[:, 1::2]
+        assert sorted(first[first >= 0]) == list(range(0, 2 * PAIRS, 2))
+        np.testing.assert_array_equal(np.where(first >= 0, first + 1, -1), second)
+    variables = start_values(LORA)
+    one, expected = one_step(trainer_of(feed, recipe.preferences, LORA), feed, variables)
+    many, found = one_step(trainer_of(longer, recipe.preferences, LORA), longer, variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), many, one)
+    close(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("form", ["p1", "symmetry"])
+def test_both_texts_follow_the_same_prompt(form, recipe, tokenizer):
+    """What the device writes is read: the pair's prompt, and behind it each crystal, with draws of its own."""
+    augment = Augment(translate=form == "p1")
+    recipe = replace(
+        recipe, text=TextFormat(form=form), augment=augment, data=replace(recipe.data, tokens_per_row=1024)
+    )
+    feed = feed_of(recipe, tokenizer)
+    writer, (batch,) = feed.writer, feed.epoch(0)[:1]
+    rows = jax.jit(lambda key, examples: writer.write(examples, writer.draw(key, examples), 1024))(
+        feed.key(0), feed.batch(batch)
+    )
+    read = {}
+    for at, crystals in enumerate(batch):
+        for slot, crystal in enumerate(crystals[crystals >= 0]):
+            inside = np.asarray(rows.segments[at]) == slot + 1
+            counted = np.asarray(rows.loss_mask[at])[inside]
+            tokens = np.asarray(rows.tokens[at])[inside]
+            assert tokens[-1] == tokenizer.eos_id and counted[-1]
+            before = int(np.argmax(counted))
+            read[int(crystal)] = (
+                tokenizer.decode(tokens[:before].tolist()),
+                tokenizer.decode(tokens[before:-1].tolist()),
+            )
+    assert len(read) >= 6
+    for number, (prompt, text) in read.items():
+        stated = {{"formula": "pretty_formula"}.get(k, k): v for k, v in CONDITIONS[number // 2 % 3].items()}
+        # In the order of the table, whatever the order of the file.
+        stated = {name: stated[name] for name in recipe.text.attributes if name in stated}
+        assert prompt.strip() == generation_prompt(writer.form, stated).strip()
+        assert len(writer.form.parse(text)) > 0
+    if form == "p1":
+        shifts = writer.draw(feed.key(0), feed.batch(np.arange(4)[None])).body.translation
+        assert len({tuple(x) for x in np.asarray(shifts).reshape(4, 3).tolist()}) == 4
+
+
+def told(out: str, name: str) -> list[float]:
+    lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if line["event"] == "train"]
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_run_learns_its_pairs_and_goes_on_where_it_was_killed(lora, recipe, tmp_path):
+    """From the checkpoint before: bit for bit, with the reference that the run had from its start."""
+    recipe = replace(recipe, lora=lora, out=str(tmp_path / "run"))
+    if lora:
+        rate = replace(recipe.optimizer, learning_rate=3e-2)
+        recipe = replace(recipe, optimizer=rate)
+    train(recipe)
+    found, margins = losses(recipe.out), told(recipe.out, "margin")
+    assert found[0] == pytest.approx(math.log(2), rel=0, abs=2e-6) and found[-1] < found[0] - 0.01
+    assert abs(margins[0]) < 1e-5 < 0.01 < margins[-1] and told(recipe.out, "accuracy")[-1] > 0.5
+    for step in ("4", "6"):
+        shutil.rmtree(Path(recipe.out) / "checkpoints" / step)
+    train(recipe)
+    assert losses(recipe.out) == found
+    other = replace(recipe, preferences=replace(recipe.preferences, beta=0.2))
+    with pytest.raises(UserError, match=r"preferences.beta is 0.1 there, 0.2 here"):
+        train(other)
+    chosen = pd.read_parquet(recipe.preferences.pairs)
+    chosen[::-1].to_parquet(tmp_path / "others.parquet")
+    with pytest.raises(UserError, match=r"preferences.pairs is .* there"):
+        train(replace(recipe, preferences=replace(recipe.preferences, pairs=str(tmp_path / "others.parquet"))))
+
+
+GOOD = {"preferred": "crystal-1", "dispreferred": "crystal-2", "conditions": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [GOOD, GOOD | {"dispreferred": "x"}],
+            r"pairs.parquet, row 1: .*train.parquet has no crystal 'x'; a pair names",
+        ),
+        ([GOOD | {"preferred": None}], r"row 0: .* has no crystal None; a pair names one by its id"),
+        ([GOOD | {"dispreferred": "crystal-1"}], r"row 0: 'crystal-1' is preferred to itself; a pair is of two"),
+        ([{"preferred": "crystal-1"}], r"pairs.parquet has no column 'dispreferred', of ids of crystals of .*train"),
+        ([], r"pairs.parquet has no pairs; nothing can be trained on it"),
+        ([GOOD | {"conditions": "NaCl"}], r"row 0: conditions 'NaCl' is no JSON object, such as"),
+        ([GOOD | {"conditions": "[1]"}], r"row 0: conditions '\[1\]' is no JSON object, such as"),
+        ([GOOD | {"conditions": '{"gap": 1}'}], r"row 0: unknown condition 'gap'; did you mean 'band_gap'\?"),
+        ([GOOD | {"conditions": '{"band_gap": "x"}'}], r"row 0: 'x' is no value of band_gap"),
+        ([GOOD | {"conditions": '{"band_gap": [1, 2]}'}], r"row 0: band_gap is a range; a prompt states a value"),
+    ],
+)
+def test_what_is_no_pair_is_refused(rows, message, recipe, tokenizer, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    pd.DataFrame(rows, columns=rows[0] if rows else list(GOOD)).to_parquet(path)
+    with pytest.raises(UserError, match=message) as caught:
+        feed_of(replace(recipe, preferences=PreferenceConfig(str(path))), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_table_is_refused(recipe, tokenizer, tmp_path):
+    for path, message in (
+        (tmp_path / "nowhere.parquet", r"cannot read the pairs .*nowhere.parquet: No such file"),
+        (Path(__file__), r"test_preferences.py is no parquet file; preferences.pairs is a table of pairs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            feed_of(replace(recipe, preferences=PreferenceConfig(str(path))), tokenizer)
+    short = replace(recipe, data=replace(recipe.data, tokens_per_row=260))
+    with pytest.raises(UserError, match=r"pairs.parquet: the pair of row \d can take \d+ tokens, a row holds 260; set"):
+        feed_of(short, tokenizer)
+    twice = crystal_set(3)
+    twice = replace(twice, ids=("crystal-1", "crystal-1", "crystal-2"))
+    pd.DataFrame([GOOD]).to_parquet(tmp_path / "pairs.parquet")
+    named = replace(recipe, preferences=PreferenceConfig(str(tmp_path / "pairs.parquet")))
+    with pytest.raises(UserError, match=r"row 0: .* has 2 crystals 'crystal-1'; a pair names one by its id"):
+        pairs.feed(named, twice, tokenizer, Writer.of(tokenizer, recipe.text, recipe.augment))
