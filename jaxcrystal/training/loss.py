@@ -18,7 +18,6 @@ agree on it, and add up the head's gradient in every block instead of once; an a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import jax
@@ -141,34 +140,58 @@ def crystal_nats(
 ) -> tuple[Float32[Array, "rows slots"], Int[Array, "rows slots"]]:
     """-log p of the counted tokens of each crystal, and how many they are; of no crystal 0 and 0.
 
-    Tokens count and `block` and `pieces` mean what they do for `next_token_loss`. A block's logits are made anew where
-    the sums are differentiated.
+    Tokens count, and `block` and `pieces` mean, what they do for `next_token_loss`. What a crystal weighs in a loss that
+    is made of this is unknown until all of its tokens are, so a block's logits are made once more for the gradient.
     """
     block = min(block, hidden.shape[1])
-    missing = -hidden.shape[1] % block
     after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
     counted = after(rows.loss_mask & (rows.segments > 0)) & (after(rows.segments) == rows.segments)
-    targets, segments = after(rows.tokens), jnp.where(counted, rows.segments, 0)
+    crystals = jnp.where(counted, rows.segments, 0)[..., None] == jnp.arange(1, slots + 1)
 
     def cut(x: Array) -> Array:
+        missing = -x.shape[1] % block
         x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
         x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
         return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def add(nats: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        hidden, targets, segments = part
+    def sums(
+        hidden: Float[Array, "rows block embed"],
+        head: Float[Array, "embed vocab"],
+        targets: Int[Array, "rows block"],
+        crystals: Bool[Array, "rows block slots"],
+    ) -> Float32[Array, "rows slots"]:
+        """Of one block."""
         logits = project(hidden, head, pieces)
         chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-        of_token = jax.nn.logsumexp(logits, axis=-1) - chosen
-        return nats + jnp.sum(jnp.where(own(segments), of_token[..., None], 0.0), axis=1), None
+        nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return constrain(jnp.sum(jnp.where(crystals, nats[..., None], 0.0), axis=1), "batch", None)
 
-    def own(segments: Int[Array, "rows time"]) -> Bool[Array, "rows time slots"]:
-        return segments[..., None] == jnp.arange(1, slots + 1)
+    @jax.custom_vjp
+    def total(hidden: Array, head: Array, *parts: Array) -> Array:
+        def add(sum: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+            return sum + sums(part[0], head, *part[1:]), None
 
-    nothing = constrain(jnp.zeros((len(hidden), slots), jnp.float32), "batch", None)
-    nats, _ = jax.lax.scan(add, nothing, (cut(hidden), cut(targets), cut(segments)))
-    return nats, jnp.sum(own(segments), axis=1, dtype=jnp.int32)
+        nothing = constrain(jnp.zeros((hidden.shape[1], slots), jnp.float32), "batch", None)
+        return jax.lax.scan(add, nothing, (hidden, *parts))[0]
+
+    def forward(hidden: Array, head: Array, *parts: Array) -> tuple[Array, tuple[Array, ...]]:
+        return total(hidden, head, *parts), (hidden, head, *parts)
+
+    def backward(kept: tuple[Array, ...], d_nats: Array) -> tuple[Array | None, ...]:
+        hidden, head, *parts = kept
+
+        def add(sum: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+            _, transposed = jax.vjp(lambda hidden, head: sums(hidden, head, *part[1:]), part[0], head)
+            d_hidden, d_head = transposed(d_nats)
+            return sum + d_head.astype(jnp.float32), d_hidden
+
+        d_head, d_hidden = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32), (hidden, *parts))
+        d_head = constrain(jax.lax.optimization_barrier(constrain(d_head, None, "vocab")), *HEAD_AXES)
+        return d_hidden, d_head.astype(head.dtype), None, None
+
+    total.defvjp(forward, backward)
+    nats = total(cut(hidden), head, cut(after(rows.tokens)), cut(crystals))
+    return nats, jnp.sum(crystals, axis=1, dtype=jnp.int32)
 
 
 def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:

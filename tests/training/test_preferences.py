@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -14,9 +16,11 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from flax import struct
 from small import SMALL, crystal_set, losses
 
 from jaxcrystal.config import (
+    ATTRIBUTES,
     Augment,
     DataConfig,
     LoraConfig,
@@ -31,8 +35,10 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import batch_sharding, make_mesh
 from jaxcrystal.model.llama import Llama, initialize, param_shardings
 from jaxcrystal.model.lora import merge
+from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.prompts import generation_prompt
-from jaxcrystal.texts.writer import Writer
+from jaxcrystal.texts.tokenizer import load_tokenizer
+from jaxcrystal.texts.writer import Rows, Writer
 from jaxcrystal.training import pairs
 from jaxcrystal.training.loop import train
 from jaxcrystal.training.packing import Feed
@@ -41,7 +47,13 @@ from jaxcrystal.weights.checkpoint_map import load_hf
 
 PAIRS = 10
 LORA = LoraConfig(rank=4, dropout=0.0, targets=("q_proj", "o_proj", "down_proj"))
-CONDITIONS = [{}, {"formula": "SrTiO3", "band_gap": 1.5}, {"spacegroup.number": 225}]
+CONDITIONS = [{}, {"band_gap": 1.5, "formula": "SrTiO3"}, {"spacegroup.number": 225}]
+
+
+def stated(pair: int) -> dict:
+    """By attribute, in the order of the table."""
+    found = {{"formula": "pretty_formula"}.get(name, name): value for name, value in CONDITIONS[pair % 3].items()}
+    return {name: found[name] for name in ATTRIBUTES if name in found}
 
 
 def table(path: Path) -> Path:
@@ -68,10 +80,34 @@ def recipe(files, tmp_path_factory) -> Recipe:
     )  # fmt: skip
 
 
+@struct.dataclass
+class Written:
+    """Examples that are rows already."""
+
+    index: jax.Array
+    rows: Rows
+
+
+class Ready:
+    """A writer with nothing left to write: writing takes most of a compilation's time."""
+
+    def draw(self, key, examples):
+        return None
+
+    def write(self, examples, draws, length):
+        return examples.rows
+
+
+def written(feed: Feed) -> Written:
+    """The first batch of the first epoch, in which all pairs are, as the writer of pairs writes it."""
+    (crystals,), writer = feed.epoch(0), feed.writer
+    write = jax.jit(lambda key, examples: writer.write(examples, writer.draw(key, examples), feed.row_length))
+    return Written(crystals, jax.device_get(write(feed.key(0), feed.batch(crystals))))
+
+
 @pytest.fixture(scope="module")
-def feed(recipe, tokenizer) -> Feed:
-    """All of the pairs in one batch."""
-    return feed_of(recipe, tokenizer)
+def batch(recipe, tokenizer) -> Written:
+    return written(feed_of(recipe, tokenizer))
 
 
 def feed_of(recipe: Recipe, tokenizer) -> Feed:
@@ -85,32 +121,34 @@ def gradients() -> optax.GradientTransformation:
     return optax.GradientTransformation(zeros, lambda found, *_: (zeros(found), found))
 
 
-def trainer_of(feed: Feed, settings: PreferenceConfig, lora=None, mesh=(1, 1, 1), config=SMALL, **options):
+def trainer_of(settings: PreferenceConfig, lora=None, mesh=(1, 1, 1), config=SMALL, **options) -> PreferenceTrainer:
     model, mesh = Llama(config, lora), make_mesh(MeshConfig(*mesh))
-    optimizer = options.pop("optimizer", gradients())
-    return PreferenceTrainer(
-        model, feed.writer, optimizer, mesh, feed.row_length, pair_writer=feed.writer, preferences=settings, **options
-    )
+    options = {"row_length": 512, "pair_writer": Ready(), "preferences": settings} | options
+    return PreferenceTrainer(model, None, gradients(), mesh, **options)
 
 
-def start_values(lora=None) -> dict:
-    """On the host, of one seed; adapters add something."""
-    variables = jax.device_get(initialize(Llama(SMALL, lora), jax.random.key(7), make_mesh(MeshConfig(1, 1, 1))))
+def first_values(lora=None) -> dict:
+    """On the host, of one seed; adapters add nothing, as when a run starts."""
+    return jax.device_get(initialize(Llama(SMALL, lora), jax.random.key(7), make_mesh(MeshConfig(1, 1, 1))))
+
+
+def later_values(lora=None) -> dict:
+    """The same after something has moved of what is trained."""
     keys = iter(jax.random.split(jax.random.key(8), 99))
-    moved = lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    return variables | {"lora": jax.tree.map(moved, variables["lora"])} if lora else variables
+    moved = lambda x: np.asarray(x + 0.1 * jax.random.normal(next(keys), x.shape))  # noqa: E731
+    variables, trained = first_values(lora), "lora" if lora else "params"
+    return variables | {trained: jax.tree.map(moved, variables[trained])}
 
 
-def one_step(trainer: PreferenceTrainer, feed: Feed, variables: dict, trained=None):
-    """Metrics and gradients of the first epoch's first batch; `trained` in the place of what was there at the start."""
-    placed = jax.device_put(variables, param_shardings(trainer.model, trainer.mesh))
-    state = trainer.start(placed)
+def one_step(trainer: PreferenceTrainer, batch: Written, variables: dict, trained=None):
+    """Metrics and gradients of a step; `trained` in the place of what was there at the start."""
+    state = trainer.start(jax.device_put(variables, param_shardings(trainer.model, trainer.mesh)))
     if trained is not None:
         state = state.replace(
             trained=jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), trained, state.trained)
         )
-    examples = feed.placed(feed.epoch(0)[0], batch_sharding(trainer.mesh))
-    state, metrics = trainer.compile_train(state, examples)(state, examples, feed.key(0))
+    examples = jax.device_put(batch, batch_sharding(trainer.mesh))
+    state, metrics = trainer.compile_train(state, examples)(state, examples, jax.random.key(0))
     return jax.device_get(metrics), jax.device_get(state.optimizer)
 
 
@@ -142,7 +180,7 @@ def log_p(model, tokenizer, prompt: str, text: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("likelihood", [0.0, 0.7])
-def test_loss_and_gradients_are_those_of_torch(likelihood, recipe, feed, tokenizer, tmp_path):
+def test_loss_and_gradients_are_those_of_torch(likelihood, recipe, batch, tokenizer, tmp_path):
     """Texts and prompts are made on the host, one by one; eq. 7 of arXiv 2305.18290 is written out."""
     settings = replace(recipe.preferences, beta=0.3, likelihood=likelihood)
     model, reference = torch_model(0), torch_model(1)
@@ -150,15 +188,13 @@ def test_loss_and_gradients_are_those_of_torch(likelihood, recipe, feed, tokeniz
     reference.save_pretrained(tmp_path / "reference")
     mesh = make_mesh(MeshConfig(1, 1, 1))
     (_, trained), (config, start) = (load_hf(tmp_path / name, mesh) for name in ("model", "reference"))
-    trainer = trainer_of(feed, settings, config=config)
-    metrics, found = one_step(trainer, feed, {"params": start}, trained)
+    metrics, found = one_step(trainer_of(settings, config=config), batch, {"params": start}, trained)
 
-    crystals, form = load(recipe.data.train), feed.writer.form
+    crystals, form = load(recipe.data.train), form_of(recipe.text)
     chosen = pd.read_parquet(recipe.preferences.pairs)
     terms, margins, gains = [], [], []
     for row, pair in chosen.iterrows():
-        stated = {{"formula": "pretty_formula"}.get(k, k): v for k, v in CONDITIONS[row % 3].items()}
-        prompt = generation_prompt(form, stated)
+        prompt = generation_prompt(form, stated(row))
         gained = []
         for name in (pair["preferred"], pair["dispreferred"]):
             text = form.write(crystals.crystal(crystals.ids.index(name)))
@@ -186,26 +222,21 @@ def test_loss_and_gradients_are_those_of_torch(likelihood, recipe, feed, tokeniz
 
 
 @pytest.mark.parametrize("lora", [None, replace(LORA, dropout=0.5)], ids=["full", "lora"])
-def test_at_the_start_nothing_is_preferred(lora, recipe, feed):
-    metrics, found = one_step(trainer_of(feed, recipe.preferences, lora), feed, start_at_zero(lora))
+def test_at_the_start_nothing_is_preferred(lora, recipe, batch):
+    metrics, found = one_step(trainer_of(recipe.preferences, lora), batch, first_values(lora))
     # Two programs of the same sums: of some 100 nats, the rounding.
     assert abs(metrics.margin) < 1e-5 and abs(metrics.preferred) < 1e-4
     assert metrics.loss == pytest.approx(math.log(2), rel=0, abs=2e-6)
     assert metrics.grad_norm > 0 and any(np.abs(x).max() > 0 for x in jax.tree.leaves(found))
 
 
-def start_at_zero(lora) -> dict:
-    """As a run starts: adapters add nothing."""
-    return jax.device_get(initialize(Llama(SMALL, lora), jax.random.key(7), make_mesh(MeshConfig(1, 1, 1))))
-
-
-def test_a_model_without_its_adapters_is_the_frozen_copy(recipe, feed):
+def test_a_model_without_its_adapters_is_the_frozen_copy(recipe, batch):
     """All weights, those of the adapters merged in and the base as reference, give the same; so do the gradients, by
     the chain rule: of W = W₀ + s a b, s G bᵀ for a and s aᵀ G for b, where G is W's."""
-    settings, variables = replace(recipe.preferences, beta=0.5, likelihood=0.5), start_values(LORA)
-    adapted, found = one_step(trainer_of(feed, settings, LORA), feed, variables)
+    settings, variables = replace(recipe.preferences, beta=0.5, likelihood=0.5), later_values(LORA)
+    adapted, found = one_step(trainer_of(settings, LORA), batch, variables)
     merged = merge(variables["params"], variables["lora"], LORA)
-    whole, of_kernels = one_step(trainer_of(feed, settings), feed, {"params": variables["params"]}, merged)
+    whole, of_kernels = one_step(trainer_of(settings), batch, {"params": variables["params"]}, merged)
     for name in ("loss", "margin", "preferred", "accuracy"):
         assert getattr(adapted, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
     assert adapted.margin != 0
@@ -220,75 +251,82 @@ def test_a_model_without_its_adapters_is_the_frozen_copy(recipe, feed):
         close(found["layers"][block][kernel], expected, 1e-4)
 
 
+@pytest.fixture(scope="module")
+def one_device(recipe, batch):
+    """Metrics and gradients of a later step with each setting of adapters, on one device."""
+    return cache(lambda lora: later_step(recipe, lora, batch))
+
+
+def later_step(recipe: Recipe, lora, batch: Written, mesh=(1, 1, 1), **options):
+    settings = replace(recipe.preferences, beta=1.0, likelihood=0.5)
+    trainer, later = trainer_of(settings, lora, mesh, **options), later_values(lora)
+    return one_step(trainer, batch, first_values(lora), later[trainer.collection])
+
+
 @pytest.mark.parametrize(
     ("mesh", "lora", "options"),
     [
         ((2, 2, 2), None, {}),
         ((1, 8, 1), LORA, {}),
-        ((1, 1, 1), LORA, {"accumulate": 4}),
-        ((1, 4, 2), LORA, {"accumulate": 2, "loss_block": 100}),
+        ((1, 2, 2), LORA, {"accumulate": 2, "loss_block": 100}),
     ],
     ids=lambda value: "full" if value is None else "lora" if value is LORA else str(value),
 )
-def test_a_mesh_and_micro_batches_give_the_same(mesh, lora, options, recipe, feed):
-    settings, variables = replace(recipe.preferences, likelihood=0.5), start_values(lora)
-    trained = None if lora else jax.tree.map(lambda x: 1.1 * x, variables["params"])
-    one, expected = one_step(trainer_of(feed, settings, lora), feed, variables, trained)
-    many, found = one_step(trainer_of(feed, settings, lora, mesh, **options), feed, variables, trained)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), many, one)
-    close(found, expected, 1e-4)
+def test_a_mesh_and_micro_batches_give_the_same(mesh, lora, options, recipe, batch, one_device):
+    same(later_step(recipe, lora, batch, mesh, **options), one_device(lora))
 
 
-def test_packing_changes_nothing(recipe, feed, tokenizer):
+def same(ours: tuple, theirs: tuple) -> None:
+    """Metrics and gradients."""
+    # Of differences of log-probabilities that are some 500 nats each, in float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), ours[0], theirs[0])
+    assert abs(theirs[0].margin) > 0.1
+    close(ours[1], theirs[1], 1e-4)
+
+
+def test_packing_changes_nothing(recipe, batch, one_device, tokenizer):
     """A pair's crystals stand side by side, whatever row they are in; longer rows hold more pairs."""
-    longer = feed_of(replace(recipe, data=replace(recipe.data, tokens_per_row=2048, rows_per_batch=3)), tokenizer)
-    (batch,), (other,) = feed.epoch(0), longer.epoch(0)
-    assert ((batch >= 0).sum(1) > 0).sum() > ((other >= 0).sum(1) > 0).sum() > 1
-    for crystals in (batch, other):
+    data = replace(recipe.data, tokens_per_row=2048, rows_per_batch=3)
+    longer = written(feed_of(replace(recipe, data=data), tokenizer))
+    assert batch.index.shape[0] == 8 > longer.index.shape[0] == 3
+    for crystals in (batch.index, longer.index):
         first, second = crystals[:, ::2], crystals[:, 1::2]
         assert sorted(first[first >= 0]) == list(range(0, 2 * PAIRS, 2))
         np.testing.assert_array_equal(np.where(first >= 0, first + 1, -1), second)
-    variables = start_values(LORA)
-    one, expected = one_step(trainer_of(feed, recipe.preferences, LORA), feed, variables)
-    many, found = one_step(trainer_of(longer, recipe.preferences, LORA), longer, variables)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), many, one)
-    close(found, expected, 1e-4)
+    same(later_step(recipe, LORA, longer, row_length=2048), one_device(LORA))
 
 
 @pytest.mark.parametrize("form", ["p1", "symmetry"])
-def test_both_texts_follow_the_same_prompt(form, recipe, tokenizer):
+def test_both_texts_follow_the_same_prompt(form, recipe):
     """What the device writes is read: the pair's prompt, and behind it each crystal, with draws of its own."""
-    augment = Augment(translate=form == "p1")
-    recipe = replace(
-        recipe, text=TextFormat(form=form), augment=augment, data=replace(recipe.data, tokens_per_row=1024)
-    )
-    feed = feed_of(recipe, tokenizer)
-    writer, (batch,) = feed.writer, feed.epoch(0)[:1]
-    rows = jax.jit(lambda key, examples: writer.write(examples, writer.draw(key, examples), 1024))(
-        feed.key(0), feed.batch(batch)
-    )
+    text, augment = TextFormat(form=form), Augment(translate=form == "p1")
+    recipe = replace(recipe, text=text, augment=augment, data=replace(recipe.data, tokens_per_row=1024))
+    tokenizer = load_tokenizer("compact" if form == "p1" else "compact-symmetry")
+    writer = Writer.of(tokenizer, text, augment)
+    feed = pairs.feed(recipe, crystal_set(60), tokenizer, writer)
+    batch = written(feed)
     read = {}
-    for at, crystals in enumerate(batch):
+    for row, crystals in enumerate(batch.index):
         for slot, crystal in enumerate(crystals[crystals >= 0]):
-            inside = np.asarray(rows.segments[at]) == slot + 1
-            counted = np.asarray(rows.loss_mask[at])[inside]
-            tokens = np.asarray(rows.tokens[at])[inside]
-            assert tokens[-1] == tokenizer.eos_id and counted[-1]
+            inside = batch.rows.segments[row] == slot + 1
+            tokens, counted = batch.rows.tokens[row][inside], batch.rows.loss_mask[row][inside]
             before = int(np.argmax(counted))
-            read[int(crystal)] = (
-                tokenizer.decode(tokens[:before].tolist()),
-                tokenizer.decode(tokens[before:-1].tolist()),
-            )
-    assert len(read) >= 6
+            assert tokens[-1] == tokenizer.eos_id and counted[before:].all()
+            assert tuple(tokens[: len(tokenizer.begin)]) == tokenizer.begin
+            parts = tokens[len(tokenizer.begin) : before], tokens[before:-1]
+            read[int(crystal)] = [tokenizer.decode(part.tolist()) for part in parts]
+    assert sorted(read) == list(range(2 * PAIRS))
     for number, (prompt, text) in read.items():
-        stated = {{"formula": "pretty_formula"}.get(k, k): v for k, v in CONDITIONS[number // 2 % 3].items()}
-        # In the order of the table, whatever the order of the file.
-        stated = {name: stated[name] for name in recipe.text.attributes if name in stated}
-        assert prompt.strip() == generation_prompt(writer.form, stated).strip()
-        assert len(writer.form.parse(text)) > 0
+        assert prompt == generation_prompt(writer.form, stated(number // 2))
+        assert Counter(writer.form.parse(text).symbols) == Counter(feed_symbols(feed, number))
     if form == "p1":
-        shifts = writer.draw(feed.key(0), feed.batch(np.arange(4)[None])).body.translation
-        assert len({tuple(x) for x in np.asarray(shifts).reshape(4, 3).tolist()}) == 4
+        shifts = feed.writer.draw(feed.key(0), feed.batch(np.arange(4)[None])).body.translation
+        assert len({tuple(x) for x in np.asarray(shifts)[0].tolist()}) == 4
+
+
+def feed_symbols(feed: Feed, number: int) -> list[str]:
+    crystals = crystal_set(60)
+    return crystals.crystal(crystals.ids.index(feed.ids[number])).symbols
 
 
 def told(out: str, name: str) -> list[float]:
@@ -336,7 +374,7 @@ GOOD = {"preferred": "crystal-1", "dispreferred": "crystal-2", "conditions": "{}
         ([], r"pairs.parquet has no pairs; nothing can be trained on it"),
         ([GOOD | {"conditions": "NaCl"}], r"row 0: conditions 'NaCl' is no JSON object, such as"),
         ([GOOD | {"conditions": "[1]"}], r"row 0: conditions '\[1\]' is no JSON object, such as"),
-        ([GOOD | {"conditions": '{"gap": 1}'}], r"row 0: unknown condition 'gap'; did you mean 'band_gap'\?"),
+        ([GOOD | {"conditions": '{"gap": 1}'}], r"row 0: unknown condition 'gap'; known are pretty_formula"),
         ([GOOD | {"conditions": '{"band_gap": "x"}'}], r"row 0: 'x' is no value of band_gap"),
         ([GOOD | {"conditions": '{"band_gap": [1, 2]}'}], r"row 0: band_gap is a range; a prompt states a value"),
     ],
