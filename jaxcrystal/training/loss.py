@@ -140,8 +140,8 @@ def crystal_nats(
 ) -> tuple[Float32[Array, "rows slots"], Int[Array, "rows slots"]]:
     """-log p of the counted tokens of each crystal, and how many they are; of no crystal 0 and 0.
 
-    Tokens count, and `block` and `pieces` mean, what they do for `next_token_loss`. What a crystal weighs in a loss that
-    is made of this is unknown until all of its tokens are, so a block's logits are made once more for the gradient.
+    Which tokens count, and what `block` and `pieces` mean, is as in `next_token_loss`. What a crystal weighs in a loss
+    made of this is unknown before all of its tokens are summed: a block's logits are made once more for its gradient.
     """
     block = min(block, hidden.shape[1])
     after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
