@@ -387,6 +387,16 @@ def test_what_is_no_pair_is_refused(rows, message, recipe, tokenizer, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_pairs_without_conditions_state_nothing(recipe, tokenizer, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    pd.DataFrame([GOOD]).drop(columns="conditions").to_parquet(path)
+    feed = feed_of(replace(recipe, preferences=PreferenceConfig(str(path))), tokenizer)
+    batch = written(feed)
+    prompt = [*tokenizer.begin, *tokenizer.encode(generation_prompt(feed.writer.form, {}))]
+    for segment in (1, 2):
+        assert batch.rows.tokens[0][batch.rows.segments[0] == segment][: len(prompt)].tolist() == prompt
+
+
 def test_what_is_no_table_is_refused(recipe, tokenizer, tmp_path):
     for path, message in (
         (tmp_path / "nowhere.parquet", r"cannot read the pairs .*nowhere.parquet: No such file"),
