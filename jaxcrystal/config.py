@@ -311,6 +311,19 @@ class OptimizerConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PreferenceConfig(Settings):
+    """Training on pairs of crystals, of which one is preferred (`jaxcrystal.training.preferences`)."""
+
+    pairs: str = (
+        "pairs.parquet"  #: ids of `data.train` in the columns preferred and dispreferred, and perhaps conditions
+    )
+    beta: Annotated[float, Bounds(1e-4, 100)] = 0.1  #: the higher, the nearer to the start the model stays
+    likelihood: Annotated[float, Bounds(0, 100)] = (
+        1.0  #: weight of the preferred text's nats a token, beside the pair's
+    )
+
+
+@dataclass(frozen=True)
 class Recipe(Settings):
     """Everything that one training run depends on: `jaxcrystal train CONFIG`."""
 
@@ -321,6 +334,7 @@ class Recipe(Settings):
     tokenizer: str = "compact"  #: used when `base` is None: `compact`, a tokenizer's file, or a directory with one
     text: TextFormat = field(default_factory=TextFormat)
     augment: Augment = field(default_factory=Augment)
+    preferences: PreferenceConfig | None = None  #: steps are on pairs of crystals; None: on the training set
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

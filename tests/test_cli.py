@@ -3,14 +3,17 @@
 import argparse
 import inspect
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from jaxcrystal import __version__, cli
 from jaxcrystal.errors import UserError
+from jaxcrystal.interface.evaluation import Evaluation
 from jaxcrystal.texts.conditions import Range
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.workers import Workers
@@ -34,6 +37,7 @@ VERBS = {
     "evaluate": ("jaxcrystal.evaluate", ["s.csv", "--out", "report"]),
     "report": ("jaxcrystal.report.report.write", ["a"]),
     "compare": ("jaxcrystal.report.compare.compare", ["a", "b/metrics.json"]),
+    "dft-inputs": ("jaxcrystal.Evaluation.dft_inputs", ["report", "--out", "dft"]),
     "hull": ("jaxcrystal.hull.sources.build", ["build", "e.json", "mp:Li-O", "--out", "h.parquet"]),
     "doctor": ("jaxcrystal.doctor.doctor", []),
     "demo": ("jaxcrystal.demo.demo", []),
@@ -65,6 +69,7 @@ PLAIN = {
     "evaluate": {"samples": Path("s.csv"), "out": Path("report"), "potential": None, "hull": []},
     "report": {"out": Path("a")},
     "compare": {"paths": [Path("a"), Path("b/metrics.json")], "out": None},
+    "dft-inputs": {"out": Path("dft"), "rows": None, "best": 100, "code": "vasp", "pseudopotentials": None},
     "hull": {"inputs": ["e.json", "mp:Li-O"], "out": Path("h.parquet"), "labels": "relaxed", "trust_pickle": False},
     "doctor": {"potential": "chgnet"},
     "demo": {"out": Path("demo")},
@@ -237,6 +242,11 @@ OPTIONS = [
     ("evaluate", ["--workers", "31"], {"workers": 31}),
     ("evaluate", ["--dask", "tcp://10.0.0.1:8786"], {"workers": "tcp://10.0.0.1:8786"}),
     ("compare", ["--out", "x"], {"out": Path("x")}),
+    ("dft-inputs", ["--out", "x"], {"out": Path("x")}),
+    ("dft-inputs", ["--rows", "3,17"], {"rows": (3, 17)}),
+    ("dft-inputs", ["--best", "7"], {"best": 7}),
+    ("dft-inputs", ["--code", "quantum-espresso"], {"code": "quantum-espresso"}),
+    ("dft-inputs", ["--pseudopotentials", "x.json"], {"pseudopotentials": Path("x.json")}),
     ("hull", ["--out", "x.parquet"], {"out": Path("x.parquet")}),
     ("hull", ["--references", "r"], {"references": "r"}),
     ("hull", ["--potential", "chgnet"], {"potential": "chgnet"}),
@@ -260,14 +270,15 @@ def received(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("steps: 5\n")
     Path("improve.yaml").write_text("rounds: 2\n")
+    report = Evaluation(Path("report"), {}, pd.DataFrame())
+    monkeypatch.setattr("jaxcrystal.Evaluation.read", lambda folder: report)
 
     class Reached(Exception):
         pass
 
     def type_in(verb, *options):
         name, least = VERBS[verb]
-        module, _, function = name.rpartition(".")
-        signature = inspect.signature(getattr(__import__(module, fromlist=[function]), function))
+        signature = inspect.signature(pkgutil.resolve_name(name))
 
         def reach(*args, **kwargs):
             call = signature.bind(*args, **kwargs)
@@ -391,6 +402,8 @@ def test_the_verbs_are_listed(capsys):
         ["sample", "--space-groups", "Fm-3m"],
         ["edit", "x.cif", "--keep-sites", "Ti"],
         ["convert", "x", "--dtype", "y"],
+        ["dft-inputs", "x", "--out", "y", "--rows", "NaCl"],
+        ["dft-inputs", "x", "--out", "y", "--rows", "1", "--best", "2"],
     ],
 )
 def test_wrong_usage_exits_with_2(typed, capsys):
@@ -440,6 +453,7 @@ def test_how_it_ends(monkeypatch, capsys):
         ("write x --out y", "interface.writing.read", "start over"),
         ("evaluate x --out y", "evaluation.evaluation.evaluate", "go on"),
         ("compare x y --out z", "report.compare.compare", "start over"),
+        ("dft-inputs x --out y", "evaluation.results.read", "start over"),
         ("hull build x --out y", "hull.sources.build", "start over"),
         ("hull build x --out y --potential chgnet", "hull.sources.build", "go on"),
         ("doctor", "doctor.doctor", "start over"),

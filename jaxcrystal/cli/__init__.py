@@ -14,6 +14,7 @@ from jaxcrystal.cli import (
     compare,
     convert,
     demo,
+    dft_inputs,
     doctor,
     edit,
     evaluate,
@@ -36,7 +37,7 @@ from jaxcrystal.errors import UserError
 
 #: In the order in which `jaxcrystal --help` lists them.
 VERBS = (prepare, convert, export, train, sample, predict, edit, infill, mutate, templates, score, ipt)
-VERBS += (improve, write, evaluate, report, compare, hull, doctor, demo)
+VERBS += (improve, write, evaluate, report, compare, dft_inputs, hull, doctor, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,6 +45,11 @@ def numbers(typed: str) -> tuple[int, ...]:
     return _numbers(typed, f"{typed!r} are no numbers of sites; write them like 0,2 or 4-6")
 
 
+def rows(typed: str) -> tuple[int, ...]:
+    """`3,17` or `4-6`, or several of these, as numbers of rows."""
+    return _numbers(typed, f"{typed!r} are no numbers of rows; write them like 3,17 or 4-6")
+
+
 def _numbers(typed: str, wrong: str) -> tuple[int, ...]:
     found: list[int] = []
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
@@ -20,6 +20,7 @@ from jaxcrystal.evaluation.evaluation import summary
 from jaxcrystal.report.quantities import SECTIONS, measured
 
 if TYPE_CHECKING:
+    from jaxcrystal.interface.dft import Code
     from jaxcrystal.interface.pictures import Pictures
     from jaxcrystal.interface.tables import Crystals
 
@@ -81,6 +82,30 @@ class Evaluation:
             rows.append(Row(found["id"], found["row"], "ok", "", crystal_from_cif(cif), cif, labels))
         digest = hashlib.sha256("".join(row.cif for row in rows).encode()).hexdigest()
         return Crystals(Rows(self.out / "best", digest, tuple(rows), has_ids=True))
+
+    def dft_inputs(
+        self,
+        out: str | PathLike[str],
+        *,
+        rows: Sequence[int] | None = None,
+        best: int = 100,
+        code: Code = "vasp",
+        pseudopotentials: str | PathLike[str] | None = None,
+    ) -> pd.DataFrame:
+        """Inputs of DFT calculations in a new folder: of `rows` of the table, or else of the `best` new crystals.
+
+        The index of what was written: `folder`, `id`, `row`, `formula`, `num_atoms`, `structure` (relaxed or as
+        sampled), `relaxation` (its outcome), `e_above_hull` (eV/atom), `notes`. `interface.dft.write` explains `code`
+        and `pseudopotentials`, and says what is refused; so is an evaluation without distances to a hull, unless rows
+        are given.
+        """
+        from jaxcrystal.interface import dft
+
+        if rows is None:
+            rows = [row.row for row in self.best(best)] if best > 0 else []
+        if not len(rows):
+            raise UserError(f"no crystal of {self.out} is among the best {best} new ones; choose rows yourself")
+        return dft.write(self.table, rows, Path(out), code, pseudopotentials)
 
     def pictures(self, count: int = 24, new: bool = True) -> Pictures:
         """The `best`, drawn side by side with their distance to the hull, for a notebook."""

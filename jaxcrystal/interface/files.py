@@ -37,11 +37,7 @@ def write(named: Iterable[tuple[str, Structure | None]], folder: Path, form: str
             if structure is None:
                 continue
             crystal = Crystal.from_structure(structure)
-            stem = f"{spelled(crystal.formula)}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:80]}"
-            path, number = folder / f"{stem}{ENDINGS[form]}", 1
-            while path.exists():
-                number += 1
-                path = folder / f"{stem}-{number}{ENDINGS[form]}"
+            path = free(folder, spelled(crystal.formula), name, ENDINGS[form])
             path.write_text(crystal.to_cif() if form == "cif" else _poscar(structure), encoding="utf-8")
             paths.append(path)
     except OSError as error:
@@ -66,6 +62,16 @@ def structure_json(crystal: Crystal) -> str:
     cell = zip(("a", "b", "c", "alpha", "beta", "gamma"), (*crystal.lengths, *crystal.angles), strict=True)
     found["lattice"] |= {name: float(value) for name, value in cell}
     return json.dumps(found)
+
+
+def free(folder: Path, formula: str, name: str, ending: str = "") -> Path:
+    """FORMULA_ID in `folder`, numbered where that is taken."""
+    stem = f"{formula}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:80]}"
+    path, number = folder / f"{stem}{ending}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{ending}"
+    return path
 
 
 def checked_table(out: Path) -> Path:

@@ -56,8 +56,8 @@ def sentence_tokens(
             known[words] = tokenizer.encode(prompts.INTRODUCTION + words)[start:]
         return known[words]
 
-    flat = ragged([tokens(name, label) for label in labels for name in text.attributes])
-    return flat.reshape(len(labels), len(text.attributes), -1)
+    flat = ragged([*(tokens(name, label) for label in labels for name in text.attributes), [EMPTY]])  # none has width 0
+    return flat[:-1].reshape(len(labels), len(text.attributes), -1)
 
 
 @struct.dataclass

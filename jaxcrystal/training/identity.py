@@ -29,7 +29,7 @@ class Identity:
 
     @classmethod
     def of(cls, recipe: Recipe, train: Feed, validation: Feed) -> Identity:
-        """The identity of this run, with this installation."""
+        """The identity of this run, with this installation; `train` is what steps are on."""
         key = train.key(0)
         first = jax.jit(train.writer.draw)(key, jax.tree.map(lambda x: x[:8], train.examples))
         data = {"train": _summary(train), "validation": _summary(validation)}

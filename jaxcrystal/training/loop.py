@@ -40,12 +40,13 @@ from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.paths import AnyPath
 from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.texts.writer import Writer
-from jaxcrystal.training import speed
+from jaxcrystal.training import pairs, speed
 from jaxcrystal.training.checkpoint import Checkpoints, Place
 from jaxcrystal.training.identity import Identity, differing
 from jaxcrystal.training.interrupt import Interrupt
 from jaxcrystal.training.journal import Journal
 from jaxcrystal.training.packing import Feed, check_training_set
+from jaxcrystal.training.preferences import PreferenceTrainer
 from jaxcrystal.training.step import StepMetrics, Trainer, TrainState, make_optimizer
 from jaxcrystal.weights import saved
 from jaxcrystal.weights.fingerprint import fingerprint
@@ -81,15 +82,16 @@ def train(recipe: Recipe) -> TrainReport:
             Feed.of(one, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
             for one, seed in ((crystals, recipe.seed), (dataset.load(recipe.data.validation), 0))
         )
+        steps_on = feed if recipe.preferences is None else pairs.feed(recipe, crystals, tokenizer, writer)
     if recipe.data.tokens_per_row > config.max_position_embeddings:
         raise UserError(
             f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "
             f"{config.max_position_embeddings} (model.max_position_embeddings); take shorter rows or a longer context"
         )
-    steps = math.ceil((recipe.epochs or 0) * len(feed.epoch(0))) if recipe.steps is None else recipe.steps
+    steps = math.ceil((recipe.epochs or 0) * len(steps_on.epoch(0))) if recipe.steps is None else recipe.steps
     if steps < 1:
         raise UserError("the recipe has no steps; set `steps` or `epochs`")
-    trainer = Trainer(
+    parts = (
         Llama(config, recipe.lora),
         writer,
         make_optimizer(recipe.optimizer, steps),
@@ -98,6 +100,10 @@ def train(recipe: Recipe) -> TrainReport:
         recipe.data.loss_block,
         recipe.data.accumulate,
     )
+    if recipe.preferences is None:
+        trainer = Trainer(*parts)
+    else:
+        trainer = PreferenceTrainer(*parts, pair_writer=steps_on.writer, preferences=recipe.preferences)
     with hosts.together():
         if hosts.is_first():
             _check_same(out, recipe)
@@ -106,7 +112,7 @@ def train(recipe: Recipe) -> TrainReport:
     with hosts.together():
         if not (out / saved.MODEL_FILE).exists():
             raise UserError(f"{out} is another folder on this host; `out` must be on a disk that all see, or gs://...")
-    with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, feed, validation)) as checkpoints:
+    with Checkpoints(out, recipe.keep_checkpoints, Identity.of(recipe, steps_on, validation)) as checkpoints:
         state, place, remarks = checkpoints.restore(trainer, trainer.start(variables))
         if state.step > steps:
             raise UserError(f"{out} has done {state.step} steps, the recipe has {steps}; raise `steps` or `epochs`")
@@ -118,7 +124,9 @@ def train(recipe: Recipe) -> TrainReport:
                 num_atoms.store(feed.examples.crystals, out)
                 known_formulas.store(known_formulas.found(feed.examples.crystals), out)
                 training_labels.store(feed.labels, out)
-        return _Run(recipe, trainer, feed, validation, checkpoints, steps).go(state, place, [*remarks, *feed.told()])
+        return _Run(recipe, trainer, steps_on, validation, checkpoints, steps).go(
+            state, place, [*remarks, *feed.told()]
+        )
 
 
 def _start(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Tokenizer, LlamaConfig, dict[str, Any], str | None]:
@@ -295,6 +303,7 @@ class _Run:
             loss=loss,
             losses=[float(m.loss) for m in measured],
             grad_norm=float(measured[-1].grad_norm),
+            **{name: float(np.mean([getattr(m, name) for m in measured])) for name in measured[-1].TOLD},
             step_seconds=seconds / len(measured),
             tokens_per_second=written / seconds,
             crystals_per_second=crystals / seconds,

@@ -130,6 +130,70 @@ def next_token_loss(
     return Sums(nats, *counts)
 
 
+def crystal_nats(
+    hidden: Float[Array, "rows length embed"],
+    head: Float[Array, "embed vocab"],
+    rows: Rows,
+    slots: int,
+    block: int,
+    pieces: int,
+) -> tuple[Float32[Array, "rows slots"], Int[Array, "rows slots"]]:
+    """-log p of the counted tokens of each crystal, and how many they are; of no crystal 0 and 0.
+
+    Which tokens count, and what `block` and `pieces` mean, is as in `next_token_loss`. What a crystal weighs in a loss
+    made of this is unknown before all of its tokens are summed: a block's logits are made once more for its gradient.
+    """
+    block = min(block, hidden.shape[1])
+    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
+    counted = after(rows.loss_mask & (rows.segments > 0)) & (after(rows.segments) == rows.segments)
+    crystals = jnp.where(counted, rows.segments, 0)[..., None] == jnp.arange(1, slots + 1)
+
+    def cut(x: Array) -> Array:
+        missing = -x.shape[1] % block
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+        return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
+
+    def sums(
+        hidden: Float[Array, "rows block embed"],
+        head: Float[Array, "embed vocab"],
+        targets: Int[Array, "rows block"],
+        crystals: Bool[Array, "rows block slots"],
+    ) -> Float32[Array, "rows slots"]:
+        """Of one block."""
+        logits = project(hidden, head, pieces)
+        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+        nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return constrain(jnp.sum(jnp.where(crystals, nats[..., None], 0.0), axis=1), "batch", None)
+
+    @jax.custom_vjp
+    def total(hidden: Array, head: Array, *parts: Array) -> Array:
+        def add(sum: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+            return sum + sums(part[0], head, *part[1:]), None
+
+        nothing = constrain(jnp.zeros((hidden.shape[1], slots), jnp.float32), "batch", None)
+        return jax.lax.scan(add, nothing, (hidden, *parts))[0]
+
+    def forward(hidden: Array, head: Array, *parts: Array) -> tuple[Array, tuple[Array, ...]]:
+        return total(hidden, head, *parts), (hidden, head, *parts)
+
+    def backward(kept: tuple[Array, ...], d_nats: Array) -> tuple[Array | None, ...]:
+        hidden, head, *parts = kept
+
+        def add(sum: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+            _, transposed = jax.vjp(lambda hidden, head: sums(hidden, head, *part[1:]), part[0], head)
+            d_hidden, d_head = transposed(d_nats)
+            return sum + d_head.astype(jnp.float32), d_hidden
+
+        d_head, d_hidden = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32), (hidden, *parts))
+        d_head = constrain(jax.lax.optimization_barrier(constrain(d_head, None, "vocab")), *HEAD_AXES)
+        return d_hidden, d_head.astype(head.dtype), None, None
+
+    total.defvjp(forward, backward)
+    nats = total(cut(hidden), head, cut(after(rows.tokens)), cut(crystals))
+    return nats, jnp.sum(crystals, axis=1, dtype=jnp.int32)
+
+
 def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:
     """Each row's tokens in its own order."""
     return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1, mode="promise_in_bounds")

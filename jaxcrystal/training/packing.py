@@ -76,6 +76,7 @@ class Feed:
     rows_per_batch: int
     slots: int  #: crystals that a row has room for
     seed: int
+    together: int = 1  #: so many crystals, one after the other in the set, stand side by side in a row
 
     @classmethod
     def of(
@@ -115,12 +116,14 @@ class Feed:
 
     def epoch(self, number: int) -> Int[np.ndarray, "batches rows slots"]:
         """Which crystals stand in each row of each batch of an epoch; -1 fills slots, and rows of the last batch."""
-        lengths = np.asarray(self._lengths(self.key(number), self.examples))
+        side_by_side = np.arange(len(self.examples.index)).reshape(-1, self.together)
+        lengths = np.asarray(self._lengths(self.key(number), self.examples))[side_by_side].sum(1)
         order = np.random.default_rng([self.seed, number]).permutation(len(lengths))
-        rows = pack(lengths, order, self.row_length, self.slots)
+        rows = pack(lengths, order, self.row_length, self.slots // self.together)
         batches = -(-len(rows) // self.rows_per_batch)
         table = np.full((batches * self.rows_per_batch, self.slots), -1, np.int32)
-        for row, crystals in zip(table, rows, strict=False):
+        for row, chosen in zip(table, rows, strict=False):
+            crystals = side_by_side[chosen].ravel()
             row[: len(crystals)] = crystals
         return table.reshape(batches, self.rows_per_batch, self.slots)
 

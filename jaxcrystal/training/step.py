@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec, Sharding
-from jaxtyping import Array, Float32, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from jaxcrystal.config import LlamaConfig, OptimizerConfig
 from jaxcrystal.errors import UserError
@@ -53,9 +53,18 @@ class StepMetrics:
     crystals: Int[Array, ""]
     grad_norm: Float32[Array, ""]  #: before clipping
 
+    #: What else a run tells of its steps, by the names of fields.
+    TOLD: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def counted(self) -> Int[Array, ""]:
+        """What the loss is a mean over."""
+        return self.tokens
+
     def mean(self) -> StepMetrics:
-        """With the mean over tokens in the place of a loss that is still their sum."""
-        return self.replace(loss=self.loss / jnp.maximum(self.tokens, 1))
+        """With means in the place of a loss, and of what else is told, that are still sums."""
+        means = {name: getattr(self, name) / jnp.maximum(self.counted, 1) for name in ("loss", *self.TOLD)}
+        return self.replace(**means)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -198,22 +207,21 @@ class Trainer:
         with jax.set_mesh(self.mesh):  # the model says how its activations are divided only where a mesh is set
             return jitted.lower(*jax.tree.map(like, (state, examples)), key).compile()
 
-    def _rows(self, examples: Examples, key: PRNGKeyArray) -> Rows:
+    def _rows(self, writer: Writer, examples: Examples, key: PRNGKeyArray) -> Rows:
         """Drawn and written, by each device for its own rows: they need nothing of another's."""
 
         def own(examples: Examples, key: PRNGKeyArray) -> Rows:
-            return self.writer.write(examples, self.writer.draw(key, examples), self.row_length)
+            return writer.write(examples, writer.draw(key, examples), self.row_length)
 
         batch = spec(("batch",))
         return jax.shard_map(own, in_specs=(batch, PartitionSpec()), out_specs=batch, check_vma=False)(examples, key)
 
-    def _sums(
-        self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
-    ) -> tuple[Float32[Array, ""], StepMetrics]:
-        """The loss of some rows as a sum over its tokens, alone and among their counts."""
-        rows = self._rows(examples, key)
-        config = self.model.config
-        model = self.model.clone(config=replace(config, scan_layers=not unrolls(config, self.mesh)))
+    def _hidden(
+        self, model: Llama, variables: dict[str, Any], rows: Rows, dropout: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "rows length embed"], Float[Array, "embed vocab"]]:
+        """What logits are the product of."""
+        config = model.config
+        model = model.clone(config=replace(config, scan_layers=not unrolls(config, self.mesh)))
         hidden, _ = model.apply(
             variables,
             rows.tokens,
@@ -223,10 +231,23 @@ class Trainer:
             rngs={} if dropout is None else {"dropout": dropout},
             method="hidden",
         )
-        head = model.apply(variables, method="head")
-        sums = next_token_loss(hidden, head, rows, self.loss_block, config.vocab_size)
+        return hidden, model.apply(variables, method="head")
+
+    def _sums(
+        self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray | None
+    ) -> tuple[Float32[Array, ""], StepMetrics]:
+        """The loss of some rows as a sum over its tokens, alone and among their counts."""
+        rows = self._rows(self.writer, examples, key)
+        hidden, head = self._hidden(self.model, variables, rows, dropout)
+        sums = next_token_loss(hidden, head, rows, self.loss_block, self.model.config.vocab_size)
         metrics = StepMetrics(sums.nats, sums.targets, sums.tokens, sums.crystals, grad_norm=jnp.float32(0))
         return sums.nats, metrics
+
+    def _objective(
+        self, variables: dict[str, Any], examples: Examples, key: PRNGKeyArray, dropout: PRNGKeyArray
+    ) -> tuple[Float32[Array, ""], StepMetrics]:
+        """What training descends, as a sum over what `StepMetrics.counted` counts, alone and among the counts."""
+        return self._sums(variables, examples, key, dropout)
 
     def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
         """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""
@@ -250,12 +271,12 @@ class Trainer:
         def gradient(rows: Examples, number: Int[Array, ""]) -> tuple[dict[str, Any], StepMetrics]:
             def loss(trained: dict[str, Any]) -> tuple[Float32[Array, ""], StepMetrics]:
                 variables = {**state.frozen, self.collection: trained}
-                return self._sums(variables, rows, key, jax.random.fold_in(dropout, number))
+                return self._objective(variables, rows, key, jax.random.fold_in(dropout, number))
 
             return jax.grad(loss, has_aux=True)(state.trained)
 
         grads, metrics = self._accumulated(gradient, examples)
-        grads = jax.tree.map(lambda x: x / jnp.maximum(metrics.tokens, 1), grads)
+        grads = jax.tree.map(lambda x: x / jnp.maximum(metrics.counted, 1), grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         state = state.replace(step=state.step + 1, trained=trained, optimizer=optimizer)

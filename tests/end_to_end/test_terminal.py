@@ -10,7 +10,7 @@ import pytest
 from jaxcrystal.cli import VERBS
 from jaxcrystal.crystals.prototypes import embedded
 
-NAMES = [module.__name__.rpartition(".")[2] for module in VERBS]
+NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in VERBS]
 CIF = next(e.crystal.to_cif() for e in embedded() if e.formula == "NaCl")
 #: No text in UTF-8: é as Latin-1 writes it.
 LATIN = b"caf\xe9"
@@ -104,6 +104,7 @@ def test_an_input_whose_name_is_no_text_is_refused_in_one_line(verb, tmp_path):
         "evaluate": [nowhere, "--out", out, "--workers", "0"],
         "report": [nowhere],
         "compare": [nowhere, out],
+        "dft-inputs": [nowhere, "--out", out],
         "hull": ["build", nowhere, "--out", out + b".parquet"],
     }
     done = typed(verb, *words[verb], environment={"PYTHONIOENCODING": "ascii"})
