@@ -3,6 +3,7 @@
     round_1/verdicts.csv          each attempt of the round, with what became of it
     round_1/kept/kept.parquet     what is kept, as `prepare` wrote it, symmetry included
     round_1/train.parquet         the set that the round's model is trained on; the first rows are the original's
+    round_1/pairs/                where verdicts teach by preference: attempts as drawn, and which of two is preferred
 
 Crystals that were kept are named `round1-17`, by the round and the attempt.
 """
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,6 +60,35 @@ def keep(table: pd.DataFrame, rule: Selection, earlier: Sequence[Path], folder: 
     prepare([place], folder / "kept", max_atoms=None, workers=1)
     place.unlink()
     return folder / "kept" / place.name
+
+
+def pair(table: pd.DataFrame, folder: Path, seed: int) -> Path:
+    """Writes attempts that were kept, each with one of those that lay too high, as the model drew them; returns the
+    pairs' file, beside which `attempts.parquet` has the crystals. `folder` is that of the round.
+
+    Both stood behind the prompt that states nothing. Each attempt of the fewer is taken as often as the others need it.
+    Raises UserError if there is none of a kind.
+    """
+    verdicts = pd.read_csv(folder / "verdicts.csv")["verdict"].to_numpy()
+    random = np.random.default_rng(seed)
+    kinds = [random.permutation(np.flatnonzero(verdicts == kind)) for kind in (Verdict.KEPT, Verdict.TOO_HIGH)]
+    if not all(map(len, kinds)):
+        raise UserError(f"{folder}: {len(kinds[0])} attempts were kept and {len(kinds[1])} lay too high; no pairs")
+    count = max(map(len, kinds))
+    rows = table[np.isin(verdicts, [Verdict.KEPT, Verdict.TOO_HIGH])]
+    place = folder / "drawn.parquet"
+    with written_whole(place) as unfinished:
+        rows[["id", "cif"]].rename(columns={"id": "material_id"}).to_parquet(unfinished, index=False)
+    prepare([place], folder / "pairs", max_atoms=None, workers=1)
+    place.unlink()
+    attempts = folder / "pairs/attempts.parquet"
+    join([folder / "pairs" / place.name], attempts)
+    there = set(pd.read_parquet(attempts, columns=["material_id"])["material_id"])
+    preferred, other = (table["id"].to_numpy()[np.resize(kind, count)] for kind in kinds)
+    pairs = pd.DataFrame({"preferred": preferred, "dispreferred": other})
+    with written_whole(folder / "pairs/pairs.parquet") as unfinished:
+        pairs[pairs.isin(there).all(axis=1)].to_parquet(unfinished, index=False)
+    return folder / "pairs/pairs.parquet"
 
 
 def join(parts: Sequence[Path], out: Path) -> int:

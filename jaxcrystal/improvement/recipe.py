@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from jaxcrystal.config import Bounds, Count, SettingError, Settings
 from jaxcrystal.evaluation.metrics import METASTABLE
@@ -64,5 +64,7 @@ class Improvement(Settings):
     sampling: Sampling = field(default_factory=Sampling)
     selection: Selection = field(default_factory=Selection)
     judging: Judging = field(default_factory=Judging)
+    #: how verdicts teach: kept crystals become training data; or, beside one that lay too high, are preferred
+    teaching: Literal["crystals", "preferences"] = "crystals"
     #: of the model's own recipe, what a round's training does otherwise, as `train --set` takes it
     training: tuple[str, ...] = ("epochs=2", "optimizer.warmup_steps=20")

@@ -35,7 +35,7 @@ from jaxcrystal.crystals.dataset import written_whole
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation import results
 from jaxcrystal.improvement import story
-from jaxcrystal.improvement.pool import join, keep
+from jaxcrystal.improvement.pool import join, keep, pair
 from jaxcrystal.improvement.recipe import Improvement
 from jaxcrystal.interface.functions import evaluate, train
 from jaxcrystal.locks import held
@@ -153,7 +153,7 @@ class Round:
         evaluate(samples, self.folder / name, train=known, potential=potential, hull=hull_of, workers=self.workers)
 
     def _train(self, before: Round) -> None:
-        """On all data: adapters anew, on the base that they had; all weights from those of the round before."""
+        """On all data, or on pairs: adapters anew, on the base that they had; all weights from those of the round before."""
         synthetic = self.folder / "model/synthetic.parquet"
         if synthetic.exists():  # which is written last
             return
@@ -164,6 +164,10 @@ class Round:
             "data.validation": str(self.validation),
             "seed": self.own.seed + self.number,
         }
+        if self.recipe.teaching == "preferences":
+            table = results.read(self.folder / "selection").table
+            pairs = pair(table, self.folder, self.recipe.seed + self.number)
+            changes |= {"data.train": str(pairs.with_name("attempts.parquet")), "preferences.pairs": str(pairs)}
         ours = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         report = train(self.own, ["steps=null", *self.recipe.training, *ours])
         if report.stopped is not None:

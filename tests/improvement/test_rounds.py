@@ -12,7 +12,7 @@ from jaxcrystal.config import from_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.errors import UserError
 from jaxcrystal.improvement import rounds
-from jaxcrystal.improvement.pool import join
+from jaxcrystal.improvement.pool import join, pair
 from jaxcrystal.improvement.recipe import Improvement
 from jaxcrystal.improvement.story import title
 
@@ -107,6 +107,28 @@ def test_a_joined_set_has_all_rows_but_those_without_symmetry(data, tmp_path):
     pq.write_table(table.drop_columns(["symmetry.space_group"]), tmp_path / "broken.parquet")
     with pytest.raises(UserError, match=r"broken\.parquet is no set with symmetry"):
         join([tmp_path / "broken.parquet"], tmp_path / "more.parquet")
+
+
+def test_pairs_are_of_what_was_kept_and_what_lay_too_high(data, tmp_path):
+    """As they were drawn; each of the fewer as often as another; and a model can be trained on them."""
+    rows = jaxcrystal.read("mp20-val", limit=12).rows
+    verdicts = ["kept"] * 2 + ["too_high"] * 6 + ["known"] * 4
+    table = pd.DataFrame({"id": [row.id for row in rows], "cif": [row.crystal.to_cif() for row in rows]})
+    table.assign(verdict=verdicts).to_csv(tmp_path / "verdicts.csv", index=False)
+    found = pd.read_parquet(pair(table, tmp_path, 3))
+    assert sorted(found["dispreferred"]) == sorted(table["id"][2:8])
+    assert found["preferred"].value_counts().to_dict() == {name: 3 for name in table["id"][:2]}
+    attempts = dataset.load(tmp_path / "pairs/attempts.parquet")
+    assert set(attempts.ids) == set(table["id"][:8])
+    assert not pd.read_parquet(pair(table, tmp_path, 4)).equals(found)
+    settings = {"base": "mini", "out": str(tmp_path / "model"), "data.validation": str(data), "data.accumulate": 1}
+    settings |= {"data.train": str(tmp_path / "pairs/attempts.parquet")}
+    settings |= {"preferences.pairs": str(tmp_path / "pairs/pairs.parquet"), "text.form": "symmetry"}
+    words = [f"{key}={value}" for key, value in settings.items()]
+    assert jaxcrystal.train("mini_finetune", [*words, *TRAINING]).steps == 2
+    table.assign(verdict="kept").to_csv(tmp_path / "verdicts.csv", index=False)
+    with pytest.raises(UserError, match="12 attempts were kept and 0 lay too high; no pairs"):
+        pair(table, tmp_path, 3)
 
 
 def test_what_cannot_be_run_is_told_before_anything_is_drawn(data, tmp_path, capsys):
