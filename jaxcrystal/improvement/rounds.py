@@ -153,7 +153,7 @@ class Round:
         evaluate(samples, self.folder / name, train=known, potential=potential, hull=hull_of, workers=self.workers)
 
     def _train(self, before: Round) -> None:
-        """On all data, or on pairs: adapters anew, on the base that they had; all weights go on from where they were."""
+        """On all data, or on pairs: adapters anew, on the base that they had; all weights from where they were."""
         synthetic = self.folder / "model/synthetic.parquet"
         if synthetic.exists():  # which is written last
             return
