@@ -314,13 +314,9 @@ class OptimizerConfig(Settings):
 class PreferenceConfig(Settings):
     """Training on pairs of crystals, of which one is preferred (`jaxcrystal.training.preferences`)."""
 
-    pairs: str = (
-        "pairs.parquet"  #: ids of `data.train` in the columns preferred and dispreferred, and perhaps conditions
-    )
+    pairs: str = "pairs.parquet"  #: columns preferred and dispreferred: ids of `data.train`; and perhaps conditions
     beta: Annotated[float, Bounds(1e-4, 100)] = 0.1  #: the higher, the nearer to the start the model stays
-    likelihood: Annotated[float, Bounds(0, 100)] = (
-        1.0  #: weight of the preferred text's nats a token, beside the pair's
-    )
+    likelihood: Annotated[float, Bounds(0, 100)] = 1.0  #: weight of the preferred text's nats a token, which are added
 
 
 @dataclass(frozen=True)
