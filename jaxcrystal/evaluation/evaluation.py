@@ -123,6 +123,9 @@ def evaluate(
     versions = _programs() | {"samples": _fingerprint(samples), "space groups": f"within {symprec:g} Å"}
     inputs = {"samples": count(samples)}
     probable = likelihoods.of_samples(samples, scores)
+    if isinstance(scores, str | Path):
+        digest = hashlib.sha256(Path(scores).read_bytes()).hexdigest()
+        versions["scores"] = f"{name_as_text(Path(scores))} sha256:{digest}"
     # Every input is read before hours of relaxation begin: one of them may be refused.
     true = known = others = None
     if truth is not None:

@@ -89,7 +89,9 @@ def page_data(out) -> dict:
 
 
 def test_the_report_shows_them(tmp_path):
-    found = jaxcrystal.evaluate(samples(), tmp_path / "out", scores=SCORES)
+    SCORES.to_csv(tmp_path / "s.csv", index=False)
+    found = jaxcrystal.evaluate(samples(), tmp_path / "out", scores=tmp_path / "s.csv")
+    assert found.metrics["versions"]["scores"].startswith("s.csv sha256:")
     np.testing.assert_array_equal(found.table["log_probability_per_token"], [-5.5, -5.6, -5.7, np.nan])
     data = page_data(tmp_path / "out")
     at = [heading for heading, *_ in data["columns"]].index("nats/token")
