@@ -27,10 +27,14 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # a later XLA has no such flag, and stops at it
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+# No test is a stopwatch: a machine that is busy is not wrong.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_unconfigure() -> None:

@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcrystal.config import Bounds, LlamaConfig, LoraConfig, OptimizerConfig, Recipe, from_dict, load, to_dict
@@ -202,7 +202,6 @@ def test_no_number_outside_its_bounds_passes(data):
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_every_number_within_its_bounds_is_taken(data):
     key = data.draw(st.sampled_from(sorted(NUMBERS)))
     kind, bounds = NUMBERS[key]
