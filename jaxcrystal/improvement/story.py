@@ -13,6 +13,7 @@ the tokens that the loss counts, a crystal of the validation rows; `seconds` are
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,13 +160,15 @@ def _draw(heading: str, story: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for name, label in DRAWN.items():
+    for place, (name, label) in enumerate(DRAWN.items()):
         rows = story[story["quantity"] == name]
         if len(rows):
             values = 100 * rows[["value", "low_95", "high_95"]].to_numpy().T
             spread = np.maximum(0, [values[0] - values[1], values[2] - values[0]])
-            axes.errorbar(rows["round"], values[0], spread, marker="o", capsize=3, label=label)
-    axes.set(xlabel="round", ylabel="of judged attempts, %", title=heading, ylim=(0, 100))
+            beside = rows["round"] + 0.03 * (place - len(DRAWN) / 2)  # equal numbers do not hide each other
+            axes.errorbar(beside, values[0], spread, marker="o", markersize=4, capsize=2, linewidth=1.2, label=label)
+    figure.suptitle(textwrap.fill(heading, 90), x=0.01, horizontalalignment="left", fontsize="medium")
+    axes.set(xlabel="round", ylabel="of judged attempts, %", ylim=(-2, 102))
     axes.set_xticks(sorted(story["round"].unique()))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
