@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
         args.out, rows=args.rows, best=args.best, code=args.code, pseudopotentials=args.pseudopotentials
     )
     relaxed = int((index["structure"] == "relaxed").sum())
-    print(f"{len(index)} crystals in {args.out}, {relaxed} as they relaxed; {args.out / 'index.csv'} lists them")
+    counted = "1 crystal" if len(index) == 1 else f"{len(index)} crystals"
+    print(f"{counted} in {args.out}, {relaxed} as they relaxed; {args.out / 'index.csv'} lists them")
     if args.code == "quantum-espresso":
         print(f"Quantum ESPRESSO with these settings: {NOT_COMPARABLE}")
     else:
