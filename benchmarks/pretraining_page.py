@@ -25,6 +25,7 @@ def rendered(found: list[dict[str, Any]]) -> str:
     for result in found:
         measured, base, *points = result["measured"], *result["points"]
         lines += [f"On {measured['machine']}, {measured['date'][:10]}, {measured['commit']}.", ""]
+        lines += _rates(result)
         seen = sorted({point["crystals"] for point in points})
         for title, cell in (("nats a held-out crystal", _nats), ("compositions that balance", _compositional)):
             lines.append(f"| {title} | rate | 0 crystals seen |" + "".join(f" {n:,} |" for n in seen))
@@ -37,6 +38,18 @@ def rendered(found: list[dict[str, Any]]) -> str:
                 lines.append(f"| {variant} | {rate:g} | |{cells}")
             lines.append("")
     return "\n".join([*lines, ""])
+
+
+def _rates(result: dict[str, Any]) -> list[str]:
+    """What each rate that was tried came to, by which the best was chosen; a row for each way of training."""
+    rows = f"the first {result['rows'] // 4} of the held-out crystals"
+    lines = [f"| nats after {result['first']:,} crystals, {rows} | by rate |", "| --- | --- |"]
+    for variant, tried in result["rates"].items():
+        best = min(tried.values(), default=None)
+        told = sorted((float(rate), nats) for rate, nats in tried.items())
+        cells = [f"**{nats:.1f}** at {rate:g}" if nats == best else f"{nats:.1f} at {rate:g}" for rate, nats in told]
+        lines.append(f"| {variant} | {', '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _nats(point: dict[str, Any]) -> str:

@@ -374,6 +374,7 @@ def test_pretraining(tmp_path, monkeypatch):
 
     text = pretraining_page.rendered([result])
     assert f"| from random weights | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
+    assert f"**{min(tried.values()):.1f}** at {points[0]['rate']:g}" in text
     pretraining_page.draw(result, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
 
