@@ -97,7 +97,7 @@ def quantities(one: Round) -> Iterator[tuple[str, float, float, float]]:
         seconds = json.loads((one.folder / "seconds.json").read_text())
         yield "seconds", sum(seconds.values()), *none
     table = results.read(one.folder / "judged").table
-    for name, mask in _rates(table, _added(one.parts[1:])).items():
+    for name, mask in rates(table, _added(one.parts[1:])).items():
         yield name, mask.mean(), *wilson(int(mask.sum()), len(mask))
     counts = table["num_elements"].dropna().to_numpy(np.float64)
     yield "elements", counts.mean(), *bootstrap_mean(counts)
@@ -109,13 +109,13 @@ def _added(parts: Sequence[Path]) -> set[str]:
     return {name for path in parts for name in pd.read_parquet(path, columns=["material_id"])["material_id"]}
 
 
-def _rates(table: pd.DataFrame, added: set[str]) -> dict[str, pd.Series]:
+def rates(table: pd.DataFrame, added: set[str]) -> dict[str, pd.Series]:
     """Which judged attempts are what, by the name of the rate; relaxed where there was a potential."""
     suffix = "_relaxed" if "unique_relaxed" in table else ""
     unique, novel = (table[f"{name}{suffix}"].astype(bool) for name in ("unique", "novel"))
     known_as = table[f"known_as{suffix}"]
     original = novel | known_as.isin(added)  # the original set's rows come first, and so it would be named
-    rates = {
+    found = {
         "valid": table["structural_valid"] & table["compositional_valid"],
         "unique": unique,
         "novel": novel,
@@ -125,12 +125,12 @@ def _rates(table: pd.DataFrame, added: set[str]) -> dict[str, pd.Series]:
     }
     if "e_above_hull" in table:
         metastable = metastable_rows(table)
-        rates |= {
+        found |= {
             "metastable": metastable,
             "metastable_sun": metastable & unique & novel,
             "metastable_sun_original": metastable & unique & original,
         }
-    return rates
+    return found
 
 
 def as_markdown(recipe: Improvement, story: pd.DataFrame) -> str:
