@@ -58,23 +58,14 @@ def next_token_loss(
     """
     block = min(block, hidden.shape[1])
     alone = jax.sharding.get_abstract_mesh().size <= 1 and attention_kernels.platform() == "cpu"
-    written = rows.segments > 0
-    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  nothing follows a row's last token
-    counted = after(rows.loss_mask & written) & (after(rows.segments) == rows.segments)
+    written, counted = rows.segments > 0, _counted(rows)
     # Counts are added up in the loss's own scan: XLA on CPUs may run an all-reduce that does not depend on the layers'
     # collectives concurrently with these, in another order on each device, which is a deadlock of collectives.
     counts = jnp.stack([counted, written, written & (rows.positions == 0)], axis=-1)
-    targets = after(rows.tokens)
+    targets = _after(rows.tokens)
     if alone:
         order = jnp.argsort(~counted, axis=1, stable=True)
         hidden, targets, counts = (_taken(x, order) for x in (hidden, targets, counts))
-
-    def cut(x: Array) -> Array:
-        """[rows, length, ...] -> [blocks, rows, block, ...]; the last block is filled with zeros."""
-        missing = -x.shape[1] % block
-        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
-        x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
-        return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
     def sums(
         hidden: Float[Array, "rows block embed"],
@@ -83,10 +74,7 @@ def next_token_loss(
         counts: Bool[Array, "rows block 3"],
     ) -> tuple[Float32[Array, ""], Int[Array, "3"]]:
         """Of one block."""
-        logits = project(hidden, head, pieces)
-        # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
-        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-        nats = jnp.where(counts[..., 0], jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        nats = jnp.where(counts[..., 0], _nats(hidden, head, targets, pieces), 0.0)
         return jnp.sum(nats), counted_up(counts)
 
     def counted_up(counts: Bool[Array, "rows block 3"]) -> Int[Array, "3"]:
@@ -126,7 +114,7 @@ def next_token_loss(
         return d_hidden, d_head, None, None
 
     total.defvjp(forward, backward)
-    nats, counts = total(cut(hidden), head, cut(targets), cut(counts))
+    nats, counts = total(_cut(hidden, block), head, _cut(targets, block), _cut(counts, block))
     return Sums(nats, *counts)
 
 
@@ -144,15 +132,7 @@ def crystal_nats(
     made of this is unknown before all of its tokens are summed: a block's logits are made once more for its gradient.
     """
     block = min(block, hidden.shape[1])
-    after = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731
-    counted = after(rows.loss_mask & (rows.segments > 0)) & (after(rows.segments) == rows.segments)
-    crystals = jnp.where(counted, rows.segments, 0)[..., None] == jnp.arange(1, slots + 1)
-
-    def cut(x: Array) -> Array:
-        missing = -x.shape[1] % block
-        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
-        x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
-        return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
+    crystals = jnp.where(_counted(rows), rows.segments, 0)[..., None] == jnp.arange(1, slots + 1)
 
     def sums(
         hidden: Float[Array, "rows block embed"],
@@ -161,9 +141,7 @@ def crystal_nats(
         crystals: Bool[Array, "rows block slots"],
     ) -> Float32[Array, "rows slots"]:
         """Of one block."""
-        logits = project(hidden, head, pieces)
-        chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-        nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+        nats = _nats(hidden, head, targets, pieces)
         return constrain(jnp.sum(jnp.where(crystals, nats[..., None], 0.0), axis=1), "batch", None)
 
     @jax.custom_vjp
@@ -190,8 +168,39 @@ def crystal_nats(
         return d_hidden, d_head.astype(head.dtype), None, None
 
     total.defvjp(forward, backward)
-    nats = total(cut(hidden), head, cut(after(rows.tokens)), cut(crystals))
+    nats = total(_cut(hidden, block), head, _cut(_after(rows.tokens), block), _cut(crystals, block))
     return nats, jnp.sum(crystals, axis=1, dtype=jnp.int32)
+
+
+def _after(x: Shaped[Array, "rows length"]) -> Shaped[Array, "rows length"]:
+    """What follows each token; nothing follows a row's last one."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+
+def _counted(rows: Rows) -> Bool[Array, "rows length"]:
+    """Whether the token that follows is a target that counts."""
+    return _after(rows.loss_mask & (rows.segments > 0)) & (_after(rows.segments) == rows.segments)
+
+
+def _nats(
+    hidden: Float[Array, "rows block embed"],
+    head: Float[Array, "embed vocab"],
+    targets: Int[Array, "rows block"],
+    pieces: int,
+) -> Float32[Array, "rows block"]:
+    """-log p of each target."""
+    logits = project(hidden, head, pieces)
+    # A sum over the vocabulary, and no look-up: each device adds what its part of the vocabulary holds.
+    chosen = jnp.sum(jnp.where(targets[..., None] == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def _cut(x: Shaped[Array, "rows length *n"], block: int) -> Shaped[Array, "blocks rows block *n"]:
+    """The last block is filled with zeros."""
+    missing = -x.shape[1] % block
+    x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+    x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+    return constrain(jnp.moveaxis(x, 1, 0), None, "batch")
 
 
 def _taken(x: Shaped[Array, "rows length *n"], order: Int[Array, "rows length"]) -> Shaped[Array, "rows length *n"]:
