@@ -160,5 +160,5 @@ def test_what_the_command_says(evaluation, code, monkeypatch, tmp_path, capsys):
     more = [] if code == "vasp" else ["--code", code, "--pseudopotentials", str(tmp_path / "sssp.json")]
     assert main(["dft-inputs", "report", "--out", str(tmp_path / "dft"), "--rows", "0", *more]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"1 crystals in {tmp_path / 'dft'}, 1 as they relaxed; ")
+    assert said.startswith(f"1 crystal in {tmp_path / 'dft'}, 1 as they relaxed; ")
     assert (dft.NOT_COMPARABLE in said) == (code != "vasp") and ("pmg potcar" in said) == (code == "vasp")
