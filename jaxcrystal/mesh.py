@@ -138,6 +138,12 @@ def check_activations(mesh: Mesh, model: LlamaConfig, rows: int, accumulate: int
     check_divides(mesh, "batch", rows // accumulate, batch)
 
 
+def platform() -> str:
+    """Where the program will run: the platform of the mesh of `jax.set_mesh`, or JAX's default (cpu, gpu, tpu)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x`, laid out by these axis names on the mesh of `jax.set_mesh`; unchanged where none is set."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -20,19 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcrystal.config import LlamaConfig
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import MESH_AXES, parts, spec
+from jaxcrystal.mesh import MESH_AXES, parts, platform, spec
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 
 #: The kernel that `auto` takes on a platform, where it can.
 KERNELS: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}
 SPLASH_BLOCK = 512  #: queries, and keys, that the TPU's kernel holds at a time, or the largest part that divides a row
-
-
-def platform() -> str:
-    """Where the program will run: the platform of the mesh of `jax.set_mesh`, or JAX's default (cpu, gpu, tpu)."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def choose(config: LlamaConfig, rows: int, time: int) -> tuple[Implementation, str]:

@@ -29,10 +29,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from jaxcrystal.config import NF4_BLOCK, Weights
-from jaxcrystal.mesh import constrain, gather
+from jaxcrystal.mesh import constrain, gather, platform
 
 #: Name of a float kernel's product, by which `jax.checkpoint` may keep it: policies do not see into its own gradient.
 PRODUCT = "product"
@@ -141,8 +141,7 @@ def _product(x: Float[Array, "*n in"], kernel: Float[Array, "in out"], axes: tup
                     itself: over fsdp its parts are reduce-scattered, where the transpose of the gather
                     would all-reduce the whole of it
     """
-    flat = x.reshape(-1, x.shape[-1]) @ gather(kernel.astype(x.dtype), axes)
-    return flat.reshape(*x.shape[:-1], kernel.shape[1])
+    return _rounded("...i,io->...o", x, gather(kernel.astype(x.dtype), axes))
 
 
 def _product_forward(x: Array, kernel: Array, axes: tuple[str, str]) -> tuple[Array, tuple]:
@@ -151,14 +150,42 @@ def _product_forward(x: Array, kernel: Array, axes: tuple[str, str]) -> tuple[Ar
 
 def _product_backward(axes: tuple[str, str], kept: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    dy = dy.reshape(-1, dy.shape[-1])
-    dx = dy @ gather(kernel.astype(dy.dtype), axes).T
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy, preferred_element_type=wide)
-    return dx.reshape(x.shape), constrain(dw, *axes).astype(kernel.dtype)
+    dx = _rounded("...o,io->...i", dy, gather(kernel.astype(dy.dtype), axes))
+    dw = _summed("...i,...o->io", x, dy)
+    return dx, constrain(dw, *axes).astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def to_float32(x: Float[Array, "*n in"], kernel: Float[Array, "in out"]) -> Float32[Array, "*n out"]:
+    """x times a kernel of the same dtype, not rounded to it; the gradient is made of products of that dtype too."""
+    return _summed("...i,io->...o", x, kernel)
+
+
+def _to_float32_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    dy = dy.astype(x.dtype)
+    dx, dw = _summed("...o,io->...i", dy, kernel), _summed("...i,...o->io", x, dy)
+    return dx.astype(x.dtype), dw.astype(kernel.dtype)
+
+
+to_float32.defvjp(lambda x, kernel: (to_float32(x, kernel), (x, kernel)), _to_float32_backward)
+
+
+def _summed(pattern: str, x: Array, y: Array) -> Array:
+    """The product of two arrays of one dtype, in float32 or what is wider."""
+    return jnp.einsum(pattern, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _rounded(pattern: str, x: Array, y: Array) -> Array:
+    """The product in the dtype of its factors.
+
+    XLA on CPUs has a fast product of bfloat16 for results in float32 only; devices of a mesh should add up bfloat16.
+    """
+    on_cpu = platform() == "cpu"
+    return _summed(pattern, x, y).astype(x.dtype) if on_cpu else jnp.einsum(pattern, x, y)
 
 
 def init(weights: Weights, axes: tuple[str, str]) -> Callable[..., Any]:

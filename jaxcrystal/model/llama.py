@@ -113,8 +113,8 @@ class Llama(nn.Module):
 def project(
     hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], pieces: int
 ) -> Float32[Array, "batch time vocab"]:
-    """Logits, from products in the dtype of `hidden` that are summed in float32; -inf in columns beyond `pieces`."""
-    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    """Logits, from products in the dtype of `hidden`; -inf in columns beyond `pieces`."""
+    logits = kernels.to_float32(hidden, head.astype(hidden.dtype))
     if head.shape[1] > pieces:
         logits = jnp.where(jnp.arange(head.shape[1]) < pieces, logits, -jnp.inf)
     return constrain(logits, "batch", None, "vocab")

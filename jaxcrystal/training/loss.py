@@ -25,8 +25,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
-from jaxcrystal.mesh import constrain
-from jaxcrystal.model import attention_kernels
+from jaxcrystal.mesh import constrain, platform
 from jaxcrystal.model.llama import HEAD_AXES, project
 from jaxcrystal.texts.writer import Rows
 
@@ -57,7 +56,7 @@ def next_token_loss(
     the same crystal as the token before it: the first token of a crystal is never predicted from the end of another.
     """
     block = min(block, hidden.shape[1])
-    alone = jax.sharding.get_abstract_mesh().size <= 1 and attention_kernels.platform() == "cpu"
+    alone = jax.sharding.get_abstract_mesh().size <= 1 and platform() == "cpu"
     written, counted = rows.segments > 0, _counted(rows)
     # Counts are added up in the loss's own scan: XLA on CPUs may run an all-reduce that does not depend on the layers'
     # collectives concurrently with these, in another order on each device, which is a deadlock of collectives.
