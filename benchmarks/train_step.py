@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --shape tiny_cpu --tokenizer compact
                                                          one core; all weights of a small model, in CPU-seconds
     python benchmarks/train_step.py --shape smollm2 --tokenizer models/smollm2_135m
-                                                         two CPU cores, half an hour; in float32 and in bfloat16
+                                                         two CPU cores, half an hour; in bfloat16 and in float32
     python benchmarks/train_step.py --quick              seconds, a check that it runs; its figures mean nothing
     python benchmarks/train_step.py --shape 7b --one-at-a-time --data train.parquet --tokenizer tokenizer.model
                                                          one GPU; bfloat16; the README of this folder has more
@@ -76,6 +76,7 @@ class Shape:
     peers: tuple[str, ...]
     dtype: str = "bfloat16"
     adapters: tuple[str, ...] = PAPER  #: settings of those that are trained; none: all weights are
+    model_settings: tuple[str, ...] = ()  #: how ours is computed
     also: str | None = None  #: another dtype, in which ours is measured too
     one_core: bool = False  #: every engine is pinned to the same core, and rates are over CPU-seconds
 
@@ -92,9 +93,10 @@ SHAPES = {
     "50m": Shape(_llama(512, 1376, 8, 8, 8), 4, 512, ("", "micro=4", "micro=1", "packed=512"), "float32"),
     "smollm2": Shape(  # what configs/smollm2_135m_cpu.yaml trains
         _llama(576, 1536, 30, 9, 3, vocab=49152, tied=True),
-        *(2, 1024, ("", "micro=4", "micro=1", "packed=1024"), "float32"),
+        *(2, 1024, ("", "micro=4", "micro=1", "packed=1024"), "bfloat16"),
         adapters=("rank=16", "alpha=32", "dropout=0", f"targets={list(TARGETS)}"),
-        also="bfloat16",
+        model_settings=("scan_layers=false",),
+        also="float32",
     ),
     "7b": Shape(_llama(4096, 11008, 32, 32, 32), 16, 2048, _ON_GPU),
     "13b": Shape(_llama(5120, 13824, 40, 40, 40), 16, 2048, _ON_GPU),
@@ -140,8 +142,8 @@ def make_recipe(chosen: argparse.Namespace, data: Path) -> Recipe:
     }
     if chosen.weights:
         keys["model.weights"] = chosen.weights
-    adapters = [f"lora.{setting}" for setting in shape.adapters]
-    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + adapters + chosen.set)
+    more = [f"lora.{setting}" for setting in shape.adapters] + [f"model.{setting}" for setting in shape.model_settings]
+    recipe = load(Recipe, None, [f"{key}={value}" for key, value in keys.items()] + more + chosen.set)
     if (needed := load_tokenizer(recipe.tokenizer).vocab_size) > recipe.model.vocab_size:
         raise UserError(
             f"--shape {chosen.shape} has {recipe.model.vocab_size} pieces, {recipe.tokenizer} {needed}; "

@@ -18,6 +18,7 @@ from jaxcrystal.model.attention import View, attend
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.tokenizer import load_tokenizer
 from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
+from jaxcrystal.training.speed import peak_flops
 
 PACKAGES = (
     "jax",
@@ -39,6 +40,7 @@ def doctor(potential: str = "chgnet") -> bool:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("versions", _versions),
         ("devices", _devices),
+        ("products", _products),
         ("attention", _attention),
         ("tokens", _tokens),
         ("box", lambda: f"{box.check()} parts of it are those that shipped"),
@@ -73,6 +75,15 @@ def _devices() -> str:
     if total != 64**3:
         raise UserError(f"{devices[0].device_kind} multiplies wrongly: {total} instead of {64**3}")
     return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
+
+
+def _products() -> str:
+    """How fast the first device multiplies matrices in either `model.dtype`."""
+    (wide, origin), (half, _) = (peak_flops(jax.devices()[0], dtype) for dtype in ("float32", "bfloat16"))
+    if origin.startswith("data sheet"):
+        return f"{half / 1e12:.0f} TFLOP/s ({origin})"
+    faster = "bfloat16" if half > wide else "float32"
+    return f"{wide / 1e9:.0f} GFLOP/s in float32, {half / 1e9:.0f} in bfloat16: train with model.dtype={faster}"
 
 
 def _attention() -> str:

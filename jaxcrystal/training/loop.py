@@ -250,7 +250,7 @@ class _Run:
         seconds = time.perf_counter() - started
         eval_step = self.trainer.compile_eval(state, self.validation.placed(self.validation.nothing().index, self.rows))
         device = jax.local_devices()[0]
-        peak, origin = speed.peak_flops(device)
+        peak, origin = speed.peak_flops(device, self.trainer.model.config.dtype)
         self.peak = peak * self.trainer.mesh.size
         variables = self.trainer.variables(state)
         self.multiplied = speed.Multiplied.of(self.trainer.model.config, variables, self.trainer.collection)

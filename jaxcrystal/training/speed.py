@@ -58,18 +58,18 @@ class Multiplied:
         return 4 * self.weights + 2 * self.trained + attention
 
 
-def peak_flops(device: jax.Device) -> tuple[float, str]:
+def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
     """Peak FLOP/s of one device and where the figure is from: a data sheet, or a matrix product timed here."""
     for part, peak in PEAK.items():
         if part in device.device_kind:
             return peak, f"data sheet, {part}, bfloat16"
     n, repeats = 1024, 8
-    x = jax.device_put(jnp.ones((n, n), jnp.float32), device)
-    multiply = jax.jit(lambda x: x @ x)
+    x = jax.device_put(jnp.ones((n, n), dtype), device)
+    multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
     multiply(x).block_until_ready()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         multiply(x).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds), f"best of {repeats} products of {n} x {n} float32, timed here"
+    return 2 * n**3 / min(seconds), f"best of {repeats} products of {n} x {n} {dtype}, timed here"

@@ -46,7 +46,7 @@ def test_the_roofline_by_hand():
     ("kind", "chip"), [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e")]
 )
 def test_a_device_by_its_compilers_name_has_the_peak_of_its_chip(kind, chip):
-    assert speed.peak_flops(SimpleNamespace(device_kind=kind))[0] == chips.CHIPS[chip].peak
+    assert speed.peak_flops(SimpleNamespace(device_kind=kind), "bfloat16")[0] == chips.CHIPS[chip].peak
 
 
 def test_collectives_are_told_once_for_a_shape_and_axis_and_by_size():
