@@ -176,7 +176,8 @@ def composition(work: Work, folder: Path, model_dir: Path) -> dict[str, Any]:
     """How many of some attempts without grammar have a composition whose charges could balance; drawn once."""
     path = folder / f"composition_{work.samples}.json"
     if not path.exists():
-        with jaxcrystal.load(model_dir, grammar=False, temperature=1.0, top_p=1.0, max_new_tokens=400) as sampler:
+        settings = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 400, "dtype": "float32"}
+        with jaxcrystal.load(model_dir, grammar=False, **settings) as sampler:
             attempts = sampler.sample(work.samples, seed=1)
         found = jaxcrystal.evaluate(attempts).metrics
         told = {

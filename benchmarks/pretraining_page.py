@@ -25,7 +25,10 @@ def rendered(found: list[dict[str, Any]]) -> str:
     for result in found:
         measured, base, *points = result["measured"], *result["points"]
         lines += [f"On {measured['machine']}, {measured['date'][:10]}, {measured['commit']}.", ""]
+        trained = " and ".join(sorted({point["trained_in"] for point in points}))
+        tried = result["rates_tried_in"]
         lines += _rates(result)
+        lines += [f"Rates were tried in {tried}; what follows was trained in {trained}.", ""] if points else []
         seen = sorted({point["crystals"] for point in points})
         for title, cell in (("nats a held-out crystal", _nats), ("compositions that balance", _compositional)):
             lines.append(f"| {title} | rate | 0 crystals seen |" + "".join(f" {n:,} |" for n in seen))
@@ -37,6 +40,11 @@ def rendered(found: list[dict[str, Any]]) -> str:
                 cells = "".join(f" {cell(row[n])} |" if n in row else " |" for n in seen)
                 lines.append(f"| {variant} | {rate:g} | |{cells}")
             lines.append("")
+        for point in result.get("also", []):
+            told = (
+                f"{point['variant']} after {point['crystals']} crystals: {_nats(point)} nats, {_compositional(point)}"
+            )
+            lines += [f"Trained in {point['trained_in']}, {told}.", ""]
     return "\n".join([*lines, ""])
 
 

@@ -137,6 +137,7 @@ OPTIONS = [
     ("sample", ["--symprec", "0.01"], {"symprec": 0.01}),
     ("sample", ["--exact-symmetry"], {"exact_symmetry": True}),
     ("sample", ["--cache-dtype", "int8"], {"cache_dtype": "int8"}),
+    ("sample", ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
     ("predict", ["--model", "x"], {"model_dir": Path("x")}),
     ("predict", ["--out", "x.csv"], {"out": Path("x.csv")}),
     ("predict", ["--attempts", "7"], {"attempts": 7}),

@@ -136,6 +136,9 @@ def add(verb: Callable) -> None:
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )
     command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
+    )
+    command.add_argument(
         "--cache-dtype",
         choices=["float32", "bfloat16", "int8"],
         help="of keys and values (default: the model's; int8 has scales, and room for more slots)",
@@ -210,6 +213,7 @@ def run(args: argparse.Namespace) -> None:
         symprec=args.symprec,
         exact_symmetry=args.exact_symmetry,
         slots=args.slots,
+        dtype=args.dtype,
         cache_dtype=args.cache_dtype,
         max_new_tokens=args.max_new_tokens,
         mesh=copies_mesh(args.tensor),

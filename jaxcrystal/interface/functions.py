@@ -131,8 +131,8 @@ def load(model_dir: Place, *, base: Place | None = None, tensor: int = 1, **sett
       `jaxcrystal convert --weights int8` made of them.
     - `tensor`: devices that share a copy of the model; the others of this process hold copies.
     - `settings`: what the compiled programs depend on, as `jaxcrystal sample` has it: `temperature`, `top_p`, `top_k`,
-      `min_p`, `composition_temperature`, `new`, `guidance`, `grammar`, `slots`, `cache_dtype`, `max_new_tokens`
-      (`sampling.sampler.SamplerSettings`).
+      `min_p`, `composition_temperature`, `new`, `guidance`, `grammar`, `slots`, `dtype`, `cache_dtype`,
+      `max_new_tokens` (`sampling.sampler.SamplerSettings`).
 
     Raises UserError if there is no such model, for a base of other weights, or for a setting out of range.
     """

@@ -61,6 +61,7 @@ class SamplerSettings:
     top_p: float = 0.9
     min_p: float | None = None
     slots: int | None = None  #: crystals that a copy of the model draws at once; None: as many as its memory holds
+    dtype: str | None = None  #: of activations and matrix products; None: the model's
     cache_dtype: str | None = None  #: of keys and values; None: the model's
     max_new_tokens: int | None = None  #: None: what the context leaves after the longest prompt, at most 512
 
@@ -69,6 +70,8 @@ class SamplerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}; it must be float32 or bfloat16")
         if (name := self.of_composition) and not self.grammar:
             raise UserError(f"{name} needs the grammar, which knows where the composition ends")
         _ = self.methods, self.composition_methods, self.guide
@@ -131,7 +134,8 @@ class Sampler:
                 f"writes the {self.trained.text.form} form"
             )
         self.known = known_formulas.load(model_dir) if settings.new else []  #: formulas that are not drawn
-        self.model = load_model(model_dir, self.mesh, base)
+        model = load_model(model_dir, self.mesh, base)
+        self.model = replace(model, config=replace(model.config, dtype=settings.dtype or model.config.dtype))
         self.tokenizer = self.model.tokenizer
         self.form = form_of(self.model.text)
         self.closed = False

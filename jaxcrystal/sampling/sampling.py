@@ -142,6 +142,7 @@ def sample(
             exact_symmetry=exact_symmetry or None,
             labels=digest(trained.labels) if any(target.ranges for target in wanted) else None,
             new=hashlib.sha256("\n".join(sampler.known).encode()).hexdigest()[:16] if shaped.new else None,
+            dtype=shaped.dtype,
             composition_methods=shaped.composition_methods and list(map(repr, shaped.composition_methods)),
         )
         tasks = [plan.tasks[row] for row in part.rows(request.rows)]

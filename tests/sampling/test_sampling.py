@@ -424,6 +424,20 @@ def test_a_cache_of_int8_is_another_run(model_dir, tmp_path):
         sample(model_dir, 20, tmp_path / "s.parquet", **{**options, "cache_dtype": None})
 
 
+def test_another_dtype_is_another_run(model_dir, tmp_path):
+    """The model's own is float32; in bfloat16 texts have other log-probabilities, and so they have again."""
+    told = []
+    for name, dtype in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32"), ("d", None)):
+        report = sample(model_dir, 20, tmp_path / f"{name}.parquet", slots=8, dtype=dtype)
+        told.append([row["log_probability"] for row in pq.read_table(report.out).to_pylist()])
+    assert told[0] == told[1] != told[2] == told[3]
+    assert np.mean(np.array(told[0]) == told[2]) < 0.5
+    with pytest.raises(UserError, match="dtype was 'bfloat16', now it is None"):
+        sample(model_dir, 20, tmp_path / "a.parquet", slots=8)
+    with pytest.raises(UserError, match="dtype is 'float16'; it must be float32 or bfloat16"):
+        sample(model_dir, 20, tmp_path / "e.parquet", dtype="float16")
+
+
 def test_symprec_decides_which_symmetry_is_told(model_dir, tmp_path):
     constraints = Constraints(formula="NaCl", num_atoms=(2, 2), lengths=(3.0, 9.9))
     groups = []
