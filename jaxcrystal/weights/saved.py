@@ -231,7 +231,8 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
     if base is not None:
         description = _on_base(directory, description, as_path(base))
     tokenizer = description.tokenizer(directory)
-    config = _with_pieces(description.model, tokenizer)
+    # Layers as a loop, however training had them: one by one, each token that is drawn would copy the whole cache.
+    config = replace(_with_pieces(description.model, tokenizer), scan_layers=True)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
     if description.base is None or description.lora is None:  # trained whole, wherever it began
