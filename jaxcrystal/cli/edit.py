@@ -27,6 +27,12 @@ def add(verb: Callable) -> None:
         metavar="DIR",
         help="written by train or convert; or mini, which comes with the package",
     )
+    command.add_argument(
+        "--base",
+        type=options.place,
+        metavar="DIR",
+        help="of adapters: another base, as of `sample` (default: the one they were trained on)",
+    )
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
@@ -62,6 +68,12 @@ def add(verb: Callable) -> None:
         help="draw M of the attempts again by the grammar's weights, as the model alone draws around what is kept; "
         "needs --temperature 1 --top-p 1",
     )
+    command.add_argument(
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="press the kept composition, elements or group, which the prompt states: as of `sample`",
+    )
     command.add_argument("--temperature", type=float, default=0.9, metavar="T", help="below 1: likelier crystals")
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
@@ -92,7 +104,9 @@ def run(args: argparse.Namespace) -> None:
         group=args.keep_group,
         num_atoms=args.num_atoms,
         constraints=Constraints(allowed=args.allow and tuple(args.allow), forbidden=tuple(args.forbid or ())),
+        base=args.base,
         resample=args.resample,
+        guidance=args.guidance,
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,

@@ -25,6 +25,12 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
     )
+    command.add_argument(
+        "--base",
+        type=options.place,
+        metavar="DIR",
+        help="of adapters: another base, as of `sample` (default: the one they were trained on)",
+    )
     command.add_argument("--mask", metavar="A", help="the element, all of whose atoms are masked")
     command.add_argument(
         "--site",
@@ -57,7 +63,14 @@ def run(args: argparse.Namespace) -> None:
     from jaxcrystal.interface.infilling import infill
 
     found = infill(
-        args.model, args.crystals, args.out, mask=args.mask, site=args.site, allow=args.allow, similar=args.similar
+        args.model,
+        args.crystals,
+        args.out,
+        base=args.base,
+        mask=args.mask,
+        site=args.site,
+        allow=args.allow,
+        similar=args.similar,
     )
     print(found)
     table = table_of(args.out)

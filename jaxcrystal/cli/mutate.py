@@ -25,6 +25,12 @@ def add(verb: Callable) -> None:
         "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
     )
     command.add_argument(
+        "--base",
+        type=options.place,
+        metavar="DIR",
+        help="of adapters: another base, as of `sample` (default: the one they were trained on)",
+    )
+    command.add_argument(
         "--out",
         required=True,
         type=Path,
@@ -56,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         args.crystals,
         args.model,
         args.out,
+        base=args.base,
         num=args.num,
         seed=args.seed,
         tolerance=args.tolerance,

@@ -21,17 +21,18 @@ def infill(
     crystals: Source,
     out: Path,
     *,
+    base: str | PathLike[str] | None = None,
     mask: str | None = None,
     site: int | None = None,
     allow: Sequence[str] | None = None,
     similar: float | None = None,
 ) -> Infilled:
-    """Asks the model, as `Sampler.infill`, and writes what it answers, as `Infilled.write`.
+    """Asks the model, on another `base` as `load` has it, as `Sampler.infill`; writes the answers, as `Infilled.write`.
 
     Answers are kept beside the table, in elements.jsonl, as they come; a run that was stopped goes on after them.
     """
     kept = table_of(out).with_suffix(".jsonl")
-    with load(model_dir) as sampler:
+    with load(model_dir, base=base) as sampler:
         found = sampler.infill(crystals, mask=mask, site=site, allow=allow, similar=similar, store=kept)
     found.write(out)
     return found

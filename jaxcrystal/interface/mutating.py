@@ -84,6 +84,7 @@ def mutate(
     model_dir: str | PathLike[str],
     out: str | PathLike[str],
     *,
+    base: str | PathLike[str] | None = None,
     num: int = 1,
     seed: int = 0,
     tolerance: float = 0.1,
@@ -99,6 +100,7 @@ def mutate(
 
     - `crystals`: any source; `num` mutations of each.
     - `model_dir`: a model that was trained to infill, whose probabilities choose the element of the kind `language`.
+    - `base`: for adapters, another base than the one they were trained on, as `load` has it.
     - `out`: a folder: a table of each kind, its evaluation beside it, and their comparison. The same call goes on.
     - `tolerance`: in Å, of the radii of the kind `radius`.
     - all others are those of `evaluate`.
@@ -109,7 +111,7 @@ def mutate(
 
     folder = Path(out)
     with held(folder):
-        with load(model_dir) as sampler:
+        with load(model_dir, base=base) as sampler:
             made = make(sampler, crystals, num, seed=seed, tolerance=tolerance)
         evaluations = {}
         for kind, attempts in made.items():

@@ -309,3 +309,5 @@ def test_the_command_refuses_in_one_line(model, tmp_path, capsys, monkeypatch):
         assert not (tmp_path / "out").exists()
     assert main(["infill", "c.csv", "--model", "mini", "--mask", "Na", "--out", "out"]) == 1
     assert "mini was not trained to infill" in capsys.readouterr().err
+    assert main(["infill", "c.csv", "--model", str(model), "--base", str(model), "--mask", "Na", "--out", "out"]) == 1
+    assert f"{model} has no adapters on a base, but weights of its own; leave the base" in capsys.readouterr().err

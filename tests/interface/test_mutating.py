@@ -108,6 +108,11 @@ def test_what_cannot_be_done(model, crystals, change, message):
         make(sampler, crystals, **asked)
 
 
+def test_a_base_is_for_adapters(model, tmp_path, capsys):
+    assert main(["mutate", "mp20-test", "--model", str(model), "--base", str(model), "--out", str(tmp_path / "x")]) == 1
+    assert "has no adapters on a base, but weights of its own; leave the base" in capsys.readouterr().err
+
+
 def test_a_model_that_was_not_trained_to(tmp_path, capsys):
     assert main(["mutate", "mp20-test", "--model", "mini", "--out", str(tmp_path / "x")]) == 1
     assert "mini was not trained to infill" in capsys.readouterr().err

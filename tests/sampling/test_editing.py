@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import jax
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from some_crystals import SALT
@@ -169,6 +170,23 @@ def test_a_ledger_goes_on_and_belongs_to_its_edit(models, tmp_path, capsys):
     assert [row["cif"] for row in pq.read_table(out).to_pylist()][:6] == [row["cif"] for row in rows]
     with pytest.raises(UserError, match="belongs to another run: grammar was"):
         run(8, sites=(1, 3, 4), resample=3)
+
+
+def test_guidance_presses_what_is_stated(models, tmp_path):
+    """Kept elements are stated, kept sites are not."""
+
+    def texts(**request):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        edit(models["p1"], TITANATE, 6, out, mesh=ONE_DEVICE, **SETTINGS, **request)
+        return list(pd.read_csv(out)["text"])
+
+    # What random weights say hardly depends on the prompt: it takes a thousand times the difference.
+    plain, pressed = (texts(elements=True, guidance=guidance) for guidance in (1.0, 1000.0))
+    assert plain != pressed and plain == texts(elements=True)
+    for text in pressed:
+        assert {symbol for symbol in ("Ba", "Ti", "O") if f"{symbol}\n" in text} == {"Ba", "Ti", "O"}
+    with pytest.raises(UserError, match="guidance weighs what the prompt states, and prompt 1 states nothing"):
+        texts(sites=(1,), guidance=2.0)
 
 
 @pytest.mark.parametrize(
