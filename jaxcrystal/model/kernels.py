@@ -175,7 +175,10 @@ to_float32.defvjp(lambda x, kernel: (to_float32(x, kernel), (x, kernel)), _to_fl
 
 
 def _summed(pattern: str, x: Array, y: Array) -> Array:
-    """The product of two arrays of one dtype, in float32 or what is wider."""
+    """The product of two arrays of one dtype, in float32 or what is wider.
+
+    By a pattern, not of a transpose: what is transposed before its product, XLA on CPUs multiplies as float32.
+    """
     return jnp.einsum(pattern, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
