@@ -175,6 +175,26 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
                 forced = " (forced)" if met == "forced_rate" else ""
                 by = "grammar" if row["grammar"] else "prompt"
                 yield _row(row["model"], row["asked"], by, str(row["attempts"]), what, cells[0] + forced, cells[1])
+    elif result["benchmark"] == "likelihood":
+        judges = f"judged by {result['potential']} and {result['hull']}"
+        yield f"{result['attempts']:,} attempts of {result['model']}, {judges}"
+        yield ""
+        yield "| rank correlation of −log p with the energy above the hull | placed | each | a token | an atom |"
+        yield "| --- | --: | --: | --: | --: |"
+        for name, found in result["sets"].items():
+            told = found["correlation"] or {}
+            cells = [
+                "{:.2f} ({:.2f} to {:.2f})".format(*told[by]) if by in told else "" for by in ("total", "token", "atom")
+            ]
+            yield _row(name, f"{found['placed']:,}", *cells)
+        names = list(result["kept"][0]["rates"])
+        yield ""
+        yield "| kept | crystals | mean atoms |" + "".join(f" {name} |" for name in names)
+        yield "| --- | --: | --: |" + " --: |" * len(names)
+        for row in result["kept"]:
+            share = f", the likeliest {row['share']:.0%} by {row['by']}".replace("%", " %") if row["share"] < 1 else ""
+            cells = ["{:.1f} % ({:.1f} to {:.1f})".format(*(100 * x for x in row["rates"][name])) for name in names]
+            yield _row(f"{result['model']}{share}", f"{row['crystals']:,}", f"{row['mean_num_atoms']:.1f}", *cells)
     elif result["benchmark"] == "prediction":
         shots = [n for n in (1, 5, 20) if n <= result["rows"][0]["attempts"]]
         parts = {"": "all", "new_formulas": "new formulas", "lowest": "lowest of their formula"}

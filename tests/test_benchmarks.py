@@ -535,3 +535,43 @@ def test_stated_groups(tmp_path):
     assert sampled["equal"] == pytest.approx(1 / 3) and sampled["evenly"] == pytest.approx(1 / 4)
     assert (after["crystals"], after["equal"]) == (2, 1.0)
     assert "| relaxed | 0.01 | 2 | 100.0 % (" in table.rendered(out)
+
+
+@pytest.mark.slow
+def test_likelihood(tiny, tmp_path):
+    """Shares of the likeliest are those that `sample --keep` keeps, and their rates those of their own evaluation."""
+    import likelihood
+    import table
+    from scipy.stats import spearmanr
+
+    import jaxcrystal
+    from jaxcrystal.sampling.sampling import sample
+
+    (tmp_path / "hull.csv").write_text("formula,formation_energy_per_atom\nNaCl,-2.1\n")
+    elements = {s: {"energy": e, "composition": {s: 1}} for s, e in {"Na": -1.3225, "Cl": -1.8485}.items()}
+    (tmp_path / "references.json").write_text(json.dumps(elements))
+    command = [str(tiny), "--train", "prototypes:train", "--others", "prototypes:validation", "--quick"]
+    for name, place in {"work": "work", "hull": "hull.csv", "references": "references.json", "out": "out"}.items():
+        command += [f"--{name}", str(tmp_path / place)]
+    assert likelihood.main(command) == 0
+    result = only_result(tmp_path / "out")
+    assert set(result["sets"]) == {"tiny", "prototypes:validation"}
+    assert [(row["share"], row["by"]) for row in result["kept"][:3]] == [
+        (1.0, "total"),
+        (0.75, "total"),
+        (0.75, "token"),
+    ]
+    (half,) = (row for row in result["kept"] if (row["share"], row["by"]) == (0.5, "atom"))
+    report = sample(tiny, 4, tmp_path / "half.parquet", seed=0, keep=0.5, keep_by="atom")
+    found = jaxcrystal.evaluate(report.out, tmp_path / "half", train="prototypes:train").metrics
+    assert half["crystals"] == found["counts"]["constructed"] == 2
+    assert half["rates"]["validity.structural"][0] == found["validity"]["structural_of_kept"]
+    assert half["rates"]["validity.compositional"][0] == found["validity"]["compositional_of_kept"]
+    assert "| tiny, the likeliest 50 % by atom | 2 |" in table.rendered(tmp_path / "out")
+
+    columns = {"log_probability": [-9.0, -3.0, -6.0, None], "log_probability_per_token": [-0.3, -0.2, -0.1, None]}
+    columns |= {"num_atoms": [2, 3, 4, 5], "e_above_hull": [0.3, 0.1, 0.2, 0.0]}
+    told = likelihood.correlations(pd.DataFrame(columns))
+    assert told["placed"] == 3 and told["correlation"]["total"][0] == 1.0
+    assert likelihood.correlations(pd.DataFrame(columns).iloc[2:]) == {"placed": 1, "correlation": None}
+    assert told["correlation"]["token"][0] == spearmanr([0.3, 0.2, 0.1], [0.3, 0.1, 0.2]).statistic == 0.5
