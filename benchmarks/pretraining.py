@@ -14,9 +14,9 @@ the best is between others; the rate with the fewest nats goes on to the other b
   the first quarter of these rows, figures are of all of them;
 - `compositional`: share of attempts without grammar that are crystals whose charges could balance.
 
-The base before any training is the row with 0 crystals. What is measured stands in the result at once, and a script
-that is stopped goes on from there, on this machine or another; models lie in --runs, a folder for one --base and
---data. One with more `--budgets` goes further.
+A rate that was tried in one dtype is not tried in another again. The base before any training is the row with 0
+crystals. What is measured stands in the result at once, and a script that is stopped goes on from there, on this
+machine or another; models lie in --runs, a folder for one --base and --data. One with more `--budgets` goes further.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Work:
         # Each layer by itself: a minute more to compile, and a third less a step than a scan of thirty.
         model = replace(read_description(self.base).model, dtype=self.dtype, scan_layers=False)
         return Recipe(
-            out=str(self.runs / f"{variant.replace(' ', '_')}_{rate:g}"),
+            out=str(self.runs / f"{variant.replace(' ', '_')}_{rate:g}_{self.dtype}"),
             base=None if variant == RANDOM else str(self.base),
             tokenizer=str(self.base),
             model=model if variant == RANDOM else computed_as(LlamaConfig(), model),
@@ -203,7 +203,8 @@ def measure(work: Work, result: dict[str, Any], write: Callable[[], object]) -> 
 
     def point(variant: str, rate: float | None, crystals: int, folder: Path, recipe: Recipe, base: Path | None) -> None:
         """A figure that is not there; of the model in `base`, or of what the recipe trains."""
-        if any(known["variant"] == variant and known["crystals"] == crystals for known in result["points"]):
+        wanted = {"variant": variant, "crystals": crystals, "trained_in": None if base else work.dtype}
+        if any(wanted.items() <= known.items() for known in result["points"]):
             return
         done = (folder / f"nats_{work.rows}.npy", folder / f"composition_{work.samples}.json")
         if base is None and not all(path.exists() for path in done):
@@ -211,11 +212,8 @@ def measure(work: Work, result: dict[str, Any], write: Callable[[], object]) -> 
         model = base or Path(recipe.out)
         values = measured(work, recipe, folder, model, work.rows)
         low, high = bootstrap_mean(values)
-        found = {
-            "variant": variant,
+        found = wanted | {
             "rate": rate,
-            "crystals": crystals,
-            "trained_in": None if base else work.dtype,
             "nats": float(values.mean()),
             "interval": [low, high],
             "crystals_of_validation": len(values),
@@ -235,21 +233,26 @@ def measure(work: Work, result: dict[str, Any], write: Callable[[], object]) -> 
             if not list(folder.glob("nats_*.npy")):
                 _report(f"{variant}, rate {rates[0]:g}, up to {first} crystals")
                 _finish(recipe)
-            result["rates_tried_in"] = work.dtype
-            tried[f"{rates[0]:g}"] = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
-            _report(f"{variant}, rate {rates[0]:g}: {tried[f'{rates[0]:g}']:.1f} nats after {first} crystals")
+            found = float(measured(work, recipe, folder, Path(recipe.out), work.chosen_on).mean())
+            tried[f"{rates[0]:g}"] = {"nats": found, "trained_in": work.dtype}
+            _report(f"{variant}, rate {rates[0]:g}: {found:.1f} nats after {first} crystals")
             write()
-        best[variant] = float(min(tried, key=tried.get))
+        best[variant] = _best(tried)
     for budget in work.budgets:
         for variant, rate in best.items():
             recipe, folder = after(variant, rate, budget)
             point(variant, rate, steps[budget][1], folder, recipe, None)
 
 
-def _beyond(tried: dict[str, float]) -> list[float]:
+def _best(tried: dict[str, dict[str, Any]]) -> float:
+    """The rate with the fewest nats."""
+    return float(min(tried, key=lambda rate: tried[rate]["nats"]))
+
+
+def _beyond(tried: dict[str, dict[str, Any]]) -> list[float]:
     """The rate to be tried next, as long as the best is the lowest or the highest of all; else none."""
     low, next_to_it, *_ = sorted(map(float, tried))
-    step, best = next_to_it / low, float(min(tried, key=tried.get))
+    step, best = next_to_it / low, _best(tried)
     beyond = {low: best / step, max(map(float, tried)): best * step}.get(best)
     return [] if beyond is None else [float(f"{beyond:.1g}")]
 

@@ -25,26 +25,19 @@ def rendered(found: list[dict[str, Any]]) -> str:
     for result in found:
         measured, base, *points = result["measured"], *result["points"]
         lines += [f"On {measured['machine']}, {measured['date'][:10]}, {measured['commit']}.", ""]
-        trained = " and ".join(sorted({point["trained_in"] for point in points}))
-        tried = result["rates_tried_in"]
+        lines += [f"{result['earlier'][0].upper()}{result['earlier'][1:]}.", ""] if "earlier" in result else []
         lines += _rates(result)
-        lines += [f"Rates were tried in {tried}; what follows was trained in {trained}.", ""] if points else []
         seen = sorted({point["crystals"] for point in points})
         for title, cell in (("nats a held-out crystal", _nats), ("compositions that balance", _compositional)):
             lines.append(f"| {title} | rate | 0 crystals seen |" + "".join(f" {n:,} |" for n in seen))
             lines.append("| --- | --: | --: |" + " --: |" * len(seen))
             lines.append(f"| base, untrained | | {cell(base)} |" + " |" * len(seen))
-            for variant in dict.fromkeys(point["variant"] for point in points):
-                row = {point["crystals"]: point for point in points if point["variant"] == variant}
+            for variant, dtype in dict.fromkeys((point["variant"], point["trained_in"]) for point in points):
+                row = {p["crystals"]: p for p in points if (p["variant"], p["trained_in"]) == (variant, dtype)}
                 rate = next(iter(row.values()))["rate"]
                 cells = "".join(f" {cell(row[n])} |" if n in row else " |" for n in seen)
-                lines.append(f"| {variant} | {rate:g} | |{cells}")
+                lines.append(f"| {variant}, {dtype} | {rate:g} | |{cells}")
             lines.append("")
-        for point in result.get("also", []):
-            told = (
-                f"{point['variant']} after {point['crystals']} crystals: {_nats(point)} nats, {_compositional(point)}"
-            )
-            lines += [f"Trained in {point['trained_in']}, {told}.", ""]
     return "\n".join([*lines, ""])
 
 
@@ -53,10 +46,13 @@ def _rates(result: dict[str, Any]) -> list[str]:
     rows = f"the first {result['rows'] // 4} of the held-out crystals"
     lines = [f"| nats after {result['first']:,} crystals, {rows} | by rate |", "| --- | --- |"]
     for variant, tried in result["rates"].items():
-        best = min(tried.values(), default=None)
-        told = sorted((float(rate), nats) for rate, nats in tried.items())
-        cells = [f"**{nats:.1f}** at {rate:g}" if nats == best else f"{nats:.1f} at {rate:g}" for rate, nats in told]
-        lines.append(f"| {variant} | {', '.join(cells)} |")
+        best = min((one["nats"] for one in tried.values()), default=None)
+        cells = []
+        for rate in sorted(tried, key=float):
+            nats = f"{tried[rate]['nats']:.1f}"
+            cells.append(f"{f'**{nats}**' if tried[rate]['nats'] == best else nats} at {float(rate):g}")
+        dtypes = " and ".join(sorted({one["trained_in"] for one in tried.values()}))
+        lines.append(f"| {variant}, {dtypes} | {', '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -79,11 +75,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     base, *points = result["points"]
-    for variant in dict.fromkeys(point["variant"] for point in points):
-        row = [point for point in points if point["variant"] == variant]
+    for variant, dtype in dict.fromkeys((point["variant"], point["trained_in"]) for point in points):
+        row = [p for p in points if (p["variant"], p["trained_in"]) == (variant, dtype)]
         middle, ends = np.array([p["nats"] for p in row]), np.array([p["interval"] for p in row]).T
         seen = [p["crystals"] for p in row]
-        axes.errorbar(seen, middle, np.abs(ends - middle), marker="o", markersize=4, capsize=2, label=variant)
+        axes.errorbar(
+            seen, middle, np.abs(ends - middle), marker="o", markersize=4, capsize=2, label=f"{variant}, {dtype}"
+        )
     axes.axhline(base["nats"], color="gray", linestyle="--", label="base, untrained")
     axes.set(xscale="log", yscale="log", xlabel="crystals seen", ylabel="−log p of a held-out crystal, nats")
     axes.legend(frameon=False)

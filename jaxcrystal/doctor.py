@@ -83,7 +83,8 @@ def _products() -> str:
     if origin.startswith("data sheet"):
         return f"{half / 1e12:.0f} TFLOP/s ({origin})"
     faster = "bfloat16" if half > wide else "float32"
-    return f"{wide / 1e9:.0f} GFLOP/s in float32, {half / 1e9:.0f} in bfloat16: train with model.dtype={faster}"
+    told = f"{wide / 1e9:.0f} GFLOP/s in float32, {half / 1e9:.0f} in bfloat16"
+    return f"{told}: train float weights with model.dtype={faster}"
 
 
 def _attention() -> str:

@@ -311,9 +311,12 @@ def test_relax(tmp_path):
 def test_the_best_rate_lies_between_others():
     from pretraining import _beyond
 
-    assert _beyond({"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0}) == [4e-3]
-    assert _beyond({"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0, "0.004": 116.0}) == []
-    assert _beyond({"0.0001": 1.0, "0.0003": 2.0, "0.001": 3.0}) == [3e-5]
+    def beyond(**nats: float) -> list[float]:
+        return _beyond({rate: {"nats": one, "trained_in": "float32"} for rate, one in nats.items()})
+
+    assert beyond(**{"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0}) == [4e-3]
+    assert beyond(**{"0.0005": 117.0, "0.001": 114.0, "0.002": 112.0, "0.004": 116.0}) == []
+    assert beyond(**{"0.0001": 1.0, "0.0003": 2.0, "0.001": 3.0}) == [3e-5]
 
 
 def test_pretraining(tmp_path, monkeypatch):
@@ -360,7 +363,9 @@ def test_pretraining(tmp_path, monkeypatch):
     assert points[0]["crystals"] == points[1]["crystals"] < points[3]["crystals"]
     assert all(point["nats"] > 0 and point["attempts"] == 2 for point in points)
     tried = result["rates"][pretraining.ADAPTERS]
-    assert set(tried) == {"0.0005", "0.002"} and points[0]["rate"] == float(min(tried, key=tried.get))
+    assert {one["trained_in"] for one in tried.values()} == {"bfloat16"} == {point["trained_in"] for point in points}
+    best = min(tried, key=lambda rate: tried[rate]["nats"])
+    assert set(tried) == {"0.0005", "0.002"} and points[0]["rate"] == float(best)
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.npy")}
     (kept,) = (tmp_path / "out").iterdir()
@@ -373,8 +378,9 @@ def test_pretraining(tmp_path, monkeypatch):
     assert only_result(tmp_path / "out")["points"] == result["points"] and not (tmp_path / "runs").exists()
 
     text = pretraining_page.rendered([result])
-    assert f"| from random weights | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
-    assert f"**{min(tried.values()):.1f}** at {points[0]['rate']:g}" in text
+    assert f"| from random weights, bfloat16 | {points[2]['rate']:g} | | {points[2]['nats']:.1f} (" in text
+    assert f"**{tried[best]['nats']:.1f}** at {points[0]['rate']:g}" in text
+    assert "| base, untrained | |" in pretraining_page.rendered([result | {"points": [base]}])
     pretraining_page.draw(result, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
 

@@ -26,7 +26,7 @@ def test_the_faster_dtype_is_named(half, told, monkeypatch):
     speeds = {"float32": (2e11, "timed here"), "bfloat16": (half, "timed here")}
     monkeypatch.setattr(doctor, "peak_flops", lambda device, dtype: speeds[dtype])
     assert doctor._products() == (
-        f"200 GFLOP/s in float32, {half / 1e9:.0f} in bfloat16: train with model.dtype={told}"
+        f"200 GFLOP/s in float32, {half / 1e9:.0f} in bfloat16: train float weights with model.dtype={told}"
     )
     monkeypatch.setattr(doctor, "peak_flops", lambda device, dtype: (989e12, "data sheet, H200, bfloat16"))
     assert doctor._products() == "989 TFLOP/s (data sheet, H200, bfloat16)"
@@ -40,7 +40,9 @@ def test_a_sound_installation(capsys):
     assert {state for state, _ in told.values()} == {"ok"}
     assert re.search(r"jaxcrystal \S+, Python 3\.\d+\.\d+, jax \d.*, pymatgen \d", told["versions"][1])
     assert re.fullmatch(r"8 x .+ \(cpu\)", told["devices"][1])
-    assert re.fullmatch(r"\d+ GFLOP/s in float32, \d+ in bfloat16: train with model.dtype=\w+", told["products"][1])
+    assert re.fullmatch(
+        r"\d+ GFLOP/s in float32, \d+ in bfloat16: train float weights with model.dtype=\w+", told["products"][1]
+    )
     assert told["attention"][1].startswith("blocks (cpu has no kernel of its own), within 0.0")
     assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
     assert told["box"][1] == "5 parts of it are those that shipped"

@@ -10,7 +10,7 @@ import pytest
 from byte_pair_tokenizers import smollm2_file
 from jax.sharding import AbstractMesh
 
-from jaxcrystal.config import LoraConfig, Recipe, load
+from jaxcrystal.config import EXECUTION, LoraConfig, Recipe, load
 from jaxcrystal.mesh import AXES
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.weights.convert import convert
@@ -86,5 +86,6 @@ def test_the_twin_of_smollm2_has_the_shape_that_convert_reads(tmp_path):
     found = open_gguf(smollm2_file(), tmp_path)[0].config
     twin = load(Recipe, "smollm2_135m_random").model
     assert found.rms_norm_eps == pytest.approx(twin.rms_norm_eps, rel=1e-6)  # float32 there
-    left_open = {name: getattr(twin, name) for name in ("vocab_size", "vocab_multiple", "rms_norm_eps")}
+    names = ("vocab_size", "vocab_multiple", "rms_norm_eps", "dtype", *EXECUTION)
+    left_open = {name: getattr(twin, name) for name in names}
     assert replace(found, **left_open) == twin

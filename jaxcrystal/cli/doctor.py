@@ -1,4 +1,4 @@
-"""`jaxcrystal doctor`: check this installation: versions, devices, tokens, potentials."""
+"""`jaxcrystal doctor`: check this installation: versions, devices, speed, tokens, potentials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 def add(verb: Callable) -> None:
     """Adds the verb with its options."""
-    command = verb("doctor", run, "check this installation: versions, devices, tokens, potentials")
+    command = verb("doctor", run, "check this installation: versions, devices, speed, tokens, potentials")
     command.add_argument("--potential", default="chgnet", metavar="P", help="`chgnet` or a matgl directory")
 
 

@@ -81,6 +81,9 @@ def add(verb: Callable) -> None:
         "--symprec", type=float, default=0.1, metavar="X", help="Å, within which CRYSTAL and what comes are symmetric"
     )
     command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
+    )
+    command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         symprec=args.symprec,
         slots=args.slots,
+        dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
         mesh=copies_mesh(1),
     )

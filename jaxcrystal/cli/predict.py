@@ -62,6 +62,9 @@ def add(verb: Callable) -> None:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
     command.add_argument("--symprec", type=float, default=0.1, metavar="X", help="Å, of space groups")
     command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
+    )
+    command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text (default: what the model holds)")
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         symprec=args.symprec,
         slots=args.slots,
+        dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
         workers=args.workers,
         mesh=copies_mesh(1),

@@ -158,9 +158,10 @@ class Sampler(sampler.Sampler):
         - `similar`: only elements whose ionic radius is within so many Å of that of the one that was there.
         - `store`: a file that keeps each answer as it comes; what is known there is not asked again.
 
-        Probabilities are the model's own, whatever the settings of the sampler. Rows that are no crystals, or have not
-        the element, are left out, which is said. Raises UserError for a model that was not trained to infill, a source
-        that cannot be read, what `Wish` and `ask` refuse, and a crystal that the context does not hold.
+        Probabilities are the model's own, whatever the settings of the sampler but `dtype`. Rows that are no crystals,
+        or have not the element, are left out, which is said. Raises UserError for a model that was not trained to
+        infill, a source that cannot be read, what `Wish` and `ask` refuse, and a crystal that the context does not
+        hold.
         """
         self._check_open()
         if self.trained.infill == 0:
@@ -177,7 +178,7 @@ class Sampler(sampler.Sampler):
         tokens = {
             prompt: infiller.tokens(question.name, prompt) for question, prompt in zip(questions, prompts, strict=True)
         }
-        keys = {prompt: key_of(self.fingerprint, prompt) for prompt in tokens}
+        keys = {prompt: key_of(self._answering, prompt) for prompt in tokens}
         kept = None if store is None else Answers(Path(store))
         known = {} if kept is None else kept.known(set(keys.values()), Answer.of_row)
         missing = [prompt for prompt, key in keys.items() if key not in known]
@@ -285,7 +286,7 @@ class Sampler(sampler.Sampler):
         self, scorer: Scorer, there: Rows, store: str | PathLike[str] | None, pool: Workers | None
     ) -> tuple[Likelihoods, ...]:
         """Of each row; an element that training never had is the outcome."""
-        found = of_rows(scorer, self.fingerprint, there, store, pool)
+        found = of_rows(scorer, self._answering, there, store, pool)
         if self.trained.formulas is None:
             return found
         seen = {symbol for formula in self.trained.formulas for symbol in read_formula(formula)}
@@ -310,7 +311,12 @@ class Sampler(sampler.Sampler):
     @cached_property
     def fingerprint(self) -> str:
         """Of the model, as ledgers have it."""
-        return fingerprint(self.model, self.tokenizer)
+        return fingerprint(self.stored, self.tokenizer)
+
+    @cached_property
+    def _answering(self) -> str:
+        """What decides an answer beside the question: the model, and the dtype, where it is not the model's own."""
+        return f"{self.fingerprint} {self.other_dtype}" if self.other_dtype else self.fingerprint
 
     def __repr__(self) -> str:
         return f"<Sampler of {self.name}{', closed' if self.closed else ''}>"

@@ -160,14 +160,14 @@ _product.defvjp(_product_forward, _product_backward)
 
 @jax.custom_vjp
 def to_float32(x: Float[Array, "*n in"], kernel: Float[Array, "in out"]) -> Float32[Array, "*n out"]:
-    """x times a kernel of the same dtype, not rounded to it; the gradient is made of products of that dtype too."""
-    return _summed("...i,io->...o", x, kernel)
+    """x times a kernel in the dtype of x, not rounded to it; nor is the gradient of a kernel that is wider."""
+    return _summed("...i,io->...o", x, kernel.astype(x.dtype))
 
 
 def _to_float32_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = dy.astype(x.dtype)
-    dx, dw = _summed("...o,io->...i", dy, kernel), _summed("...i,...o->io", x, dy)
+    dx, dw = _summed("...o,io->...i", dy, kernel.astype(x.dtype)), _summed("...i,...o->io", x, dy)
     return dx.astype(x.dtype), dw.astype(kernel.dtype)
 
 

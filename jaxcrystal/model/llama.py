@@ -114,7 +114,7 @@ def project(
     hidden: Float[Array, "batch time embed"], head: Float[Array, "embed vocab"], pieces: int
 ) -> Float32[Array, "batch time vocab"]:
     """Logits, from products in the dtype of `hidden`; -inf in columns beyond `pieces`."""
-    logits = kernels.to_float32(hidden, head.astype(hidden.dtype))
+    logits = kernels.to_float32(hidden, head)
     if head.shape[1] > pieces:
         logits = jnp.where(jnp.arange(head.shape[1]) < pieces, logits, -jnp.inf)
     return constrain(logits, "batch", None, "vocab")

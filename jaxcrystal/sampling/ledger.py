@@ -65,7 +65,7 @@ class Request:
     exact_symmetry: bool | None = None  #: what is more symmetric than its text says is not ok
     composition_methods: list[str] | None = None  #: of the composition; None: as the rest
     labels: str | None = None  #: hash of those that values within ranges are drawn from; None without ranges
-    dtype: str | None = None  #: of activations and products; None: the model's
+    dtype: str | None = None  #: of activations and products; None: the model's own
     new: str | None = None  #: hash of the formulas that are not drawn; None without
     draws: str = "hash of the prompt's tokens, index"  #: what a draw's key is made of, beside the seed
 

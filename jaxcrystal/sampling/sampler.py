@@ -134,8 +134,9 @@ class Sampler:
                 f"writes the {self.trained.text.form} form"
             )
         self.known = known_formulas.load(model_dir) if settings.new else []  #: formulas that are not drawn
-        model = load_model(model_dir, self.mesh, base)
-        self.model = replace(model, config=replace(model.config, dtype=settings.dtype or model.config.dtype))
+        self.stored = load_model(model_dir, self.mesh, base)
+        config = self.stored.config
+        self.model = replace(self.stored, config=replace(config, dtype=settings.dtype or config.dtype))
         self.tokenizer = self.model.tokenizer
         self.form = form_of(self.model.text)
         self.closed = False
@@ -143,6 +144,12 @@ class Sampler:
         self._judges = Judges(self.form)
         self._drawing: weakref.WeakSet[Generator[Draw, None, None]] = weakref.WeakSet()
         self._said: set[str] = set()  # kinds of notes: a thousand requests need no thousand lines
+
+    @property
+    def other_dtype(self) -> str | None:
+        """That is computed in, where it is not the model's own."""
+        dtype = self.model.config.dtype
+        return None if dtype == self.stored.config.dtype else dtype
 
     def stream(
         self,

@@ -124,7 +124,7 @@ def sample(
     with Sampler(model_dir, shaped, mesh, base) as sampler:
         plan = sampler.plan(wanted, num, seed)
         request = Request(
-            model=fingerprint(sampler.model, sampler.tokenizer),
+            model=fingerprint(sampler.stored, sampler.tokenizer),
             prompts=[None if t.ranges else generation_prompt(sampler.form, t.conditions) for t in wanted],
             conditions=[as_json(target.conditions) for target in wanted],
             grammar=[_as_json(target.constraints) for target in wanted] if shaped.grammar else None,
@@ -142,7 +142,7 @@ def sample(
             exact_symmetry=exact_symmetry or None,
             labels=digest(trained.labels) if any(target.ranges for target in wanted) else None,
             new=hashlib.sha256("\n".join(sampler.known).encode()).hexdigest()[:16] if shaped.new else None,
-            dtype=shaped.dtype,
+            dtype=sampler.other_dtype,
             composition_methods=shaped.composition_methods and list(map(repr, shaped.composition_methods)),
         )
         tasks = [plan.tasks[row] for row in part.rows(request.rows)]

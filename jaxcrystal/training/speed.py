@@ -59,7 +59,8 @@ class Multiplied:
 
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
-    """Peak FLOP/s of one device and where the figure is from: a data sheet, or a matrix product timed here."""
+    """Peak FLOP/s of one device, and where the figure is from: a data sheet, of bfloat16 whatever the dtype, or a
+    matrix product of this dtype timed here."""
     for part, peak in PEAK.items():
         if part in device.device_kind:
             return peak, f"data sheet, {part}, bfloat16"

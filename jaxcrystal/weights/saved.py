@@ -106,8 +106,11 @@ class SavedModel:
 
     @property
     def module(self) -> Llama:
-        """The module that runs the variables."""
-        return Llama(self.config, self.lora)
+        """The module that runs the variables.
+
+        Layers are a loop, however training had them: one by one, each token that is drawn would copy the whole cache.
+        """
+        return Llama(replace(self.config, scan_layers=True), self.lora)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -231,8 +234,7 @@ def load_model(directory: str | AnyPath, mesh: Mesh | None = None, base: str | A
     if base is not None:
         description = _on_base(directory, description, as_path(base))
     tokenizer = description.tokenizer(directory)
-    # Layers as a loop, however training had them: one by one, each token that is drawn would copy the whole cache.
-    config = replace(_with_pieces(description.model, tokenizer), scan_layers=True)
+    config = _with_pieces(description.model, tokenizer)
     mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     wanted = abstract_variables(Llama(description.model, description.lora), mesh)
     if description.base is None or description.lora is None:  # trained whole, wherever it began

@@ -1,6 +1,8 @@
 """Adapters against PEFT, merged against apart, and dropout where and only where it belongs."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxcrystal.model.lora import Linear, merge
 from jaxcrystal.weights.checkpoint_map import load_hf
 
 ONE = MeshConfig(1, 1, 1)
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 
 def adapted(checkpoint, targets, rank=4, alpha=10.0):
@@ -101,6 +104,24 @@ def test_gradients_of_adapters_are_float32_where_products_are_bfloat16():
         assert (error <= 2.0**-8 * np.abs(exact) + 1e-6 * np.abs(exact).max()).all()
     exact = np.einsum("bti,bto->io", x, dy)
     assert np.abs(dw - exact).max() < 1e-6 * np.abs(exact).max()
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or "avx512_bf16" not in CPU,
+    reason="needs a CPU that multiplies bfloat16 numbers (AVX512-BF16)",
+)
+def test_a_cpu_multiplies_bfloat16_numbers_as_such():
+    """By the compiled program of a product and its gradients: none of the three has factors that were made wider."""
+
+    def all_three(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
+        y, back = jax.vjp(lambda x, w: multiply(x, w, ("embed", "mlp")), x, w)
+        return y, *back(dy)
+
+    given = ((2, 512, 192), jnp.bfloat16), ((192, 256), jnp.float32), ((2, 512, 256), jnp.bfloat16)
+    program = jax.jit(all_three).lower(*(jax.ShapeDtypeStruct(*one) for one in given)).compile().as_text()
+    types = dict(re.findall(r"%?([\w.-]+) = (\w+)\[", program)) | dict(re.findall(r"([\w.-]+): (\w+)\[", program))
+    factors = re.findall(r" dot\(%?([\w.-]+), %?([\w.-]+)\)", program)
+    assert len(factors) == 3 and {types[name] for pair in factors for name in pair} == {"bf16"}
 
 
 def test_dropout_zeroes_the_adapters_input_and_scales_what_stays():

@@ -183,8 +183,6 @@ def test_guidance_presses_what_is_stated(models, tmp_path):
     # What random weights say hardly depends on the prompt: it takes a thousand times the difference.
     plain, pressed = (texts(elements=True, guidance=guidance) for guidance in (1.0, 1000.0))
     assert plain != pressed and plain == texts(elements=True)
-    for text in pressed:
-        assert {symbol for symbol in ("Ba", "Ti", "O") if f"{symbol}\n" in text} == {"Ba", "Ti", "O"}
     with pytest.raises(UserError, match="guidance weighs what the prompt states, and prompt 1 states nothing"):
         texts(sites=(1,), guidance=2.0)
 

@@ -434,6 +434,7 @@ def test_another_dtype_is_another_run(model_dir, tmp_path):
     assert np.mean(np.array(told[0]) == told[2]) < 0.5
     with pytest.raises(UserError, match="dtype was 'bfloat16', now it is None"):
         sample(model_dir, 20, tmp_path / "a.parquet", slots=8)
+    assert sample(model_dir, 21, tmp_path / "d.parquet", slots=8, dtype="float32").resumed == 20  # its own, said
     with pytest.raises(UserError, match="dtype is 'float16'; it must be float32 or bfloat16"):
         sample(model_dir, 20, tmp_path / "e.parquet", dtype="float16")
 

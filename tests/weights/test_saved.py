@@ -239,14 +239,14 @@ def test_the_host_holds_less_than_one_layer(checkpoint, tmp_path):
 
 def test_the_latest_step_of_a_run(tmp_path, tokenizer):
     run, text = tmp_path / "run", TextFormat(coord_decimals=4)
-    describe(
-        run, dataclasses.replace(TINY, scan_layers=False), LORA, text, tokenizer
-    )  # training's way, not the model's
+    unrolled = dataclasses.replace(TINY, scan_layers=False)  # training's way, not the model's
+    describe(run, unrolled, LORA, text, tokenizer)
     first, last = (initialize(Llama(TINY, LORA), jax.random.key(i), make_mesh(ONE)) for i in range(2))
     save(run, 9, first)
     save(run, 10, last)
     model = load_model(run)
-    assert (model.config, model.lora, model.text, model.step) == (TINY, LORA, text, 10)
+    assert (model.module.config, model.lora, model.text, model.step) == (TINY, LORA, text, 10)
+    assert model.config == unrolled  # by which ledgers know it
     assert_equal(model.variables, last)
     assert model.module.apply(model.variables, np.ones((1, 3), int), np.arange(3)[None])[0].shape == (1, 3, 96)
 
