@@ -1,7 +1,8 @@
 """Does likelihood foretell stability? Rank correlations, and what the likeliest share of a model's crystals is worth.
 
     python benchmarks/likelihood.py mini --work likelihood --others mp20-test diffcsp_mp20.parquet \\
-        --potential M3GNet-MP-2021.2.8-PES --hull mp_formation_energies.parquet --references mp_references.json.gz
+        --potential M3GNet-MP-2021.2.8-PES --hull mp_formation_energies.parquet \\
+        --references mp_elemental_reference_entries.json.gz
 
 `--num` attempts of the model by the defaults of `sample`, and as many crystals, drawn at random with a fixed seed, of
 each of --others, which the model scores; all judged alike, each in a folder of --work, where the same command goes on.

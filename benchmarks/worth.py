@@ -2,7 +2,8 @@
 
     jaxcrystal train tiny_symmetry_cpu && jaxcrystal train tiny_cpu
     python benchmarks/worth.py runs/tiny_symmetry_cpu runs/tiny_cpu --work runs/worth --train data/mp20/train.parquet \\
-        --potential M3GNet-MP-2021.2.8-PES --hull mp_formation_energies.parquet --references mp_references.json.gz
+        --potential M3GNet-MP-2021.2.8-PES --hull mp_formation_energies.parquet \\
+        --references mp_elemental_reference_entries.json.gz
 
     python benchmarks/worth.py runs/mini ... --title temperatures --temperature 0.7 --top-p 1 --new --num 500
 

@@ -27,12 +27,7 @@ def add(verb: Callable) -> None:
         metavar="DIR",
         help="written by train or convert; or mini, which comes with the package",
     )
-    command.add_argument(
-        "--base",
-        type=options.place,
-        metavar="DIR",
-        help="of adapters: another base, as of `sample` (default: the one they were trained on)",
-    )
+    options.add_base(command)
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet, x.csv, or a folder for CIFs"
@@ -80,9 +75,7 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--symprec", type=float, default=0.1, metavar="X", help="Å, within which CRYSTAL and what comes are symmetric"
     )
-    command.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
-    )
+    options.add_dtype(command)
     command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )

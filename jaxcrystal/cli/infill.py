@@ -25,12 +25,7 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--model", required=True, type=options.place, metavar="DIR", help="written by train or convert"
     )
-    command.add_argument(
-        "--base",
-        type=options.place,
-        metavar="DIR",
-        help="of adapters: another base, as of `sample` (default: the one they were trained on)",
-    )
+    options.add_base(command)
     command.add_argument("--mask", metavar="A", help="the element, all of whose atoms are masked")
     command.add_argument(
         "--site",

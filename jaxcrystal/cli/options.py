@@ -113,3 +113,21 @@ def add_reading(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that read crystals and find their symmetry; 0: none but this",
     )
+
+
+def add_base(command: argparse.ArgumentParser) -> None:
+    """Of the verbs that load a model."""
+    command.add_argument(
+        "--base",
+        type=place,
+        metavar="DIR",
+        help="of adapters: another base, made of the same float weights, such as `convert --weights int8` writes "
+        "(default: the one they were trained on)",
+    )
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    """Of the verbs that draw."""
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
+    )

@@ -61,9 +61,7 @@ def add(verb: Callable) -> None:
     command.add_argument("--top-p", type=float, default=0.9, metavar="P", help="keep the likeliest tokens up to P")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other crystals")
     command.add_argument("--symprec", type=float, default=0.1, metavar="X", help="Å, of space groups")
-    command.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
-    )
+    options.add_dtype(command)
     command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )

@@ -31,13 +31,7 @@ def add(verb: Callable) -> None:
         metavar="DIR",
         help="written by train or convert; or mini, which comes with the package",
     )
-    command.add_argument(
-        "--base",
-        type=options.place,
-        metavar="DIR",
-        help="of adapters: another base, made of the same float weights, such as `convert --weights int8` writes "
-        "(default: the one they were trained on)",
-    )
+    options.add_base(command)
     command.add_argument("--num", required=True, type=int, metavar="N", help="attempts")
     command.add_argument("--num-valid", type=int, metavar="N", help="end once so many are ok; --num is then the limit")
     command.add_argument(
@@ -135,9 +129,7 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--slots", type=int, metavar="B", help="crystals that a copy draws at once (default: what its memory holds)"
     )
-    command.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of activations and matrix products (default: the model's)"
-    )
+    options.add_dtype(command)
     command.add_argument(
         "--cache-dtype",
         choices=["float32", "bfloat16", "int8"],
