@@ -234,6 +234,16 @@ def test_a_stopped_run_goes_on_after_the_answers_that_are_there(sampler, p1, tmp
     assert counts[3:] == [0, 5, 5]
 
 
+def test_another_dtype_answers_anew_and_is_the_same_model(sampler, model, tmp_path, monkeypatch):
+    store, counts = tmp_path / "kept.jsonl", asked_for(monkeypatch)
+    own = sampler.infill([SALT], mask="Na", store=store).answers[0].log_probabilities
+    for dtype, asked in (("bfloat16", 1), ("bfloat16", 0), ("float32", 0)):
+        with jaxcrystal.load(model, dtype=dtype) as other:
+            assert other.fingerprint == sampler.fingerprint
+            found = other.infill([SALT], mask="Na", store=store).answers[0].log_probabilities
+        assert counts[-1] == asked and (found == own).all() == (dtype == "float32")
+
+
 def test_equal_prompts_are_asked_once(sampler, monkeypatch):
     counts = asked_for(monkeypatch)
     found = sampler.infill([SALT, MAGNESIA, SALT * (1, 1, 2), SALT], site=0)
