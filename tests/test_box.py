@@ -29,6 +29,7 @@ from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.training.loop import train
 from jaxcrystal.weights.export import export
 from jaxcrystal.weights.saved import load_model
+from jaxcrystal.yardstick import Yardstick
 
 
 @given(number=st.integers(1, 230), seed=st.integers(0, 2**32 - 1))
@@ -72,8 +73,8 @@ def test_the_model_that_ships(tmp_path):
         weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     assert weights <= 6e6 and f"{weights / 1e6:.2f} million weights" in (folder / "README.md").read_text()
     yardstick = box.yardstick(told["fingerprint"])
-    assert (yardstick.model, yardstick.train, yardstick.hull, yardstick.potential) == ("mini", "mp20", "mp", "chgnet")
-    assert box.crystals(yardstick.train) and box.crystals(yardstick.reference) and box.hull(yardstick.hull)
+    assert yardstick == Yardstick("mini", ("mp20",), "mp20-test", "mp", "chgnet")
+    assert box.crystals("mp20") and box.crystals(yardstick.reference) and box.hull(yardstick.hull)
     assert known_formulas.load(folder) == known_formulas.found(dataset.load("mp20").symmetric())
     with jaxcrystal.load("mini") as mini:
         assert mini.fingerprint == told["fingerprint"]

@@ -231,7 +231,7 @@ OPTIONS = [
     ("write", ["--workers", "31"], {"workers": 31}),
     ("evaluate", ["--out", "x"], {"out": Path("x")}),
     ("evaluate", ["--scores", "s.csv"], {"scores": "s.csv"}),
-    ("evaluate", ["--train", "t"], {"train": "t"}),
+    ("evaluate", ["--train", "t", "--train", "u"], {"train": ["t", "u"]}),
     ("evaluate", ["--unconditional", "u"], {"unconditional": "u"}),
     ("evaluate", ["--symprec", "0.01"], {"symprec": 0.01}),
     ("evaluate", ["--nearest"], {"nearest": True}),

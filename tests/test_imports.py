@@ -18,6 +18,7 @@ GROUND = {
     "paths",
     "workers",
     "worker_process",
+    "yardstick",
 }
 #: What each room may import beside the ground and itself.
 ROOMS = {

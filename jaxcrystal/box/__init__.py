@@ -12,28 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.yardstick import Yardstick
 
 FOLDER = Path(__file__).parent
 CRYSTALS = {"mp20": "mp20.parquet", "mp20-val": "mp20-val.parquet", "mp20-test": "mp20-test.parquet"}
 PARTS = {"mp20": "train", "mp20-val": "val", "mp20-test": "test"}  #: as `prepare` calls them
 HULLS = {"mp": "hull-mp.parquet"}
 MODELS = {"mini": "mini"}  #: folders
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """With what the crystals of a model in the box are compared, by the names of the box."""
-
-    model: str
-    train: str  #: what it was trained on
-    reference: str  #: crystals of the same kind that it never saw
-    hull: str
-    potential: str
 
 
 def crystals(name: object) -> Path | None:
@@ -61,7 +50,7 @@ def yardstick(fingerprint: str) -> Yardstick | None:
     """Of the model of that fingerprint (`sampling.sampling.fingerprint`); None if it is none of the box."""
     told = contents()
     found = (name for name, path in MODELS.items() if told.get(path, {}).get("fingerprint") == fingerprint)
-    return next((Yardstick(model=name, **told[MODELS[name]]["yardstick"]) for name in found), None)
+    return next((Yardstick.of({"model": name} | told[MODELS[name]]["yardstick"]) for name in found), None)
 
 
 def _file(names: dict[str, str], name: object) -> Path | None:

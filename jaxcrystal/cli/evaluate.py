@@ -22,7 +22,9 @@ def add(verb: Callable) -> None:
     )
     command.add_argument("samples", type=Path, metavar="SAMPLES", help="the crystals to judge")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    command.add_argument("--train", metavar="FILE", help="crystals that count as known: adds novelty")
+    command.add_argument(
+        "--train", metavar="FILE", action="append", help="crystals that count as known: adds novelty; may be repeated"
+    )
     command.add_argument(
         "--nearest",
         action="store_true",

@@ -8,7 +8,8 @@
     OUT/round_1/samples.parquet   the attempts from which the round takes
     OUT/round_1/selection/        their evaluation, by the potential that selects
     OUT/round_1/verdicts.csv, kept/, train.parquet    what it keeps (`pool`)
-    OUT/round_1/model/            what it trains: a directory as `sample` reads it, with `synthetic.parquet`
+    OUT/round_1/model/            what it trains: a directory as `sample` reads it, with `synthetic.parquet`,
+                                  and `yardstick.json`, by which its ledgers find that
     OUT/round_1/judged/           the evaluation of that model's attempts, by the potential that judges
     OUT/rounds.csv, rounds.md, rounds.svg, comparison/    what came of it (`story`)
 
@@ -29,7 +30,7 @@ import jax
 import pandas as pd
 import yaml
 
-from jaxcrystal import box
+from jaxcrystal import box, yardstick
 from jaxcrystal.config import MeshConfig, Recipe, from_dict, load, to_dict
 from jaxcrystal.crystals.dataset import written_whole
 from jaxcrystal.errors import UserError
@@ -46,6 +47,7 @@ from jaxcrystal.sampling.sampler import say
 from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.weights.saved import model_directory, read_description
 from jaxcrystal.workers import local
+from jaxcrystal.yardstick import Yardstick
 
 #: Keys that a second start may have otherwise.
 FREE = ("out", "rounds")
@@ -172,7 +174,18 @@ class Round:
         report = train(self.own, ["steps=null", *self.recipe.training, *ours])
         if report.stopped is not None:
             raise KeyboardInterrupt
+        yardstick.write(synthetic.parent, self._yardstick())
         join(self.parts[1:], synthetic)
+
+    def _yardstick(self) -> Yardstick:
+        """With what crystals of its model are compared: all that this has seen, and the potential that judges."""
+        original, how = self.recipe.train, self.recipe.judging
+        return Yardstick(
+            model=f"round {self.number} of {self.recipe.out}",
+            train=(original if box.crystals(original) else str(self.parts[0].resolve()), "synthetic.parquet"),
+            hull=None if how.potential is None else _found(how.hull),
+            potential=None if how.potential is None else _found(how.potential),
+        )
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -185,6 +198,11 @@ class Round:
             known[step] = round(known.get(step, 0.0) + time.monotonic() - started, 1)
             with written_whole(path) as unfinished:
                 unfinished.write_text(json.dumps(known) + "\n")
+
+
+def _found(name: str) -> str:
+    """A path that is there as it is from anywhere; else the name."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _check_judge(recipe: Improvement) -> None:
@@ -235,12 +253,14 @@ def _data(recipe: Improvement, out: Path) -> tuple[Path, Path]:
 
 
 def _cost(recipe: Improvement, rounds: Sequence[Round]) -> Iterator[str]:
-    """What the next round has to do, and how long the last one took."""
+    """What the next round has to do, and how long that takes by the last one, or by judging the model as it came."""
     number, how = len(rounds), recipe.sampling
     judged = f", {recipe.judging.num:,} more to be judged" if recipe.judging.potential else ""
-    path = rounds[-1].folder / "seconds.json"
+    seconds = json.loads((rounds[-1].folder / "seconds.json").read_text())
     took = ""
     if number > 1:
-        minutes = sum(json.loads(path.read_text()).values()) / 60
-        took = f"; the last one took {minutes:.0f} minutes"
+        took = f"; the last one took {sum(seconds.values()) / 60:.0f} minutes"
+    elif recipe.judging.potential:
+        minutes = seconds["judge"] / 60 * (1 + how.num / recipe.judging.num)
+        took = f"; but for the training some {minutes:.0f} minutes, as judging the model took {seconds['judge']:.0f} s"
     yield f"round {number} of {recipe.rounds}: {how.num:,} attempts to draw and relax{judged}, then training{took}"

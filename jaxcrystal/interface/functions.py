@@ -223,7 +223,7 @@ def evaluate(
 
     - `out`: the folder to write to; the same call with the same folder goes on where it was stopped. None: a temporary
       one, which lasts as long as the Evaluation does (`Evaluation.save` keeps it).
-    - `train`: crystals that count as known; adds novelty.
+    - `train`: crystals that count as known, of one source or of a list of files and names; adds novelty.
     - `nearest`: of each attempt the training crystal most like it; minutes for tens of thousands of them, once.
     - `truth`: the true crystals that `samples` predict, by ids, or in order if neither has ids; adds match rate, RMSE.
     - `reference`: crystals to compare with; adds coverage, within the `cutoffs` of a data set, and distributions.
@@ -242,8 +242,8 @@ def evaluate(
       many attempts meet it where it was asked for.
     - `limit`: only the first so many attempts.
 
-    With none of train, truth, reference, potential and hull, attempts of a model that comes with the package are
-    compared with what it was trained on, relaxed, and placed against the package's hull, which is said.
+    With none of train, truth, reference, potential and hull, attempts of a model that comes with the package, or was
+    improved, are compared with what it was trained on, relaxed, and placed against a hull, which is said.
 
     Raises UserError if an input cannot be read, the output cannot be written, or options do not go together.
     """
@@ -337,23 +337,28 @@ def relax(
     return Relaxations(ends, judge.name)
 
 
-def _yardstick(samples: Source) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """Training set, potential and hull for samples of which none were given, by what drew them; said on stderr."""
+def _yardstick(samples: Source) -> tuple[str | list[str] | None, str | None, tuple[str, ...]]:
+    """Training sets, potential and hull for samples of which none were given, by what drew them; said on stderr."""
     from jaxcrystal import box
     from jaxcrystal.interface.sources import is_place
     from jaxcrystal.interface.tables import Attempts
-    from jaxcrystal.sampling.ledger import model_of
+    from jaxcrystal.sampling.ledger import model_of, yardstick_of
 
-    fingerprint = samples.model if isinstance(samples, Attempts) else model_of(samples) if is_place(samples) else None
-    known = None if fingerprint is None else box.yardstick(fingerprint)
+    if isinstance(samples, Attempts):
+        known, fingerprint = samples.yardstick, samples.model
+    elif is_place(samples):
+        known, fingerprint = yardstick_of(samples), model_of(samples)
+    else:
+        known = fingerprint = None
+    known = known or (None if fingerprint is None else box.yardstick(fingerprint))
     if known is None:
         return None, None, ()
-    print(
-        f"note: drawn by {known.model}: judged by train {known.train}, potential {known.potential}, hull {known.hull}; "
-        f"reference {known.reference} adds coverage, and takes minutes the first time",
-        file=sys.stderr,
-    )
-    return known.train, known.potential, (known.hull,)
+    judged = [f"train {' and '.join(known.train)}"]
+    judged += [f"{name} {value}" for name in ("potential", "hull") if (value := getattr(known, name)) is not None]
+    more = f"; reference {known.reference} adds coverage, and takes minutes the first time" if known.reference else ""
+    print(f"note: drawn by {known.model}: judged by {', '.join(judged)}{more}", file=sys.stderr)
+    train = known.train[0] if len(known.train) == 1 else list(known.train)
+    return train, known.potential, () if known.hull is None else (known.hull,)
 
 
 def _file(source: Any, folder: Path, name: str) -> Path:

@@ -64,7 +64,7 @@ class Sampler(sampler.Sampler):
         if keep is not None:
             unkept = left_out(map(vars, rows), num, keep, keep_by or KEEP_BY)
             rows = [replace(row, status=LEFT_OUT) if i in unkept else row for i, row in enumerate(rows)]
-        return Attempts(rows, self.settings, self.fingerprint)
+        return Attempts(rows, self.settings, self.fingerprint, self.yardstick)
 
     def predict(
         self,

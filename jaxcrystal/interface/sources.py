@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -41,11 +43,32 @@ if TYPE_CHECKING:
 
 
 def rows(source: Source, name: str, pool: Workers | None, limit: int | None = None) -> Rows:
-    """What the reader reads of a source, under that name; a set that was read before keeps its own in an evaluation."""
+    """What the reader reads of a source, under that name; a set that was read before keeps its own in an evaluation.
+
+    A list of places is one set, whose crystals follow each other.
+    """
     if isinstance(source, Crystals):
         return read(source.source, limit=limit)
+    if isinstance(source, list | tuple) and source and all(map(is_place, source)):
+        return joined([read(Path(place), workers=pool) for place in source], limit)
     found = read(_readable(source), workers=pool, limit=limit)
     return found if is_place(source) else replace(found, path=Path(name))
+
+
+def joined(sets: Sequence[Rows], limit: int | None = None) -> Rows:
+    """One set with the rows of all, numbered anew; with the ids that they had, where all had some."""
+    if len(sets) == 1:
+        return read(sets[0], limit=limit)
+    everything = (replace(row, row=number) for number, row in enumerate(chain.from_iterable(one.rows for one in sets)))
+    return read(
+        Rows(
+            path=Path(" and ".join(one.path.name for one in sets)),
+            sha256=sha256("".join(f"{one.sha256}\n" for one in sets).encode()).hexdigest(),
+            rows=tuple(everything),
+            has_ids=all(one.has_ids for one in sets),
+        ),
+        limit=limit,
+    )
 
 
 def is_place(source: object) -> TypeGuard[str | PathLike[str]]:

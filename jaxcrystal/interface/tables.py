@@ -28,6 +28,7 @@ from jaxcrystal.relaxation.batch import Relaxation
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights
 from jaxcrystal.sampling.templates import Substitution
+from jaxcrystal.yardstick import Yardstick
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -240,18 +241,23 @@ class Attempts(_Table[Attempt]):
     """Attempts to draw a crystal: `Attempt`s, with `text`, `status`, `crystal`, `structure`, `log_probability` …"""
 
     def __init__(
-        self, rows: Iterable[Attempt], settings: SamplerSettings | None = None, model: str | None = None
+        self,
+        rows: Iterable[Attempt],
+        settings: SamplerSettings | None = None,
+        model: str | None = None,
+        yardstick: Yardstick | None = None,
     ) -> None:
         self._rows = tuple(rows)
         self.settings = settings  #: of the sampler that drew them
         self.model = model  #: fingerprint of its model, as a ledger has it
+        self.yardstick = yardstick  #: that the model had beside it
 
     @property
     def rows(self) -> tuple[Attempt, ...]:
         return self._rows
 
     def _of(self, rows: tuple[Attempt, ...]) -> Attempts:
-        return Attempts(rows, self.settings, self.model)
+        return Attempts(rows, self.settings, self.model, self.yardstick)
 
     @property
     def crystals(self) -> list[Crystal | None]:

@@ -37,6 +37,7 @@ from jaxcrystal.sampling.attempt import LEFT_OUT, OK, Attempt
 from jaxcrystal.sampling.attempts_table import checksum, read_table, write_table, write_whole
 from jaxcrystal.sampling.keeping import left_out, restored
 from jaxcrystal.sampling.resampling import times
+from jaxcrystal.yardstick import Yardstick
 
 CHANGEABLE = ("num", "resample", "keep", "keep_by")  #: of a request, with the rows kept that are there
 LONGEST = 200  #: letters of a setting that an error repeats
@@ -98,6 +99,7 @@ class Ledger:
     """Opens the ledger of `request` at `out`, or of a part of its rows beside it, as far as it was written before.
 
     `slots`: the number that this run would draw with; `Ledger.slots` is the one that the rows there were drawn with.
+    `yardstick`: of the model, which a later evaluation finds here.
     The same request with a larger `num`, another `resample` or another `keep` keeps the rows that are there, those of
     several parts excepted.
 
@@ -112,10 +114,12 @@ class Ledger:
         request: Request,
         part: Part = Part(),  # noqa: B008
         slots: int | None = None,
+        yardstick: Yardstick | None = None,
     ) -> None:
         self.out = part.path(Path(out))
         self.request = request
         self.slots = slots
+        self.yardstick = yardstick
         self.rows = part.rows(request.rows)  #: their indices
         self.notes: list[str] = []  #: what was found on opening, a line each
         self.counts: Counter[str] = Counter()
@@ -169,8 +173,11 @@ class Ledger:
             if self._journal.exists():
                 effective, unkept = _write_table(self.out, self._in_order, self.request if self._whole else None)
                 _leave_out(self.counts, unkept)
-                _describe(self.out, self.request, self.slots, self.counts, effective)
+                self._describe(self.counts, effective)
                 self._journal.unlink()
+
+    def _describe(self, *of_table: Any) -> None:
+        _describe(self.out, self.request, self.slots, self.yardstick, *of_table)
 
     def _open(self) -> None:
         header = _read_header(self.out, self.request, may_change=self._whole)
@@ -194,7 +201,7 @@ class Ledger:
             self.counts, there = _checked_counts(self.out, header), set(self.rows)
         else:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            _describe(self.out, self.request, self.slots)
+            self._describe()
             self._journal.write_text("")
             there = set()
         self._missing = deque(row for row in self.rows if row not in there)
@@ -218,7 +225,7 @@ class Ledger:
                     journal.write(_line(restored(row) | {"index": index, "resampled": None}))
 
         write_whole(_beside(self._journal, f".{self.request.num}"), lines)
-        _describe(self.out, self.request, self.slots)
+        self._describe()
         if before.num != self.request.num:
             self.notes.append(
                 f"{self.out} had {before.num} attempts for each prompt, and goes on to {self.request.num}"
@@ -283,6 +290,18 @@ def model_of(out: str | Path) -> str | None:
         return None
 
 
+def yardstick_of(out: str | Path) -> Yardstick | None:
+    """With what the attempts of a ledger are compared, where their model had that beside it."""
+    try:
+        return _yardstick(json.loads(_beside(Path(out), ".json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _yardstick(header: dict[str, Any]) -> Yardstick | None:
+    return Yardstick.of(header["yardstick"]) if "yardstick" in header else None
+
+
 def effective_number(out: str | Path) -> float | None:
     """To how many independent draws the attempts of a finished ledger amount, all prompts together; None if they were
     not resampled."""
@@ -319,12 +338,12 @@ def join(out: str | Path, request: Request) -> Counter[str] | None:
                 "folder, or remove them"
             )
         counts = sum(each, Counter())
-        slots = json.loads(_beside(parts[0].path(out), ".json").read_text()).get("slots")
+        header = json.loads(_beside(parts[0].path(out), ".json").read_text())
         with _disk(out, GOES_ON):
             rows = partial(map, read_table, [part.path(out) for part in parts])
             effective, unkept = _write_table(out, lambda: chain.from_iterable(rows()), request)
             _leave_out(counts, unkept)
-            _describe(out, request, slots, counts, effective)
+            _describe(out, request, header.get("slots"), _yardstick(header), counts, effective)
     for path in (part.path(out) for part in parts):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         _beside(path, ".json").unlink()
@@ -356,6 +375,7 @@ def _describe(
     out: Path,
     request: Request,
     slots: int | None,
+    yardstick: Yardstick | None,
     counts: Mapping[str, int] | None = None,
     effective: Sequence[float] | None = None,
 ) -> None:
@@ -363,6 +383,8 @@ def _describe(
     description: dict[str, Any] = {"request": dataclasses.asdict(request)}
     if slots is not None:
         description["slots"] = slots
+    if yardstick is not None:
+        description["yardstick"] = dataclasses.asdict(yardstick)
     if counts is not None:
         description |= {"counts": dict(sorted(counts.items())), "checksum": checksum(out)}
     if effective is not None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
-from jaxcrystal import compilation_cache
+from jaxcrystal import compilation_cache, yardstick
 from jaxcrystal.config import MeshConfig
 from jaxcrystal.crystals import known_formulas
 from jaxcrystal.crystals.crystal import formula_of
@@ -128,6 +128,7 @@ class Sampler:
         self.name = str(model_dir)
         model_dir = model_directory(model_dir)
         self.trained = Trained.read(model_dir)
+        self.yardstick = yardstick.read(model_dir)
         if (name := settings.of_composition) and not form_of(self.trained.text).composition_first:
             raise UserError(
                 f"{name} is for texts that begin with their composition, as those of the symmetry form do; {model_dir} "

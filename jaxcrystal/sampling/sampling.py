@@ -156,7 +156,7 @@ def sample(
             return SampleReport(place, dict(sorted(there.items())), there.total(), 0.0, *numbers)
         start = time.monotonic()
         with hosts.apart("sampled"):
-            ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)))
+            ledger = Ledger(out, request, part, sampler.slots(plan, len(tasks)), sampler.yardstick)
             say(ledger.notes)
             resumed, rows = len(ledger), ledger.missing
             if resumed and not ledger.complete:

@@ -1,5 +1,7 @@
 """Rounds from end to end: the same result however often they are killed, and what cannot be run said in one line."""
 
+import shutil
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from jaxcrystal.improvement import rounds
 from jaxcrystal.improvement.pool import join, pair
 from jaxcrystal.improvement.recipe import Improvement
 from jaxcrystal.improvement.story import title
+from jaxcrystal.sampling.sampling import sample
 
 TRAINING = ["steps=2", "optimizer.warmup_steps=1", "data.rows_per_batch=2", "data.tokens_per_row=256"]
 TRAINING += ["data.validation_rows=2", "checkpoint_every=1", "mesh.data=1", "mesh.fsdp=1"]
@@ -85,8 +88,16 @@ def test_the_same_however_often_it_is_killed(data, tmp_path, monkeypatch, capsys
     synthetic = pq.read_table(tmp_path / "whole/round_2/model/synthetic.parquet")["material_id"].to_pylist()
     assert all(name.startswith(("round1-", "round2-")) for name in synthetic) and len(synthetic) == sum(kept)
     # The last model is one like any other.
-    with jaxcrystal.load(tmp_path / "whole/round_2/model") as sampler:
-        assert len(sampler.sample(1)) == 1
+    shutil.move(tmp_path / "whole/round_2/model", tmp_path / "model")
+    with jaxcrystal.load(tmp_path / "model") as sampler:
+        drawn = sampler.sample(2, seed=3)
+    sample(tmp_path / "model", 2, tmp_path / "samples.parquet", seed=3)
+    # Its ledgers, and its attempts, know what it was trained on, its own crystals included.
+    for samples in (drawn, tmp_path / "samples.parquet"):
+        judged = jaxcrystal.evaluate(samples)
+        assert judged.metrics["inputs"]["train"]["rows"] == 12 + sum(kept)
+        note = f"drawn by round 2 of {tmp_path}/whole: judged by train {data} and {tmp_path}/model/synthetic.parquet\n"
+        assert note in capsys.readouterr().err
 
 
 def test_a_joined_set_has_all_rows_but_those_without_symmetry(data, tmp_path):
@@ -172,3 +183,14 @@ def test_the_title_says_who_judges(data, tmp_path):
     assert title(other) == "mini, improved by what chgnet selects, judged by M3GNet"
     same = recipe(data, tmp_path, judging={"potential": "chgnet", "judge_selects": True})
     assert "which judges too" in title(same)
+
+
+def test_what_the_first_round_costs_is_told_by_what_judging_took(data, tmp_path):
+    (tmp_path / "round_0").mkdir()
+    (tmp_path / "round_0/seconds.json").write_text('{"judge": 90}')
+    judged = recipe(data, tmp_path, judging={"potential": "M3GNet", "num": 3}, sampling={"num": 9})
+    (told,) = rounds._cost(judged, [rounds.Round(judged, 0, None, (data,), data, 0)])
+    assert told == (
+        "round 1 of 2: 9 attempts to draw and relax, 3 more to be judged, then training; but for the training some "
+        "6 minutes, as judging the model took 90 s"
+    )
