@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import jax
+import yaml
 
-from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat
+from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextFormat, to_dict
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
 from jaxcrystal.texts.tokenizer import load_tokenizer
@@ -20,4 +21,12 @@ def model_of(form: str, tokenizer: str, directory: Path) -> Path:
     )  # fmt: skip
     describe(directory, config, None, TextFormat(form=form), pieces)
     save_weights(directory, initialize(Llama(config), jax.random.key(0), make_mesh(MeshConfig(1, 1, 1))))
+    return directory
+
+
+def without_infilling(directory: Path) -> Path:
+    """A model of the symmetry form whose recipe says that it never infilled."""
+    recipe = Recipe(augment=Augment(translate=False, infill=0.0), text=TextFormat(form="symmetry"))
+    model_of("symmetry", "compact-symmetry", directory)
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe)))
     return directory

@@ -41,9 +41,9 @@ class Attempt:
     log_probability: float | None  #: of all `tokens`, by the model alone: temperature 1, no method; None without a text
     grammar_log_probability: float | None  #: Σ log of what the model alone gave to the allowed tokens; None without
     tokens: int  #: how many were drawn, the end of sequence counted
-    formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None unless ok
+    formula: str | None  #: OPTIMADE's chemical_formula_reduced: elements in alphabetical order; None without a crystal
     cif: str | None  #: in P1; None unless ok
-    space_group: int | None  #: 1 to 230, within the run's `symprec`; None unless ok, or where none is found
+    space_group: int | None  #: 1 to 230, within the run's `symprec`; None without a crystal, or where none is found
     symmetrized_cif: str | None  #: the conventional cell, made exactly symmetric; None as the space group
     symmetry_failure: str | None = None  #: `timeout` or `crashed`: why there is none, if the search did not end
     resampled: int | None = None  #: how often the run's `resample` chose it; None without

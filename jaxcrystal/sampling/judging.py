@@ -42,10 +42,7 @@ class Judgement:
 
     def exact(self) -> Judgement:
         """Where a crystal must have the group that its text states, and no more: one that has more is not ok."""
-        return replace(NOT_EXACT, written_group=self.written_group) if self.higher_symmetry else self
-
-
-NOT_EXACT = Judgement(HIGHER_SYMMETRY, higher_symmetry=True)
+        return replace(self, status=HIGHER_SYMMETRY, cif=None, symmetrized_cif=None) if self.higher_symmetry else self
 
 
 def judgement(text: str, form: Form, symprec: float | None) -> Judgement:

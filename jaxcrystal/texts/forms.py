@@ -72,6 +72,7 @@ class Form(Written, Protocol):
     """
 
     composition_first: bool  #: whether a text begins with all of its composition
+    one_tells_masked: bool  #: whether the only description of a crystal tells which element infilling hides in it
     kept: Kept | None  #: what `parse` puts back as it was, in texts that repeat it
     transformations: tuple[str, ...]  #: names of what leaves a crystal the same and changes its text; the usual first
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from jaxcrystal.config import ATTRIBUTES, Augment, Property, TextFormat
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
@@ -166,7 +167,7 @@ class Feed:
 def check_training_set(crystals: CrystalSet, text: TextFormat, augment: Augment) -> None:
     """Raises UserError where a training set does not have what a recipe names, or has text where it says number; and
     where infilling would be no riddle, since the only description of a crystal depends on all of its elements."""
-    if augment.infill and crystals.canonical and text.form == "symmetry":
+    if augment.infill and crystals.canonical and form_of(text).one_tells_masked:
         raise UserError(
             f"augment.infill is {augment.infill}, and a canonical description tells which element is hidden, but "
             f"{ONE_DESCRIPTION}"

@@ -187,6 +187,23 @@ def test_a_mirror_image_is_another_crystal_only_in_chiral_groups():
     assert symmetrize(quartz.to_crystal(), 1e-4).crystal.space_group == 152
 
 
+@pytest.mark.parametrize(
+    "number", [1, 2, 4, 5, 9, 19, 33, 62, 82, 92, 122, 144, 152, 166, 173, 186, 198, 212, 217, 225]
+)
+def test_an_inverted_crystal_is_the_same_where_the_group_has_improper_operations(number):
+    """Else it is another, of the same group or of the one that is its mirror image."""
+    here, mirror = group(number), {92: 96, 144: 145, 152: 154, 212: 213}
+    crystal = random_symmetric(number, 3).to_crystal()
+    inverted = Crystal(crystal.lengths, crystal.angles, crystal.species, -crystal.frac_coords % 1)
+    one, other = (symmetrize(each, 1e-4).crystal for each in (crystal, inverted))
+    if here.chiral:
+        assert other.space_group == mirror.get(number, number)
+        away = np.array([o.frac_coords for o in one.orbits]) - np.array([o.frac_coords for o in other.orbits])
+        assert key(one) != key(other) or np.abs(away - np.round(away)).max() > 1e-3
+    else:
+        assert_same(one, other)
+
+
 def cubic(*orbits: Orbit, number: int = 225) -> SymmetricCrystal:
     return SymmetricCrystal(number, np.full(3, 5.0), np.full(3, 90.0), orbits)
 

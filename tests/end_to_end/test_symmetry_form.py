@@ -66,6 +66,8 @@ def test_the_whole_way(typed, refused, cdvae_csv, tmp_path):
     exact = drawn("exact", *lone, "--exact-symmetry")
     assert (exact["text"] == more["text"]).all()  # the same draws
     assert ((exact["status"] == "higher_symmetry") == (exact["written_group"] == 216)).all()
+    assert set(exact["space_group"]) == {225} and set(exact["formula"]) == {"Ni"}  # what was found is still told
+    assert (exact["cif"].isna() == (exact["status"] == "higher_symmetry")).all()
     again = drawn("again", *lone, "--exact-symmetry", "--num-valid", 3)
     assert (again["status"] == "ok").sum() == 3 and (again["text"] == exact["text"][: len(again)]).all()
 

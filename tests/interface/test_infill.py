@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from pymatgen.core import Lattice, Structure
-from random_models import model_of
+from random_models import model_of, without_infilling
 
 import jaxcrystal
 from jaxcrystal.cli import main
@@ -317,7 +317,8 @@ def test_the_command_refuses_in_one_line(model, tmp_path, capsys, monkeypatch):
         said = capsys.readouterr()
         assert said.out == "" and said.err.splitlines()[-1].startswith(f"jaxcrystal infill: {message}")
         assert not (tmp_path / "out").exists()
-    assert main(["infill", "c.csv", "--model", "mini", "--mask", "Na", "--out", "out"]) == 1
-    assert "mini was not trained to infill" in capsys.readouterr().err
+    other = str(without_infilling(tmp_path / "other"))
+    assert main(["infill", "c.csv", "--model", other, "--mask", "Na", "--out", "out"]) == 1
+    assert f"{other} was not trained to infill" in capsys.readouterr().err
     assert main(["infill", "c.csv", "--model", str(model), "--base", str(model), "--mask", "Na", "--out", "out"]) == 1
     assert f"{model} has no adapters on a base, but weights of its own; leave the base" in capsys.readouterr().err

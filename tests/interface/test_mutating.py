@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
-from random_models import model_of
+from random_models import model_of, without_infilling
 
 import jaxcrystal
 from jaxcrystal.cli import main
@@ -114,5 +114,6 @@ def test_a_base_is_for_adapters(model, tmp_path, capsys):
 
 
 def test_a_model_that_was_not_trained_to(tmp_path, capsys):
-    assert main(["mutate", "mp20-test", "--model", "mini", "--out", str(tmp_path / "x")]) == 1
-    assert "mini was not trained to infill" in capsys.readouterr().err
+    other = str(without_infilling(tmp_path / "other"))
+    assert main(["mutate", "mp20-test", "--model", other, "--out", str(tmp_path / "x")]) == 1
+    assert f"{other} was not trained to infill" in capsys.readouterr().err

@@ -56,6 +56,18 @@ def test_judgements_are_those_of_one_process_in_order(judges):
     assert [each.space_group for _, each in judges.judged([(0, SALT)], 0.1)] == [221]  # the same processes again
 
 
+def test_what_is_more_symmetric_than_it_says_keeps_what_was_found():
+    """One atom a cell: whatever F-43m says of it, it is Fm-3m."""
+    form = form_of(TextFormat(form="symmetry"))
+    for stated, exact in ((225, True), (216, False)):
+        found = judgement(f"Ni 1\n{stated}\nNi a\n3.52", form, 0.1)
+        assert (found.status, found.written_group, found.space_group) == ("ok", stated, 225)
+        asked = found.exact()
+        assert (asked == found) == exact and (asked.status, asked.cif is None) != ("ok", True)
+        assert (asked.formula, asked.written_group, asked.space_group) == ("Ni", stated, 225)
+    assert (asked.status, asked.cif, asked.symmetrized_cif) == ("higher_symmetry", None, None)
+
+
 @pytest.mark.parametrize("symprec", [0.2, 0.1, 0.01])
 def test_thin_cells_have_a_group_soon(judges, symprec):
     found = [each for _, each in judges.judged(enumerate(THIN), symprec)]

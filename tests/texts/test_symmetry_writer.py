@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from byte_pair_tokenizers import REAL
 from pymatgen.core import Structure
+from scipy.stats import chi2
 from symmetric_crystals import random_symmetric
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
@@ -123,6 +124,26 @@ def test_the_canonical_description_is_written_without_augmentation():
     draws = jax.jit(writer.draw)(jax.random.key(0), examples)
     assert not np.asarray(draws.body.generated.number).any() and not np.asarray(draws.body.generated.shift).any()
     assert np.asarray(draws.body.infilled.number).any()
+
+
+def test_descriptions_are_drawn_alike_by_the_crystals_key():
+    """Every stored one, each as often (chi-squared below the 1 in 10,000 quantile), and another with another key."""
+    several = descriptions(random_symmetric(2, 1))
+    count = 400 * len(several)
+    batch = SymmetricBatch.of([several] * count)
+    writer = Writer.of(
+        load_tokenizer("compact-symmetry"),
+        TextFormat(form="symmetry"),
+        Augment(translate=False, infill=0.0, attributes=(), descriptions=True),
+    )
+    examples = Examples(batch, np.full((count, len(ATTRIBUTES), 1), EMPTY), np.arange(count))
+    draw = jax.jit(writer.draw)
+    numbers, others = (np.asarray(draw(jax.random.key(seed), examples).body.generated.number) for seed in (0, 1))
+    found = np.bincount(numbers, minlength=len(several))
+    assert len(several) == len(found) > 3 and chi2.sf(((found - 400) ** 2 / 400).sum(), len(found) - 1) > 1e-4
+    assert 0.5 < (numbers != others).mean() < 1
+    again = draw(jax.random.key(0), jax.tree.map(lambda x: x[100:], examples)).body.generated.number
+    assert (np.asarray(again) == numbers[100:]).all()  # by its own key, whatever stands beside it
 
 
 def test_infilling_tells_nothing_of_the_masked_elements_place():
