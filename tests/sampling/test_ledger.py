@@ -16,7 +16,8 @@ from tiny_llama import full_disk  # noqa: F401  (a fixture)
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.attempts_table import ROWS_PER_GROUP, SCHEMA
-from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
+from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join, yardstick_of
+from jaxcrystal.yardstick import Yardstick
 
 REQUEST = Request(
     model="abc",
@@ -447,13 +448,26 @@ def test_parts_are_all_rows_each_once(total, of):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def write_part(out, part: Part, request=REQUEST) -> Ledger:
-    ledger = Ledger(out, request, part)
+def write_part(out, part: Part, request=REQUEST, yardstick: Yardstick | None = None) -> Ledger:
+    ledger = Ledger(out, request, part, yardstick=yardstick)
     for index in ledger.rows:
         ledger.append(ATTEMPTS[index])
     assert ledger.complete
     ledger.finish()
     return ledger
+
+
+def test_what_attempts_are_compared_with_goes_with_them(tmp_path):
+    """While they are drawn, when they are done, and through the joining of parts."""
+    told = Yardstick("round 1 of runs/x", ("mp20", "/there/synthetic.parquet"), potential="chgnet")
+    Ledger(tmp_path / "begun.csv", REQUEST, yardstick=told)
+    write_part(tmp_path / "whole.csv", Part(), yardstick=told)
+    for number in range(2):
+        write_part(tmp_path / "parts.csv", Part(number, 2), yardstick=told)
+    join(tmp_path / "parts.csv", REQUEST)
+    assert [yardstick_of(tmp_path / f"{name}.csv") for name in ("begun", "whole", "parts")] == [told] * 3
+    write_part(tmp_path / "other.csv", Part())
+    assert yardstick_of(tmp_path / "other.csv") is None is yardstick_of(tmp_path / "none.csv")
 
 
 def contents(folder) -> dict[str, bytes]:
