@@ -65,10 +65,14 @@ SYMMETRY = pa.schema(
         ("symmetry.species", pa.list_(pa.int32())),  # atomic number of each orbit
         ("symmetry.letters", pa.list_(pa.string())),  # of each description, its orbits' letters; the canonical first
         ("symmetry.frac_coords", pa.list_(pa.float64())),  # of description, orbit and axis, in this order
+        ("symmetry.masked", pa.int32()),  # how many descriptions, the last, hide an element: one for each, in order
         ("symmetry.symprec", pa.float64()),  # Å, the tolerance at which the group was found
         ("symmetry.moved", pa.float64()),  # Å, by which the atom that moved most was moved
     ]
 )
+
+#: The one of these columns that came last, with infilling that hides nothing badly: data may lack it.
+MASKED = "symmetry.masked"
 
 #: What a label of one's own may be.
 OWN_TYPES = (pa.float64(), pa.string())
@@ -208,13 +212,14 @@ def _row(found: Symmetrized | None) -> dict[str, Any]:
     """Of the columns of `SYMMETRY`; every number on the grid."""
     if found is None:
         return dict.fromkeys(SYMMETRY.names)
-    batch = SymmetricBatch.of([found.descriptions])
+    batch = SymmetricBatch.of([found.descriptions], [found.masked])
     values = (
         int(batch.space_group[0]),
         (batch.cell[0] / 2**CELL_BITS).tolist(),
         batch.species[0].tolist(),
         ["".join(LETTERS[i] for i in letters) for letters in batch.letters[0]],
         (batch.frac_coords[0].reshape(-1) / 2**COORD_BITS).tolist(),
+        len(found.masked),
         found.symprec,
         found.moved,
     )
@@ -223,19 +228,23 @@ def _row(found: Symmetrized | None) -> dict[str, Any]:
 
 def _symmetric(table: pa.Table, path: str | Path) -> SymmetricBatch:
     """The crystals of a table by their symmetry."""
-    if not set(SYMMETRY.names) <= set(table.column_names):
+    if not set(SYMMETRY.names) - {MASKED} <= set(table.column_names):
         raise UserError(f"{path} was prepared without symmetry, before there was any; prepare it again")
-    rows = table.select(SYMMETRY.names).to_pylist()
+    hiding = table[MASKED].to_pylist() if MASKED in table.column_names else [0] * len(table)
+    rows = table.select(SYMMETRY.names[:5]).to_pylist()
     names = [name.partition(".")[2] for name in SYMMETRY.names]
     crystals = []
     for number, row in enumerate(rows):
-        group, cell, species, letters, coords, *_ = row.values()
+        group, cell, species, letters, coords = row.values()
         where = f"{path}, row {number} ({table['material_id'][number]})"
         if group is None:
             raise UserError(f"{where}: no space group was found at any tolerance; leave this row out")
         try:
             shaped = np.reshape(np.array(coords, np.float64), (len(letters), len(species), 3))
-            crystals.append((group, cell, species, letters, shaped))
+            last = hiding[number] or 0
+            if last and (last != len(set(species)) or last >= len(letters)):
+                raise ValueError
+            crystals.append((group, cell, species, letters, shaped, last))
         except (TypeError, ValueError):
             raise UserError(f"{where}: {', '.join(names[2:5])} disagree; prepare it again") from None
     return SymmetricBatch.read(crystals)

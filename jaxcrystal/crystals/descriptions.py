@@ -10,16 +10,23 @@ origin and order of atoms the crystal came.
               some of them change the cell, so that the shortest one must be found
     origins   the shifts that go with each; along free axes (68 polar groups) an orbit of the first element lies at 0
     images    of an orbit all that lie on the first listed representative, of which the least is written
+
+Infilling hides an element, and the order of elements decides which description is canonical: with it a text would
+depend on what it hides. So `masked` gives, for each element, the canonical description of the crystal that has a
+stand-in in its place (`masking`).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping
 from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcrystal.crystals import masking
+from jaxcrystal.crystals.crystal import ELEMENTS
 from jaxcrystal.crystals.formulas import ordered
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of, vectors
 from jaxcrystal.crystals.wyckoff import (
@@ -46,22 +53,45 @@ def descriptions(crystal: SymmetricCrystal) -> list[SymmetricCrystal]:
 
 def traced(crystal: SymmetricCrystal) -> list[tuple[SymmetricCrystal, tuple[int, ...]]]:
     """`descriptions`, and which orbit of the crystal each of theirs is."""
-    number = crystal.space_group
     parameters, found_cosets = _axes(crystal)
     cell = cell_of(crystal.group.system, parameters)
     found: dict[tuple, tuple[tuple[Orbit, ...], tuple[int, ...]]] = {}
     for coset in found_cosets:
-        key, *rest = _least(number, crystal.orbits, coset)
+        key, *rest = _least(crystal, coset, _order(crystal.composition))
         found.setdefault(key, tuple(rest))
     each = (found[key] for key in sorted(found))
-    return [(SymmetricCrystal(number, cell[:3], cell[3:], orbits), origins) for orbits, origins in each]
+    return [(SymmetricCrystal(crystal.space_group, cell[:3], cell[3:], orbits), origins) for orbits, origins in each]
 
 
-def _least(number: int, orbits: tuple[Orbit, ...], coset: Coset) -> tuple[tuple, tuple[Orbit, ...], tuple[int, ...]]:
-    """What orbits read as through a coset, by the least of their images: a key to compare, the orbits in order, and
-    where each was."""
+def masked(crystal: SymmetricCrystal) -> list[SymmetricCrystal]:
+    """For each element of the composition, in its order, the description in which infilling hides it: the same whatever
+    element it is. Orbits in the order of texts."""
+    parameters, found_cosets = _axes(crystal)
+    cell = cell_of(crystal.group.system, parameters)
+    found, usual = [], _order(crystal.composition)
+    for symbol in usual:
+        left = set(usual) - {symbol}
+        stand_in = ELEMENTS[masking.stand_in(left)]
+        order = _order({stand_in, *left})
+        order[symbol] = order.pop(stand_in)
+        _, orbits, _ = min((_least(crystal, coset, order) for coset in found_cosets), key=lambda one: one[0])
+        in_order = tuple(sorted(orbits, key=lambda orbit: usual[orbit.symbol]))
+        found.append(SymmetricCrystal(crystal.space_group, cell[:3], cell[3:], in_order))
+    return found
+
+
+def _order(symbols: Collection[str]) -> dict[str, int]:
+    """The places of elements in texts."""
+    return {symbol: place for place, symbol in enumerate(ordered(symbols))}
+
+
+def _least(
+    crystal: SymmetricCrystal, coset: Coset, order: Mapping[str, int]
+) -> tuple[tuple, tuple[Orbit, ...], tuple[int, ...]]:
+    """What the orbits read as through a coset, by the least of their images: a key to compare, the orbits by the order
+    of their elements, and where each was."""
+    number, orbits = crystal.space_group, crystal.orbits
     seen = [_images(number, orbit, coset) for orbit in orbits]
-    order = {symbol: i for i, symbol in enumerate(ordered({orbit.symbol for orbit in orbits}))}
     heads = [(order[orbit.symbol], LETTERS.index(letter)) for orbit, (letter, _) in zip(orbits, seen, strict=True)]
     axes = list(free_axes(number))
     shifts = [np.zeros(3)]

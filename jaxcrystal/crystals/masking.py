@@ -4,13 +4,14 @@
     Fr  O  Fr  O        Fe hidden: Fr is written [MASK]
     Fr  O  Fe  O        the first site alone
 
-The hidden atoms get an element that the rest of the crystal has not, the first of those that it could be in the order
-of formulas. It depends on the atoms that are left, and on nothing else: where the order of elements decides how a
-crystal is written, as in its canonical description, the text tells nothing of what it hides.
+The hidden atoms get an element that the rest of the crystal has not (`stand_in`). It depends on the atoms that are
+left, and on nothing else: where the order of elements decides how a crystal is written, as in its canonical
+description, the text tells nothing of what it hides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,11 +36,16 @@ def hide(crystal: Crystal, atoms: Bool[np.ndarray, "atoms"]) -> Masked:
     """The crystal without these atoms' element. Raises ValueError for none, and for atoms of several elements."""
     (hidden,) = np.unique(crystal.species[atoms])
     left = {ELEMENTS[z] for z in crystal.species[~atoms]}
-    stand_in = ATOMIC_NUMBER[next(symbol for symbol in ordered(ELEMENTS[1:]) if symbol not in left)]
+    here = stand_in(left)
     return Masked(
-        replace(crystal, species=np.where(atoms, stand_in, crystal.species)),
-        stand_in,
+        replace(crystal, species=np.where(atoms, here, crystal.species)),
+        here,
         ELEMENTS[hidden],
         int(atoms.sum()),
         ELEMENTS[hidden] in left,
     )
+
+
+def stand_in(left: Collection[str]) -> int:
+    """Atomic number of the first element, in the order of formulas, that is none of those that are left."""
+    return ATOMIC_NUMBER[next(symbol for symbol in ordered(ELEMENTS[1:]) if symbol not in left)]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Int, UInt8, UInt32
 
 from jaxcrystal.crystals.crystal import CELL_BITS, COORD_BITS, Crystal
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal
 from jaxcrystal.crystals.wyckoff import LETTERS, group
 from jaxcrystal.errors import UserError
 
-Row: TypeAlias = tuple[int, Sequence[float], Sequence[int], Sequence[str], np.ndarray]
+Row: TypeAlias = tuple[int, Sequence[float], Sequence[int], Sequence[str], np.ndarray, int]
 
 
 @struct.dataclass
@@ -33,17 +34,23 @@ class SymmetricBatch:
     letters: UInt8[Array, "*n descriptions orbits"]  #: places in `wyckoff.LETTERS`
     frac_coords: UInt32[Array, "*n descriptions orbits 3"]  #: of representatives, in 2⁻³² of the edge
     num_descriptions: Int[Array, "*n"]  #: the first is the canonical one
+    #: Whether behind them stand those in which infilling hides an element, one for each of the composition.
+    masked: Bool[Array, "*n"]
 
     @classmethod
-    def of(cls, crystals: Sequence[Sequence[SymmetricCrystal]]) -> SymmetricBatch:
-        """Of the descriptions of each crystal, the canonical one first."""
+    def of(
+        cls, crystals: Sequence[Sequence[SymmetricCrystal]], masked: Sequence[Sequence[SymmetricCrystal]] = ()
+    ) -> SymmetricBatch:
+        """Of the descriptions of each crystal, the canonical one first, and those that hide an element, if they are
+        known."""
         rows = []
-        for each in crystals:
+        for each, hiding in itertools.zip_longest(crystals, masked, fillvalue=()):
+            each = [*each, *hiding]
             first = each[0]
             letters = ["".join(orbit.letter for orbit in one.orbits) for one in each]
             coords = np.array([[orbit.frac_coords for orbit in one.orbits] for one in each])
             species = [orbit.species for orbit in first.orbits]
-            rows.append((first.space_group, [*first.lengths, *first.angles], species, letters, coords))
+            rows.append((first.space_group, [*first.lengths, *first.angles], species, letters, coords, len(hiding)))
         return cls.read(rows)
 
     def __len__(self) -> int:
@@ -69,12 +76,13 @@ class SymmetricBatch:
 
     @classmethod
     def read(cls, rows: Sequence[Row]) -> SymmetricBatch:
-        """Of space group, cell, species, letters of each description and coordinates of each orbit, as stored."""
+        """Of space group, cell, species, letters of each description, coordinates of each orbit, and how many of the
+        descriptions, the last ones, hide an element; as stored."""
         n = len(rows)
-        compositions = [_composition(number, species, letters[0]) for number, _, species, letters, _ in rows]
+        compositions = [_composition(number, species, letters[0]) for number, _, species, letters, *_ in rows]
         elements = max(map(len, compositions), default=0)
-        orbits = max((len(species) for _, _, species, _, _ in rows), default=0)
-        most = max((len(letters) for *_, letters, _ in rows), default=0)
+        orbits = max((len(species) for _, _, species, *_ in rows), default=0)
+        most = max((len(letters) for *_, letters, _, _ in rows), default=0)
         batch = cls(
             space_group=np.array([row[0] for row in rows], np.int32),
             cell=np.round(np.reshape([row[1] for row in rows], (n, 6)) * 2**CELL_BITS).astype(np.uint32),
@@ -83,9 +91,10 @@ class SymmetricBatch:
             species=np.zeros((n, orbits), np.int32),
             letters=np.zeros((n, most, orbits), np.uint8),
             frac_coords=np.zeros((n, most, orbits, 3), np.uint32),
-            num_descriptions=np.array([len(letters) for *_, letters, _ in rows], np.int32),
+            num_descriptions=np.array([len(letters) - hiding for *_, letters, _, hiding in rows], np.int32),
+            masked=np.array([hiding > 0 for *_, hiding in rows], bool),
         )
-        for i, ((_, _, species, letters, coords), composition) in enumerate(zip(rows, compositions, strict=True)):
+        for i, ((_, _, species, letters, coords, _), composition) in enumerate(zip(rows, compositions, strict=True)):
             batch.elements[i, : len(composition)] = list(composition)
             batch.counts[i, : len(composition)] = list(composition.values())
             batch.species[i, : len(species)] = species
@@ -105,7 +114,7 @@ class SymmetricBatch:
         for name, one in zip(names, found, strict=True):
             if one is None:
                 raise UserError(f"{name} has no space group at any tolerance: its atoms lie on each other")
-        return cls.of([one.descriptions for one in found])
+        return cls.of([one.descriptions for one in found], [one.masked for one in found])
 
 
 def _composition(number: int, species: Sequence[int], letters: str) -> dict[int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import moyopy
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxcrystal.crystals.crystal import Crystal
-from jaxcrystal.crystals.descriptions import descriptions, traced
+from jaxcrystal.crystals.descriptions import descriptions, masked, traced
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, vectors
 from jaxcrystal.crystals.symmetric_cif import to_cif
 from jaxcrystal.crystals.wyckoff import Group, group
@@ -43,6 +44,11 @@ class Symmetrized:
     def crystal(self) -> SymmetricCrystal:
         """The canonical description."""
         return self.descriptions[0]
+
+    @cached_property
+    def masked(self) -> tuple[SymmetricCrystal, ...]:
+        """The descriptions in which infilling hides one element after the other, in the order of the composition."""
+        return tuple(masked(self.crystal))
 
     def exceeds(self, number: int, atoms: int) -> bool:
         """Whether it is more symmetric than a crystal of that space group with so many atoms in the primitive cell: it

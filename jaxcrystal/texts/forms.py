@@ -72,7 +72,6 @@ class Form(Written, Protocol):
     """
 
     composition_first: bool  #: whether a text begins with all of its composition
-    one_tells_masked: bool  #: whether the only description of a crystal tells which element infilling hides in it
     kept: Kept | None  #: what `parse` puts back as it was, in texts that repeat it
     transformations: tuple[str, ...]  #: names of what leaves a crystal the same and changes its text; the usual first
 
@@ -127,6 +126,10 @@ class Form(Written, Protocol):
 
     def arrays(self, crystals: CrystalSet) -> Arrays:
         """What a batch carries to the device: numpy arrays with a leading axis of crystals."""
+        ...
+
+    def hides(self, arrays: Arrays) -> bool:
+        """Whether infilling can hide an element of each crystal so that its text does not depend on it."""
         ...
 
     def stated(self, crystals: CrystalSet, arrays: Arrays) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ from jaxcrystal.training.checkpoint import Checkpoints, Place
 from jaxcrystal.training.identity import Identity, differing
 from jaxcrystal.training.interrupt import Interrupt
 from jaxcrystal.training.journal import Journal
-from jaxcrystal.training.packing import Feed, check_training_set
+from jaxcrystal.training.packing import Feed, check_properties
 from jaxcrystal.training.preferences import PreferenceTrainer
 from jaxcrystal.training.step import StepMetrics, Trainer, TrainState, make_optimizer
 from jaxcrystal.weights import saved
@@ -77,7 +77,7 @@ def train(recipe: Recipe) -> TrainReport:
     writer = Writer.of(tokenizer, recipe.text, recipe.augment)
     with hosts.together():
         crystals = dataset.load(recipe.data.train)
-        check_training_set(crystals, recipe.text, recipe.augment)
+        check_properties(crystals, recipe.text.properties)
         feed, validation = (
             Feed.of(one, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
             for one, seed in ((crystals, recipe.seed), (dataset.load(recipe.data.validation), 0))

@@ -22,10 +22,9 @@ import pyarrow as pa
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxcrystal.config import ATTRIBUTES, Augment, Property, TextFormat
+from jaxcrystal.config import ATTRIBUTES, Property
 from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.forms import form_of
 from jaxcrystal.texts.pieces import EMPTY
 from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.texts.writer import Examples, Writer, sentence_tokens
@@ -36,6 +35,7 @@ ONE_DESCRIPTION = (
     "the package's own data have one description of each crystal: run `jaxcrystal prepare mp20 --out DIR`, which finds "
     "all, and train on what it writes to DIR"
 )
+PREPARED_BEFORE = "the data were prepared before there were others for it: prepare them again"
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: int | None = None) -> list[list[int]]:
@@ -95,6 +95,11 @@ class Feed:
         if writer.augment.descriptions and crystals.canonical:
             raise UserError(f"augment.descriptions is true, but {ONE_DESCRIPTION}")
         arrays = writer.form.arrays(crystals)
+        if writer.augment.infill and not writer.form.hides(arrays):
+            why = ONE_DESCRIPTION if crystals.canonical else PREPARED_BEFORE
+            raise UserError(
+                f"augment.infill is {writer.augment.infill}, and a canonical description tells what it hides, but {why}"
+            )
         labels = writer.form.stated(crystals, arrays)
         examples = Examples(
             crystals=arrays,
@@ -164,18 +169,8 @@ class Feed:
         return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))
 
 
-def check_training_set(crystals: CrystalSet, text: TextFormat, augment: Augment) -> None:
-    """Raises UserError where a training set does not have what a recipe names, or has text where it says number; and
-    where infilling would be no riddle, since the only description of a crystal depends on all of its elements."""
-    if augment.infill and crystals.canonical and form_of(text).one_tells_masked:
-        raise UserError(
-            f"augment.infill is {augment.infill}, and a canonical description tells which element is hidden, but "
-            f"{ONE_DESCRIPTION}"
-        )
-    _check_properties(crystals, text.properties)
-
-
-def _check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
+def check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:
+    """Raises UserError where a training set does not have what a recipe names, or has text where it says number."""
     for own in properties:
         if own.name not in crystals.labels.column_names:
             known = ", ".join(name for name in crystals.labels.column_names if name not in ATTRIBUTES) or "none"

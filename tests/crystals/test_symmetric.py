@@ -20,7 +20,7 @@ from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal
 from jaxcrystal.crystals.symmetry import symmetrize
 from jaxcrystal.crystals.wyckoff import GRID, GROUPS, LETTERS, cosets, free_axes, group, read, written
-from jaxcrystal.crystals.wyckoff_tables import cell_vectors
+from jaxcrystal.crystals.wyckoff_tables import cell_vectors, normalizers, positions
 from jaxcrystal.errors import UserError
 
 
@@ -106,6 +106,15 @@ def test_free_parameters_are_coordinates():
     assert sum(len(free_axes(number)) > 0 for number in GROUPS) == 68
 
 
+def test_tables_are_what_the_script_writes():
+    """Of one group in fifteen; and how many cosets all have."""
+    for number in GROUPS[::15]:
+        here = [(p.letter, p.multiplicity, written(p.matrix, p.shift)) for p in group(number).positions]
+        assert positions(number) == here
+        assert [written(*each) for each in normalizers(number)] == [written(*each) for each in cosets(number)]
+    assert sum(len(cosets(number)) for number in GROUPS) == 1109
+
+
 @pytest.mark.parametrize("number", GROUPS)
 def test_cosets_are_those_of_moyos_normalizer(number):
     """Of a crystal whose letters tell nothing; by number, and each maps the group onto itself."""
@@ -135,9 +144,8 @@ def test_cosets_are_those_of_moyos_normalizer(number):
 
     ours = {coset(linear, shift) for linear, shift in cosets(number)}
     assert len(ours) == len(cosets(number))
-    for operation in theirs:
-        shift = np.round(np.array(operation.origin_shift) * GRID).astype(np.int64)
-        assert coset(np.array(operation.linear, np.int64), shift) in ours
+    shifts = [np.round(np.array(operation.origin_shift) * GRID).astype(np.int64) for operation in theirs]
+    assert ours == {coset(np.array(o.linear, np.int64), shift) for o, shift in zip(theirs, shifts, strict=True)}
 
 
 @pytest.mark.parametrize("number", GROUPS)

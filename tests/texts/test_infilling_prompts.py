@@ -1,18 +1,18 @@
 """Prompts of the infilling task: as training writes them, for every element, whatever it is that is hidden."""
 
-from functools import cache
-
 import byte_pair_tokenizers
 import numpy as np
+import pandas as pd
 import pytest
+from some_crystals import p1_crystal
 from symmetric_crystals import random_symmetric
 
 from jaxcrystal.config import TextFormat
 from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal
 from jaxcrystal.crystals.masking import hide
-from jaxcrystal.crystals.symmetric import SymmetricCrystal
+from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
 from jaxcrystal.crystals.symmetry import symmetrize
-from jaxcrystal.crystals.wyckoff import GROUPS, free_axes
+from jaxcrystal.crystals.wyckoff import GROUPS
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.forms import form_of
@@ -84,19 +84,25 @@ def test_behind_a_prompt_every_element_has_the_tokens_that_training_has(tokenize
         assert tokenizer.encode(prompt + symbol) == [*begun, *tables.symbol_tokens(symbol)]
 
 
-@cache
-def some_crystals() -> list[SymmetricCrystal]:
-    """Of Li, O and Ti, of groups whose origin is free along no axis."""
-    return [random_symmetric(number, 3) for number in GROUPS[::6] if not free_axes(number)]
+def assert_prompts_are_those_of_training(crystal: Crystal) -> None:
+    """Of every element that could be asked for."""
+    found = symmetrize(crystal)
+    batch = SymmetricBatch.of([found.descriptions], [found.masked])
+    for element, z in enumerate(batch.elements[0].tolist()):
+        trained = write(batch.crystal(0, int(batch.num_descriptions[0]) + element), SYMMETRY.text, z)
+        text = prompt_of(SYMMETRY, crystal, crystal.species == z)
+        assert text.removeprefix(prompts.INFILL_INTRODUCTION).removesuffix(prompts.INFILL_REQUEST) == trained
 
 
-def test_a_symmetry_prompt_is_one_that_training_draws():
-    for made in some_crystals():
-        crystal = made.to_crystal()
-        for z in set(crystal.species.tolist()):
-            drawn = {write(each, SYMMETRY.text, z) for each in symmetrize(crystal).descriptions}
-            text = prompt_of(SYMMETRY, crystal, crystal.species == z)
-            assert text.removeprefix(prompts.INFILL_INTRODUCTION).removesuffix(prompts.INFILL_REQUEST) in drawn
+@pytest.mark.parametrize("number", GROUPS[::6])
+def test_a_symmetry_prompt_is_what_training_writes(number):
+    for seed in (3, 4):
+        assert_prompts_are_those_of_training(random_symmetric(number, seed).to_crystal())
+
+
+def test_a_real_crystals_prompt_is_what_training_writes(shared):
+    for cif in pd.read_parquet(shared / "data/mp20/val.parquet", columns=["cif"])["cif"][::20]:
+        assert_prompts_are_those_of_training(p1_crystal(cif))
 
 
 @pytest.mark.parametrize("form", [P1, SYMMETRY], ids=["p1", "symmetry"])

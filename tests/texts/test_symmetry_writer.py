@@ -1,33 +1,43 @@
-"""Proof that the device writes the tokens of symmetry texts, for every crystal, description, draw and tokenizer."""
+"""Proof that the device writes the tokens of symmetry texts, for every crystal, description, draw and tokenizer.
 
+JAXCRYSTAL_PREPARED=data/mp20/train.parquet pytest tests/texts/test_symmetry_writer.py -k every_description
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import byte_pair_tokenizers
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from byte_pair_tokenizers import REAL
-from pymatgen.core import Structure
 from scipy.stats import chi2
+from some_crystals import p1_crystal
 from symmetric_crystals import random_symmetric
 
 from jaxcrystal.config import ATTRIBUTES, Augment, TextFormat
 from jaxcrystal.crystals import dataset
 from jaxcrystal.crystals.crystal import ELEMENTS, Crystal
-from jaxcrystal.crystals.descriptions import descriptions
+from jaxcrystal.crystals.descriptions import descriptions, masked
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal
 from jaxcrystal.crystals.symmetric_batch import SymmetricBatch
-from jaxcrystal.crystals.symmetry import symmetrize
+from jaxcrystal.crystals.symmetry import Symmetrized, symmetrize
 from jaxcrystal.crystals.wyckoff import GROUPS, free_axes
 from jaxcrystal.errors import UserError
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.pieces import EMPTY
+from jaxcrystal.texts.symmetry.body import Description, Drawn
 from jaxcrystal.texts.symmetry.text import REQUEST, parse, write
 from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
 from jaxcrystal.training.packing import Feed
 
+#: A file of `jaxcrystal prepare`: then its crystals are written, all of them, and not one in sixty of MP-20 val.
+PREPARED = os.environ.get("JAXCRYSTAL_PREPARED")
 KINDS = ["compact", "compact-symmetry", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL]
 
 
@@ -40,21 +50,33 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory) -> Tokenizer:
     return byte_pair_tokenizers.load(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
+def batch_of(crystals: list[SymmetricCrystal]) -> SymmetricBatch:
+    """With all descriptions, and those that hide an element."""
+    return SymmetricBatch.of([descriptions(one) for one in crystals], [masked(one) for one in crystals])
+
+
+def of_found(found: Sequence[Symmetrized]) -> SymmetricBatch:
+    """The same of what `symmetrize` found."""
+    return SymmetricBatch.of([one.descriptions for one in found], [one.masked for one in found])
+
+
 @cache
 def of_all_groups() -> SymmetricBatch:
-    return SymmetricBatch.of([descriptions(random_symmetric(number, 1)) for number in GROUPS])
+    return batch_of([random_symmetric(number, 1) for number in GROUPS])
 
 
 @cache
 def real_crystals(shared) -> list[Crystal]:
     """One in sixty of MP-20 val."""
     rows = pd.read_parquet(shared / "data/mp20/val.parquet", columns=["cif"])["cif"][::60]
-    return [Crystal.from_structure(Structure.from_str(cif, "cif")) for cif in rows]
+    return [p1_crystal(cif) for cif in rows]
 
 
 @cache
 def of_real_crystals(shared) -> SymmetricBatch:
-    return SymmetricBatch.of([symmetrize(crystal).descriptions for crystal in real_crystals(shared)])
+    if PREPARED:
+        return dataset.load(PREPARED).symmetric()
+    return of_found([symmetrize(crystal) for crystal in real_crystals(shared)])
 
 
 def labels(batch: SymmetricBatch) -> list[dict]:
@@ -65,18 +87,17 @@ def labels(batch: SymmetricBatch) -> list[dict]:
 
 def drawn_text(batch: SymmetricBatch, i: int, label: dict, draws: Draws, fmt: TextFormat) -> str:
     """The same text on the host."""
-    described = draws.body.infilled if draws.infill else draws.body.generated
-    crystal = batch.crystal(i, int(described.number))
+    crystal = batch.crystal(i, int(draws.body.infilled if draws.infill else draws.body.generated.number))
     shift = np.zeros(3)
-    axes = list(free_axes(crystal.space_group))
-    shift[axes] = described.shift[axes].astype(np.float64) / 2**32
+    axes = [] if draws.infill else list(free_axes(crystal.space_group))
+    shift[axes] = draws.body.generated.shift[axes].astype(np.float64) / 2**32
     orbits = tuple(Orbit(o.species, o.letter, tuple((np.array(o.frac_coords) + shift) % 1)) for o in crystal.orbits)
     moved = SymmetricCrystal(crystal.space_group, crystal.lengths, crystal.angles, orbits)
     if draws.infill:
-        masked = int(draws.body.masked)
-        lines = write(moved, fmt, masked)
-        assert ELEMENTS[masked] not in lines.replace("\n", " ").split(" ")  # the mask hides it everywhere
-        return prompts.INFILL_INTRODUCTION + lines + prompts.INFILL_REQUEST + ELEMENTS[masked]
+        hidden = int(draws.body.masked)
+        lines = write(moved, fmt, hidden)
+        assert ELEMENTS[hidden] not in lines.replace("\n", " ").split(" ")  # the mask hides it everywhere
+        return prompts.INFILL_INTRODUCTION + lines + prompts.INFILL_REQUEST + ELEMENTS[hidden]
     stated = "".join(prompts.sentence(ATTRIBUTES[n], label[ATTRIBUTES[n]]) for n in draws.stated if n != EMPTY)
     return prompts.INTRODUCTION + stated + REQUEST + write(moved, fmt)
 
@@ -117,13 +138,50 @@ def test_real_crystals(tokenizer, shared, infill):
     )
 
 
+@pytest.mark.parametrize("decimals", [2, 3, 4])
+def test_every_description_of_real_crystals(tokenizer, shared, decimals):
+    """All that are stored, and each element hidden, from the origin of the data."""
+    batch = of_real_crystals(shared)
+    fmt = TextFormat(form="symmetry", coord_decimals=decimals, length_decimals=decimals, angle_decimals=decimals - 2)
+    writer = Writer.of(tokenizer, fmt, Augment(translate=False, infill=0.5, attributes=()))
+    count, none = len(batch), np.full((len(batch), len(ATTRIBUTES)), EMPTY)
+    examples = Examples(batch, none[..., None], np.arange(count))
+    longest = int(writer.bounds(examples)[1].max())
+
+    @jax.jit
+    def written(examples: Examples, draws: Draws) -> tuple[jax.Array, jax.Array]:
+        return writer.lengths(examples, draws), writer.write(examples, draws, longest).tokens
+
+    last, widest, compared = batch.num_descriptions - 1, batch.elements.shape[1], 0
+    for number in range(int(last.max()) + 1 + widest):
+        element = number - last - 1
+        infill = element >= 0
+        there = element < (batch.elements > 0).sum(1)
+        masked = np.where(infill & there, batch.elements[np.arange(count), np.clip(element, 0, widest - 1)], 1)
+        at = np.where(there, number, 0).astype(np.int32)
+        body = Drawn(masked, Description(at, np.zeros((count, 3), np.uint32)), at)
+        lengths, tokens = jax.device_get(
+            written(*jax.tree.map(lambda x: x[:, None], (examples, Draws(infill & there, none, body))))
+        )
+        for i in np.flatnonzero(there):
+            crystal = batch.crystal(i, number)
+            if infill[i]:
+                text = prompts.INFILL_INTRODUCTION + write(crystal, fmt, masked[i])
+                text += prompts.INFILL_REQUEST + ELEMENTS[masked[i]]
+            else:
+                text = prompts.INTRODUCTION + REQUEST + write(crystal, fmt)
+            expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
+            assert tokens[i, : lengths[i, 0]].tolist() == expected, text
+            compared += 1
+    assert compared == (batch.num_descriptions + (batch.elements > 0).sum(1)).sum()
+
+
 def test_the_canonical_description_is_written_without_augmentation():
     batch, fmt = of_all_groups(), TextFormat(form="symmetry")
     writer = Writer.of(load_tokenizer("compact-symmetry"), fmt, Augment(translate=False, infill=0.0, attributes=()))
     examples = Examples(batch, np.full((len(batch), len(ATTRIBUTES), 1), EMPTY), np.arange(len(batch)))
     draws = jax.jit(writer.draw)(jax.random.key(0), examples)
     assert not np.asarray(draws.body.generated.number).any() and not np.asarray(draws.body.generated.shift).any()
-    assert np.asarray(draws.body.infilled.number).any()
 
 
 def test_descriptions_are_drawn_alike_by_the_crystals_key():
@@ -146,27 +204,24 @@ def test_descriptions_are_drawn_alike_by_the_crystals_key():
     assert (np.asarray(again) == numbers[100:]).all()  # by its own key, whatever stands beside it
 
 
-def test_infilling_tells_nothing_of_the_masked_elements_place():
-    """The same crystal with another element in the masked place has the same masked texts."""
-    for number, seed in ((221, 0), (8, 1), (1, 2), (62, 3)):
+@pytest.mark.parametrize("seed", range(4))
+def test_infilling_tells_nothing_of_the_masked_element(seed):
+    """In every group a crystal with another element in the masked place has the same masked text, to the last letter;
+    what only masked the canonical one would not."""
+    fmt, told = TextFormat(form="symmetry"), 0
+    for number in GROUPS:
         here = random_symmetric(number, seed)
-        swap = {here.orbits[0].species: 9}  # fluorine comes last of all, where it stood elsewhere before
-        orbits = tuple(Orbit(swap.get(o.species, o.species), o.letter, o.frac_coords) for o in here.orbits)
-        other = SymmetricCrystal(number, here.lengths, here.angles, orbits)
-
-        def texts(crystal: SymmetricCrystal, z: int, number: int = number) -> set[str]:
-            fmt, found = TextFormat(form="symmetry"), set()
-            for one in descriptions(crystal):
-                # As the device: any origin along free axes, of which the first masked orbit's stands for all.
-                first = next(o for o in one.orbits if o.species == z)
-                shift = np.zeros(3)
-                shift[list(free_axes(number))] = np.array(first.frac_coords)[list(free_axes(number))]
-                moved = [Orbit(o.species, o.letter, tuple((np.array(o.frac_coords) - shift) % 1)) for o in one.orbits]
-                lines = write(SymmetricCrystal(number, one.lengths, one.angles, tuple(moved)), fmt, z).split("\n")
-                found.add("\n".join([*lines[:2], *sorted(lines[2:-1]), lines[-1]]))
-            return found
-
-        assert texts(here, here.orbits[0].species) == texts(other, 9)
+        z = here.orbits[0].species
+        texts, canonical = set(), set()
+        for other in (z, 9, 55):  # fluorine is the last of all in formulas, caesium among the first
+            orbits = tuple(replace(o, species=other if o.species == z else o.species) for o in here.orbits)
+            batch = batch_of([replace(here, orbits=orbits)])
+            element = batch.elements[0].tolist().index(other)
+            texts.add(write(batch.crystal(0, int(batch.num_descriptions[0]) + element), fmt, other))
+            canonical.add(write(batch.crystal(0), fmt, other))
+        assert len(texts) == 1, number
+        told += len(canonical) > 1
+    assert told > 50
 
 
 def test_text_and_crystal_are_the_same(shared):
@@ -199,16 +254,31 @@ def test_p1s_augmentations_are_refused_and_the_other_way_round():
             Writer.of(tokenizer, TextFormat(form="symmetry", **fmt), Augment(translate=False))
 
 
-def test_a_stored_set_is_the_same(tmp_path):
+def test_a_stored_set_is_the_same(tmp_path, monkeypatch):
     embedded = dataset.load("prototypes:validation")
     found = [symmetrize(embedded.crystal(i)) for i in range(len(embedded))]
     dataset.store(embedded, tmp_path / "x.parquet", {}, found)
     read = dataset.load(tmp_path / "x.parquet").symmetric()
     jax.tree.map(np.testing.assert_array_equal, read, embedded.symmetric())
-    jax.tree.map(np.testing.assert_array_equal, read, SymmetricBatch.of([one.descriptions for one in found]))
+    jax.tree.map(np.testing.assert_array_equal, read, of_found(found))
     dataset.store(embedded, tmp_path / "old.parquet", {})
     with pytest.raises(UserError, match=r"old\.parquet was prepared without symmetry, .* prepare it again"):
         dataset.load(tmp_path / "old.parquet").symmetric()
+    with monkeypatch.context() as patched:
+        patched.setattr(Symmetrized, "masked", ())
+        dataset.store(embedded, tmp_path / "before.parquet", {}, list(map(replace, found)))
+    table = pq.read_table(tmp_path / "before.parquet").drop_columns("symmetry.masked")
+    pq.write_table(table, tmp_path / "before.parquet")
+    before = dataset.load(tmp_path / "before.parquet")
+    plain = SymmetricBatch.of([one.descriptions for one in found])
+    jax.tree.map(np.testing.assert_array_equal, before.symmetric(), plain)
+    tokenizer = load_tokenizer("compact-symmetry")
+    writers = [
+        Writer.of(tokenizer, TextFormat(form="symmetry"), Augment(translate=False, infill=x)) for x in (0.0, 0.1)
+    ]
+    assert Feed.of(before, tokenizer, writers[0], 512, 4, 0).slots
+    with pytest.raises(UserError, match=r"a canonical description tells what it hides, .* prepare them again"):
+        Feed.of(before, tokenizer, writers[1], 512, 4, 0)
     dataset.store(embedded, tmp_path / "none.parquet", {}, [None, *found[1:]])
     with pytest.raises(UserError, match=r"none\.parquet, row 0 \(.*\): no space group was found"):
         dataset.load(tmp_path / "none.parquet").symmetric()

@@ -33,7 +33,6 @@ class P1:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = False
-    one_tells_masked: ClassVar[bool] = False
     transformations: ClassVar[tuple[str, ...]] = tuple(TRANSFORMATIONS)
 
     def write(self, crystal: Crystal, mask_element: int | None = None) -> str:
@@ -87,6 +86,9 @@ class P1:
 
     def arrays(self, crystals: CrystalSet) -> CrystalBatch:
         return crystals.batch
+
+    def hides(self, crystals: CrystalBatch) -> bool:
+        return True
 
     def stated(self, crystals: CrystalSet, arrays: CrystalBatch) -> list[dict[str, Any]]:
         labels = map(crystals.attributes, range(len(crystals)))

@@ -66,9 +66,7 @@ class Drawn:
 
     masked: Int[Array, "*n"]  #: atomic number that infilling asks for
     generated: Description  #: that the generation task writes
-    #: That infilling writes: any of them. The canonical one is the least by the elements' order, and would tell the
-    #: place of the masked element in it.
-    infilled: Description
+    infilled: Int[Array, "*n"]  #: the stored description that infilling writes; its origin stays where it is
 
 
 def draw(words: UInt32[Array, "5"], crystal: SymmetricBatch, augment: Augment) -> Drawn:
@@ -80,7 +78,9 @@ def draw(words: UInt32[Array, "5"], crystal: SymmetricBatch, augment: Augment) -
     anyhow = Description(number, shift)
     canonical = Description(jnp.zeros_like(number), jnp.zeros_like(shift))
     return Drawn(
-        masked=crystal.elements[element], generated=anyhow if augment.descriptions else canonical, infilled=anyhow
+        masked=crystal.elements[element],
+        generated=anyhow if augment.descriptions else canonical,
+        infilled=crystal.num_descriptions + element,
     )
 
 
@@ -93,10 +93,9 @@ def pieces(
     infill: Bool[Array, "*n"],
 ) -> Pieces:
     """The lines of each crystal; under infilling those of the masked element come first."""
-    described = jax.tree.map(
-        lambda x, y: jnp.where(infill.reshape(*infill.shape, *[1] * (x.ndim - infill.ndim)), y, x),
-        drawn.generated,
-        drawn.infilled,
+    described = Description(
+        jnp.where(infill, drawn.infilled, drawn.generated.number),
+        jnp.where(infill[..., None], 0, drawn.generated.shift),
     )
     masked = jnp.where(infill, drawn.masked, NOTHING)[..., None]
     lines = [
@@ -191,36 +190,24 @@ def bounds(
     tables: SymmetryTables, text: TextFormat, crystals: SymmetricBatch
 ) -> tuple[Int[np.ndarray, "2 crystals"], Int[np.ndarray, "2 crystals"]]:
     """As `Form.bounds` has them."""
-    count, most = crystals.letters.shape[:2]
-    generated = jnp.zeros(count, bool)
+    count = len(crystals)
 
     @jax.jit
-    def lengths(crystals: SymmetricBatch, number: Int[Array, "crystals"]) -> Int[Array, "crystals"]:
-        described = Description(number, jnp.zeros((count, 3), jnp.uint32))
-        drawn = Drawn(jnp.zeros(count, jnp.int32), described, described)
-        return pieces(tables, text, TokenList(), crystals, drawn, generated).length.sum(-1)
+    def lengths(crystals: SymmetricBatch, drawn: Drawn, infill: Bool[Array, "crystals"]) -> Int[Array, "crystals"]:
+        return pieces(tables, text, TokenList(), crystals, drawn, infill).length.sum(-1)
 
-    each = np.stack(
-        [
-            np.asarray(lengths(crystals, np.minimum(n, np.maximum(crystals.num_descriptions - 1, 0))))
-            for n in range(most)
-        ]
-    )
-    plain = np.stack([each.min(0), each.max(0)])
-    symbol, spaced, letter, mask_letter = (
-        (table != EMPTY).sum(1)
-        for table in (tables.elements, tables.spaced_elements, tables.letters, tables.mask_letters)
-    )
-    elements = crystals.elements
-    there = elements > 0
-    first = np.arange(elements.shape[1]) == 0
-    orbits = (crystals.species[:, None, :] == elements[:, :, None]).sum(2) * there
-    # In the composition the mask and its space stand for a symbol and a space; who was first is not any more.
-    line = len(tables.mask_count) - 1 - np.where(first, symbol[elements], spaced[elements])
-    line = line + ~first * (spaced - symbol)[elements[:, :1]]
-    more = mask_letter - letter
-    low, high = (
-        line + orbits * (change - symbol[elements]) + symbol[elements] for change in (int(more.min()), int(more.max()))
-    )
-    least = plain[0] + np.where(there, low, low.max()).min(1)
-    return plain, np.stack([least, plain[1] + np.where(there, high, high.min()).max(1)])
+    def of(number: Int[np.ndarray, "crystals"], masked: Int[np.ndarray, "crystals"]) -> Int[np.ndarray, "crystals"]:
+        drawn = Drawn(masked, Description(number, np.zeros((count, 3), np.uint32)), number)
+        return np.asarray(lengths(crystals, drawn, masked > 0))
+
+    last = crystals.num_descriptions - 1
+    nothing = np.zeros(count, np.int32)
+    plain = np.stack([of(np.minimum(n, last), nothing) for n in range(int(last.max(initial=0)) + 1)])
+    symbol = (tables.elements != EMPTY).sum(1)
+    hiding = []
+    for element, z in enumerate(crystals.elements.T):
+        # An element that is not there stands for the first one, which always is.
+        number, z = np.where(z > 0, last + 1 + element, last + 1), np.where(z > 0, z, crystals.elements[:, 0])
+        hiding.append(of(np.where(crystals.masked, number, 0), z) + symbol[z])
+    hidden = np.stack(hiding)
+    return np.stack([plain.min(0), plain.max(0)]), np.stack([hidden.min(0), hidden.max(0)])

@@ -38,7 +38,6 @@ class Symmetry:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = True
-    one_tells_masked: ClassVar[bool] = True
     transformations: ClassVar[tuple[str, ...]] = ("descriptions",)
 
     def __post_init__(self) -> None:
@@ -99,6 +98,9 @@ class Symmetry:
 
     def arrays(self, crystals: CrystalSet) -> SymmetricBatch:
         return crystals.symmetric()
+
+    def hides(self, crystals: SymmetricBatch) -> bool:
+        return bool(crystals.masked.all())
 
     def stated(self, crystals: CrystalSet, arrays: SymmetricBatch) -> list[dict[str, Any]]:
         labels = [
