@@ -166,7 +166,7 @@ class Augment(Settings):
 
     translate: bool = True  #: shift all atoms by one vector of [0, 1)³
     permute: bool = False  #: shuffle the order of the atoms
-    descriptions: bool = False  #: of the symmetry form: any description, and any origin where it is free
+    descriptions: bool = False  #: of the symmetry form: any description and free origin, but where it infills
     infill: Share = 0.34  #: probability of the infilling task instead of generation
     attributes: tuple[Attribute, ...] = ATTRIBUTES  #: labels that a generation prompt may state, beside one's own
     attribute_probability: Share = 0.5  #: each known label is stated with this probability, independently

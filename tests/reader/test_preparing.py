@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import spglib
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -395,3 +396,24 @@ def test_mp20s_validation_crystals_survive_reduction(shared, tmp_path):
         assert StructureMatcher(primitive_cell=False).fit(original, crystal.to_structure()), stored.ids[i]
         by_spglib = np.linalg.norm(spglib.niggli_reduce(original.lattice.matrix, eps=1e-5), axis=1)
         assert np.allclose(np.sort(crystal.lengths), np.sort(by_spglib), atol=1e-3), stored.ids[i]
+
+
+def test_what_came_of_looking_for_symmetry_is_counted(shared, tmp_path):
+    """Of rows of MP-20 val: one at a smaller tolerance, three of another group than stated, one of these moved far."""
+    rows = pd.read_parquet(shared / "data/mp20/val.parquet").set_index("material_id", drop=False)
+    names = ["mp-1225552", "mp-754553", "mp-1294141", "mp-545769", *rows.index[:20]]
+    path = tmp_path / "few.parquet"
+    rows.loc[list(dict.fromkeys(names))].to_parquet(path, index=False)
+    report = prepare([path], tmp_path / "out", workers=1)
+    assert report.parts[0].symmetry == {
+        "without a space group": 0,
+        "found at a smaller tolerance": 1,
+        "of another group than stated": 3,
+        "moved by more than 0.05 Å": 1,
+    }
+    assert "symmetry: 1 found at a smaller tolerance, 3 of another group than stated, 1 moved by more than 0.05 Å" in (
+        str(report)
+    )
+    stored = pq.read_table(tmp_path / "out/few.parquet").to_pandas().set_index("material_id")
+    assert stored.loc["mp-1225552", "symmetry.symprec"] < 0.1 and stored.loc["mp-754553", "symmetry.moved"] > 0.05
+    assert stored.loc["mp-1294141", "symmetry.space_group"] == 21 and rows.loc["mp-1294141", "spacegroup.number"] == 115
