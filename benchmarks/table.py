@@ -140,6 +140,8 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
             rates = (f"{row['tokens']:.0f}", f"{row['crystals_per_second']:.1f}")
             yield _row(name, f"{row['samples']:,}", *spent, held_out, *rates, *shares)
     elif result["benchmark"] == "stated_groups":
+        yield result["ledger"]
+        yield ""
         yield "| crystals | tolerance, Å | | the stated group | more symmetric | the stated group, mean over groups |"
         yield "| --- | --: | --: | --: | --: | --: |"
         for row in result["rows"]:

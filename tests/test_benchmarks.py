@@ -524,6 +524,9 @@ def test_stated_groups(tmp_path):
     import stated_groups
     import table
 
+    from jaxcrystal.crystals import dataset
+    from jaxcrystal.crystals.symmetry import symmetrize
+
     cell = [4.0, 4.0, 4.0], [90.0, 90.0, 90.0]
     salt = Crystal(*cell, [3, 8], [[0, 0, 0], [0.5, 0.5, 0.5]])
     off = Crystal(*cell, [3, 8], [[0, 0, 0], [0.5, 0.5, 0.45]])
@@ -541,6 +544,13 @@ def test_stated_groups(tmp_path):
     assert sampled["equal"] == pytest.approx(1 / 3) and sampled["evenly"] == pytest.approx(1 / 4)
     assert (after["crystals"], after["equal"]) == (2, 1.0)
     assert "| relaxed | 0.01 | 2 | 100.0 % (" in table.rendered(out)
+    trained = dataset.CrystalSet.from_crystals(["salt"], [salt], [{}])
+    dataset.store(trained, tmp_path / "train.parquet", {}, [symmetrize(salt)])
+    command = [str(tmp_path / "x.parquet"), f"--train={tmp_path / 'train.parquet'}", f"--out={out}"]
+    assert stated_groups.main(command) == 0
+    apart = {row["crystals_are"]: row for row in json.loads(path.read_text())["rows"] if row["symprec"] == 0.1}
+    assert apart["as sampled, none in training"]["crystals"] == 1  # 215
+    assert apart["as sampled, 1 to 9 in training"]["equal"] == 0.5 and len(apart) == 3
 
 
 @pytest.mark.slow
