@@ -10,6 +10,7 @@ from functools import cache
 
 import byte_pair_tokenizers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ from jaxcrystal.training.packing import Feed
 
 #: A file of `jaxcrystal prepare`: then its crystals are written, all of them, and not one in sixty of MP-20 val.
 PREPARED = os.environ.get("JAXCRYSTAL_PREPARED")
+CHUNK = 1024
 KINDS = ["compact", "compact-symmetry", "llama2", "smollm2", "llama3", "qwen", "tekken", *REAL]
 
 
@@ -138,42 +140,55 @@ def test_real_crystals(tokenizer, shared, infill):
     )
 
 
+@cache
+def every_description(shared) -> tuple[SymmetricBatch, np.ndarray, list[SymmetricCrystal]]:
+    """Of real crystals; a row and a crystal for each description: of which, its number, the element that it hides."""
+    batch = of_real_crystals(shared)
+    rows = []
+    for i, count in enumerate(batch.num_descriptions):
+        rows += [(i, number, 0) for number in range(count)]
+        rows += [(i, count + place, z) for place, z in enumerate(batch.elements[i]) if z]
+    return batch, np.array(rows, np.int32), [batch.crystal(i, number) for i, number, _ in rows]
+
+
+@cache
+def their_texts(shared, fmt: TextFormat) -> list[str]:
+    """On the host."""
+    _, rows, crystals = every_description(shared)
+    infilling = prompts.INFILL_INTRODUCTION, prompts.INFILL_REQUEST
+    return [
+        f"{infilling[0]}{write(crystal, fmt, z)}{infilling[1]}{ELEMENTS[z]}"
+        if z
+        else prompts.INTRODUCTION + REQUEST + write(crystal, fmt)
+        for crystal, z in zip(crystals, rows[:, 2].tolist(), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("decimals", [2, 3, 4])
 def test_every_description_of_real_crystals(tokenizer, shared, decimals):
     """All that are stored, and each element hidden, from the origin of the data."""
-    batch = of_real_crystals(shared)
     fmt = TextFormat(form="symmetry", coord_decimals=decimals, length_decimals=decimals, angle_decimals=decimals - 2)
     writer = Writer.of(tokenizer, fmt, Augment(translate=False, infill=0.5, attributes=()))
-    count, none = len(batch), np.full((len(batch), len(ATTRIBUTES)), EMPTY)
-    examples = Examples(batch, none[..., None], np.arange(count))
-    longest = int(writer.bounds(examples)[1].max())
+    batch, rows, _ = every_description(shared)
+    texts = their_texts(shared, fmt)
+    nothing = np.full((len(batch), len(ATTRIBUTES), 1), EMPTY)
+    longest = int(writer.bounds(Examples(batch, nothing, np.arange(len(batch))))[1].max())
 
     @jax.jit
-    def written(examples: Examples, draws: Draws) -> tuple[jax.Array, jax.Array]:
+    def written(crystals: SymmetricBatch, number: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        body = Drawn(hidden, Description(number, jnp.zeros((CHUNK, 1, 3), jnp.uint32)), number)
+        stated = jnp.full((CHUNK, 1, len(ATTRIBUTES)), EMPTY)
+        examples = Examples(crystals, stated[..., None], jnp.zeros((CHUNK, 1), jnp.int32))
+        draws = Draws(hidden > 0, stated, body)
         return writer.lengths(examples, draws), writer.write(examples, draws, longest).tokens
 
-    last, widest, compared = batch.num_descriptions - 1, batch.elements.shape[1], 0
-    for number in range(int(last.max()) + 1 + widest):
-        element = number - last - 1
-        infill = element >= 0
-        there = element < (batch.elements > 0).sum(1)
-        masked = np.where(infill & there, batch.elements[np.arange(count), np.clip(element, 0, widest - 1)], 1)
-        at = np.where(there, number, 0).astype(np.int32)
-        body = Drawn(masked, Description(at, np.zeros((count, 3), np.uint32)), at)
-        lengths, tokens = jax.device_get(
-            written(*jax.tree.map(lambda x: x[:, None], (examples, Draws(infill & there, none, body))))
-        )
-        for i in np.flatnonzero(there):
-            crystal = batch.crystal(i, number)
-            if infill[i]:
-                text = prompts.INFILL_INTRODUCTION + write(crystal, fmt, masked[i])
-                text += prompts.INFILL_REQUEST + ELEMENTS[masked[i]]
-            else:
-                text = prompts.INTRODUCTION + REQUEST + write(crystal, fmt)
+    for start in range(0, len(rows), CHUNK):
+        chunk = np.resize(rows[start : start + CHUNK], (CHUNK, 3))
+        of, number, hidden = chunk.T[:, :, None]
+        lengths, tokens = jax.device_get(written(batch[of], number, hidden))
+        for text, length, row in zip(texts[start : start + CHUNK], lengths[:, 0], tokens, strict=False):
             expected = [*tokenizer.begin, *tokenizer.encode(text), tokenizer.eos_id]
-            assert tokens[i, : lengths[i, 0]].tolist() == expected, text
-            compared += 1
-    assert compared == (batch.num_descriptions + (batch.elements > 0).sum(1)).sum()
+            assert row[:length].tolist() == expected, text
 
 
 def test_the_canonical_description_is_written_without_augmentation():
