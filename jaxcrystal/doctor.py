@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxcrystal import __version__, box
 from jaxcrystal.config import Augment, LlamaConfig, TextFormat
-from jaxcrystal.crystals import dataset
+from jaxcrystal.crystals import packed
+from jaxcrystal.crystals.dataset import CrystalSet
 from jaxcrystal.errors import UserError
 from jaxcrystal.model import attention_kernels
 from jaxcrystal.model.attention import View, attend
@@ -33,6 +34,7 @@ PACKAGES = (
     "moyopy",
     "spglib",
 )
+CRYSTALS = 400  #: that are written
 
 
 def doctor(potential: str = "chgnet") -> bool:
@@ -108,11 +110,14 @@ def _attention() -> str:
 
 
 def _tokens() -> str:
-    """The device's tokens of embedded crystals against the tokenizer's."""
-    tokenizer, crystals = load_tokenizer("compact"), dataset.load("prototypes:validation")
+    """The device's tokens of crystals that come with the package against the tokenizer's."""
+    tokenizer, stored = load_tokenizer("compact"), packed.read(box.crystals("mp20-val"))[:CRYSTALS]
+    found = [packed.unpacked(row).to_crystal(niggli=True) for row in stored]
+    crystals = CrystalSet.from_crystals([row["material_id"] for row in stored], found, [{}] * len(stored))
     writer = Writer.of(tokenizer, TextFormat(), Augment(translate=False, infill=0, attributes=()))
-    labels = [crystals.attributes(i) for i in range(len(crystals))]
-    examples = Examples(writer.form.arrays(crystals), sentence_tokens(tokenizer, labels), np.arange(len(crystals)))
+    examples = Examples(
+        writer.form.arrays(crystals), sentence_tokens(tokenizer, [{}] * len(stored)), np.arange(len(stored))
+    )
     row = jax.tree.map(lambda x: x[:, None], examples)
     length = int(writer.bounds(examples)[1].max())
     rows = jax.jit(lambda e: writer.write(e, writer.draw(jax.random.key(0), e), length))(row)

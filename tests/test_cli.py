@@ -1,6 +1,7 @@
 """The command line: every verb explains itself, every option arrives at the function that does the work."""
 
 import argparse
+import importlib.metadata
 import inspect
 import math
 import pkgutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from some_crystals import SALT
 
 from jaxcrystal import __version__, cli
 from jaxcrystal.errors import UserError
@@ -492,3 +494,22 @@ heavy = {{"jax", "flax", "numpy", "pandas", "torch", "matgl", "chgnet", "pymatge
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_what_a_host_that_only_trains_has_not_is_said(tmp_path, monkeypatch, capsys):
+    """A module, a package whose version is asked for; a fault of the package's own is none of these."""
+    command = ["prepare", str(tmp_path / "x.csv"), "--out", str(tmp_path / "data")]
+    pd.DataFrame({"cif": [SALT.to_cif()]}).to_csv(tmp_path / "x.csv", index=False)
+    for missing in (ModuleNotFoundError("no", name="pymatgen.core"), importlib.metadata.PackageNotFoundError("ase")):
+
+        def lacks(*_, missing=missing):
+            raise missing
+
+        monkeypatch.setattr("importlib.metadata.version", lacks)
+        assert cli.main(command) == 1
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told == f"jaxcrystal prepare: {missing.name} is not installed; pip install 'jaxcrystal[evaluate]'"
+    missing = ModuleNotFoundError("no", name="jaxcrystal.lost")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: (_ for _ in ()).throw(missing))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(command)

@@ -44,7 +44,7 @@ def test_a_sound_installation(capsys):
         r"\d+ GFLOP/s in float32, \d+ in bfloat16: train float weights with model.dtype=\w+", told["products"][1]
     )
     assert told["attention"][1].startswith("blocks (cpu has no kernel of its own), within 0.0")
-    assert told["tokens"][1].startswith(f"{len(load('prototypes:validation'))} crystals written on the device")
+    assert told["tokens"][1].startswith("400 crystals written on the device")
     assert told["box"][1] == "5 parts of it are those that shipped"
     assert re.match(r"CHGNet \S+ passes its self-check \(worst error 0\.\d{3} eV/atom\)", told["potential"][1])
 
@@ -65,7 +65,7 @@ def test_what_is_wrong_fails_its_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(Writer, "write", tampered)
     assert main(["doctor", "--potential", str(tmp_path / "none")]) == 1
     told = lines(capsys.readouterr().out)
-    assert told["tokens"][0] == "FAILED" and load("prototypes:validation").ids[3] in told["tokens"][1]
+    assert told["tokens"][0] == "FAILED" and load("mp20-val").ids[3] in told["tokens"][1]
     assert told["potential"][0] == "FAILED" and f"{tmp_path / 'none'} is no potential" in told["potential"][1]
 
 

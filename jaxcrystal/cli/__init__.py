@@ -75,6 +75,12 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         print(f"jaxcrystal {args.verb}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:  # or a package's version that nothing tells: a host that only trains
+        if args.debug or not error.name or error.name.partition(".")[0] == "jaxcrystal":
+            raise
+        remedy = "pip install 'jaxcrystal[evaluate]'"
+        print(f"jaxcrystal {args.verb}: {error.name} is not installed; {remedy}", file=sys.stderr)
+        return 1
     except UnicodeEncodeError as error:
         # Python keeps the bytes of a name that are no text as lone surrogates; many libraries take no such name.
         if args.debug or not any("\ud800" <= letter <= "\udfff" for letter in error.object):
