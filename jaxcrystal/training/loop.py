@@ -45,7 +45,7 @@ from jaxcrystal.training.checkpoint import Checkpoints, Place
 from jaxcrystal.training.identity import Identity, differing
 from jaxcrystal.training.interrupt import Interrupt
 from jaxcrystal.training.journal import Journal
-from jaxcrystal.training.packing import Feed, check_properties
+from jaxcrystal.training.packing import Feed, check_infilling, check_properties
 from jaxcrystal.training.preferences import PreferenceTrainer
 from jaxcrystal.training.step import StepMetrics, Trainer, TrainState, make_optimizer
 from jaxcrystal.weights import saved
@@ -82,6 +82,7 @@ def train(recipe: Recipe) -> TrainReport:
             Feed.of(one, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
             for one, seed in ((crystals, recipe.seed), (dataset.load(recipe.data.validation), 0))
         )
+        check_infilling(feed, crystals)
         steps_on = feed if recipe.preferences is None else pairs.feed(recipe, crystals, tokenizer, writer)
     if recipe.data.tokens_per_row > config.max_position_embeddings:
         raise UserError(

@@ -35,7 +35,7 @@ ONE_DESCRIPTION = (
     "the package's own data have one description of each crystal: run `jaxcrystal prepare mp20 --out DIR`, which finds "
     "all, and train on what it writes to DIR"
 )
-PREPARED_BEFORE = "the data were prepared before there were others for it: prepare them again"
+PREPARED_BEFORE = "the training data were prepared before there were others for it: prepare them again"
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: int | None = None) -> list[list[int]]:
@@ -95,11 +95,6 @@ class Feed:
         if writer.augment.descriptions and crystals.canonical:
             raise UserError(f"augment.descriptions is true, but {ONE_DESCRIPTION}")
         arrays = writer.form.arrays(crystals)
-        if writer.augment.infill and not writer.form.hides(arrays):
-            why = ONE_DESCRIPTION if crystals.canonical else PREPARED_BEFORE
-            raise UserError(
-                f"augment.infill is {writer.augment.infill}, and a canonical description tells what it hides, but {why}"
-            )
         labels = writer.form.stated(crystals, arrays)
         examples = Examples(
             crystals=arrays,
@@ -167,6 +162,15 @@ class Feed:
     @cached_property
     def _lengths(self) -> Callable[[PRNGKeyArray, Examples], Int[Array, "crystals"]]:
         return jax.jit(lambda key, examples: self.writer.lengths(examples, self.writer.draw(key, examples)))
+
+
+def check_infilling(feed: Feed, crystals: CrystalSet) -> None:
+    """Raises UserError where infilling a training set would be no riddle, since the only description of a crystal
+    depends on all of its elements."""
+    augment = feed.writer.augment
+    if augment.infill and not feed.writer.form.hides(feed.examples.crystals):
+        why = ONE_DESCRIPTION if crystals.canonical else PREPARED_BEFORE
+        raise UserError(f"augment.infill is {augment.infill}, and a canonical description tells what it hides; {why}")
 
 
 def check_properties(crystals: CrystalSet, properties: Sequence[Property]) -> None:

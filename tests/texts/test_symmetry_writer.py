@@ -35,7 +35,7 @@ from jaxcrystal.texts.symmetry.body import Description, Drawn
 from jaxcrystal.texts.symmetry.text import REQUEST, parse, write
 from jaxcrystal.texts.tokenizer import Tokenizer, load_tokenizer
 from jaxcrystal.texts.writer import Draws, Examples, Writer, sentence_tokens
-from jaxcrystal.training.packing import Feed
+from jaxcrystal.training.packing import Feed, check_infilling
 
 #: A file of `jaxcrystal prepare`: then its crystals are written, all of them, and not one in sixty of MP-20 val.
 PREPARED = os.environ.get("JAXCRYSTAL_PREPARED")
@@ -287,13 +287,18 @@ def test_a_stored_set_is_the_same(tmp_path, monkeypatch):
     before = dataset.load(tmp_path / "before.parquet")
     plain = SymmetricBatch.of([one.descriptions for one in found])
     jax.tree.map(np.testing.assert_array_equal, before.symmetric(), plain)
-    tokenizer = load_tokenizer("compact-symmetry")
     writers = [
-        Writer.of(tokenizer, TextFormat(form="symmetry"), Augment(translate=False, infill=x)) for x in (0.0, 0.1)
+        Writer.of(load_tokenizer("compact-symmetry"), TextFormat(form="symmetry"), Augment(translate=False, infill=x))
+        for x in (0.0, 0.1, 1.0)
     ]
-    assert Feed.of(before, tokenizer, writers[0], 512, 4, 0).slots
-    with pytest.raises(UserError, match=r"a canonical description tells what it hides, .* prepare them again"):
-        Feed.of(before, tokenizer, writers[1], 512, 4, 0)
+    old = [Feed.of(before, load_tokenizer("compact-symmetry"), writer, 512, 4, 0) for writer in writers]
+    new = Feed.of(dataset.load(tmp_path / "x.parquet"), load_tokenizer("compact-symmetry"), writers[1], 512, 4, 0)
+    check_infilling(old[0], before)
+    check_infilling(new, before)
+    with pytest.raises(UserError, match=r"a canonical description tells what it hides; .* prepare them again"):
+        check_infilling(old[1], before)
+    # A validation set without them is written by its canonical descriptions.
+    assert not np.asarray(jax.jit(writers[2].draw)(old[2].key(0), old[2].examples).body.infilled).any()
     dataset.store(embedded, tmp_path / "none.parquet", {}, [None, *found[1:]])
     with pytest.raises(UserError, match=r"none\.parquet, row 0 \(.*\): no space group was found"):
         dataset.load(tmp_path / "none.parquet").symmetric()

@@ -80,7 +80,8 @@ def draw(words: UInt32[Array, "5"], crystal: SymmetricBatch, augment: Augment) -
     return Drawn(
         masked=crystal.elements[element],
         generated=anyhow if augment.descriptions else canonical,
-        infilled=crystal.num_descriptions + element,
+        # A validation set may lack those that hide an element: there the canonical one stands for them.
+        infilled=jnp.where(crystal.masked, crystal.num_descriptions + element, 0),
     )
 
 
