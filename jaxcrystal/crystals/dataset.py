@@ -71,7 +71,7 @@ SYMMETRY = pa.schema(
     ]
 )
 
-#: The one of these columns that came last, with infilling that hides nothing badly: data may lack it.
+#: The column of these that came last: data that were prepared before lack it, and can be written, but not infilled.
 MASKED = "symmetry.masked"
 
 #: What a label of one's own may be.
@@ -246,7 +246,7 @@ def _symmetric(table: pa.Table, path: str | Path) -> SymmetricBatch:
                 raise ValueError
             crystals.append((group, cell, species, letters, shaped, last))
         except (TypeError, ValueError):
-            raise UserError(f"{where}: {', '.join(names[2:5])} disagree; prepare it again") from None
+            raise UserError(f"{where}: {', '.join(names[2:6])} disagree; prepare it again") from None
     return SymmetricBatch.read(crystals)
 
 

@@ -55,9 +55,10 @@ def traced(crystal: SymmetricCrystal) -> list[tuple[SymmetricCrystal, tuple[int,
     """`descriptions`, and which orbit of the crystal each of theirs is."""
     parameters, found_cosets = _axes(crystal)
     cell = cell_of(crystal.group.system, parameters)
+    order = _order(crystal.composition)
     found: dict[tuple, tuple[tuple[Orbit, ...], tuple[int, ...]]] = {}
     for coset in found_cosets:
-        key, *rest = _least(crystal, coset, _order(crystal.composition))
+        key, *rest = _least(crystal, coset, order)
         found.setdefault(key, tuple(rest))
     each = (found[key] for key in sorted(found))
     return [(SymmetricCrystal(crystal.space_group, cell[:3], cell[3:], orbits), origins) for orbits, origins in each]

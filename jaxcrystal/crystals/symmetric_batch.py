@@ -35,7 +35,7 @@ class SymmetricBatch:
     frac_coords: UInt32[Array, "*n descriptions orbits 3"]  #: of representatives, in 2⁻³² of the edge
     num_descriptions: Int[Array, "*n"]  #: the first is the canonical one
     #: Whether behind them stand those in which infilling hides an element, one for each of the composition.
-    masked: Bool[Array, "*n"]
+    hides: Bool[Array, "*n"]
 
     @classmethod
     def of(
@@ -92,7 +92,7 @@ class SymmetricBatch:
             letters=np.zeros((n, most, orbits), np.uint8),
             frac_coords=np.zeros((n, most, orbits, 3), np.uint32),
             num_descriptions=np.array([len(letters) - hiding for *_, letters, _, hiding in rows], np.int32),
-            masked=np.array([hiding > 0 for *_, hiding in rows], bool),
+            hides=np.array([hiding > 0 for *_, hiding in rows], bool),
         )
         for i, ((_, _, species, letters, coords, _), composition) in enumerate(zip(rows, compositions, strict=True)):
             batch.elements[i, : len(composition)] = list(composition)

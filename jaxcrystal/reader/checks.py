@@ -106,7 +106,8 @@ def check(row: Row, checks: Checks, own: Sequence[str] = ()) -> Checked | Findin
         return Finding(row.row, row.id, error.reason, error.message)
     findings = tuple(Finding(row.row, row.id, kind, message) for kind, message in doubts)
     symmetry = symmetrize(crystal, checks.symprec)
-    _ = symmetry and symmetry.masked  # looked for here, in a process of many
+    if symmetry is not None:
+        _ = symmetry.masked  # kept with it: found here, by one of many processes, and not where the rows are stored
     key = _duplicate_key(crystal, distances)
     return Checked(row.row, row.id, crystal, symmetry, labels, findings, row.notes, key)
 

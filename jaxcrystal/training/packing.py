@@ -35,7 +35,7 @@ ONE_DESCRIPTION = (
     "the package's own data have one description of each crystal: run `jaxcrystal prepare mp20 --out DIR`, which finds "
     "all, and train on what it writes to DIR"
 )
-PREPARED_BEFORE = "the training data were prepared before there were others for it: prepare them again"
+PREPARED_BEFORE = "the training data lack the descriptions that hide an element, as all did before: prepare them again"
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_length: int, slots: int | None = None) -> list[list[int]]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from byte_pair_tokenizers import REAL
@@ -199,6 +200,18 @@ def test_the_canonical_description_is_written_without_augmentation():
     assert not np.asarray(draws.body.generated.number).any() and not np.asarray(draws.body.generated.shift).any()
 
 
+def test_infilling_writes_the_description_that_hides_what_it_masks():
+    """That of the masked element among the stored ones, whatever is drawn of the others."""
+    batch = of_all_groups()
+    augment = Augment(translate=False, descriptions=True, infill=1.0, attributes=())
+    writer = Writer.of(load_tokenizer("compact-symmetry"), TextFormat(form="symmetry"), augment)
+    examples = Examples(batch, np.full((len(batch), len(ATTRIBUTES), 1), EMPTY), np.arange(len(batch)))
+    drawn = jax.device_get(jax.jit(writer.draw)(jax.random.key(0), examples).body)
+    element = np.argmax(batch.elements == drawn.masked[:, None], axis=1)
+    assert set(element) >= {0, 1, 2}
+    np.testing.assert_array_equal(drawn.infilled, batch.num_descriptions + element)
+
+
 def test_descriptions_are_drawn_alike_by_the_crystals_key():
     """Every stored one, each as often (chi-squared below the 1 in 10,000 quantile), and another with another key."""
     several = descriptions(random_symmetric(2, 1))
@@ -299,6 +312,12 @@ def test_a_stored_set_is_the_same(tmp_path, monkeypatch):
         check_infilling(old[1], before)
     # A validation set without them is written by its canonical descriptions.
     assert not np.asarray(jax.jit(writers[2].draw)(old[2].key(0), old[2].examples).body.infilled).any()
+    table = pq.read_table(tmp_path / "x.parquet")
+    fewer = pa.array([1, *table["symmetry.masked"].to_pylist()[1:]], pa.int32())
+    at = table.column_names.index("symmetry.masked")
+    pq.write_table(table.set_column(at, "symmetry.masked", fewer), tmp_path / "fewer.parquet")
+    with pytest.raises(UserError, match=r"fewer\.parquet, row 0 .*species, letters, frac_coords, masked disagree"):
+        dataset.load(tmp_path / "fewer.parquet").symmetric()
     dataset.store(embedded, tmp_path / "none.parquet", {}, [None, *found[1:]])
     with pytest.raises(UserError, match=r"none\.parquet, row 0 \(.*\): no space group was found"):
         dataset.load(tmp_path / "none.parquet").symmetric()

@@ -81,7 +81,7 @@ def draw(words: UInt32[Array, "5"], crystal: SymmetricBatch, augment: Augment) -
         masked=crystal.elements[element],
         generated=anyhow if augment.descriptions else canonical,
         # A validation set may lack those that hide an element: there the canonical one stands for them.
-        infilled=jnp.where(crystal.masked, crystal.num_descriptions + element, 0),
+        infilled=jnp.where(crystal.hides, crystal.num_descriptions + element, 0),
     )
 
 
@@ -209,6 +209,6 @@ def bounds(
     for element, z in enumerate(crystals.elements.T):
         # An element that is not there stands for the first one, which always is.
         number, z = np.where(z > 0, last + 1 + element, last + 1), np.where(z > 0, z, crystals.elements[:, 0])
-        hiding.append(of(np.where(crystals.masked, number, 0), z) + symbol[z])
+        hiding.append(of(np.where(crystals.hides, number, 0), z) + symbol[z])
     hidden = np.stack(hiding)
     return np.stack([plain.min(0), plain.max(0)]), np.stack([hidden.min(0), hidden.max(0)])

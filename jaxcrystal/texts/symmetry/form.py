@@ -100,7 +100,7 @@ class Symmetry:
         return crystals.symmetric()
 
     def hides(self, crystals: SymmetricBatch) -> bool:
-        return bool(crystals.masked.all())
+        return bool(crystals.hides.all())
 
     def stated(self, crystals: CrystalSet, arrays: SymmetricBatch) -> list[dict[str, Any]]:
         labels = [
