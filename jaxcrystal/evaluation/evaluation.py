@@ -38,6 +38,7 @@ from jaxcrystal.workers import Workers, each
 
 if TYPE_CHECKING:
     from jaxcrystal.hull.hull import Hull
+    from jaxcrystal.relaxation.potentials import PotentialCard
 
 #: What is in the names of those numbers of metrics.json that are no rates.
 _NO_RATES = ("diversity.", "hhi.", "_wasserstein", ".ams", ".amc", ".median", ".p10", ".p90", ".rmse")
@@ -95,30 +96,14 @@ def evaluate(
     convention = protocol_named(protocol)
     coverage_cutoffs(cutoffs)
     unasked = None if unconditional is None else results.read(Path(unconditional))
-    hull = [hull] if isinstance(hull, str | Path) else list(hull)
-    if hull and potential is None:
-        raise UserError(
-            f"the hull {hull[0]} needs a potential: what is placed against it is a relaxed crystal's energy"
-        )
-    if references is not None and not hull:
-        raise UserError(f"the element references {references} need a hull: they place energies on its scale")
     if nearest and train is None:
         raise UserError("nearest needs a training set: it looks for the training crystal most like each sample")
+    hull = [hull] if isinstance(hull, str | Path) else list(hull)
+    _require_together(potential, hull, references, hull_labels)
     out = _writable(Path(out_dir))
-    judge = phases = None
-    if potential is not None:
-        from jaxcrystal.relaxation.relaxations import potential_card
+    judge, phases = _judge_and_hull(potential, hull, references, hull_labels, workers)
 
-        judge = potential_card(potential, workers)
-    if hull:
-        from jaxcrystal.hull.sources import known_hull
-
-        phases = known_hull(hull, references, hull_labels)
-        if phases is not None:
-            phases.require_same_scale(judge)
-    elif hull_labels != "relaxed":
-        raise UserError("hull labels need a hull: they say how the potential labels its crystals")
-
+    # Every input is read before hours of relaxation begin: one of them may be refused.
     samples = read(samples_path, workers=workers, limit=limit)
     versions = _programs() | {"samples": _fingerprint(samples), "space groups": f"within {symprec:g} Å"}
     inputs = {"samples": count(samples)}
@@ -126,7 +111,6 @@ def evaluate(
     if isinstance(scores, str | Path):
         digest = hashlib.sha256(Path(scores).read_bytes()).hexdigest()
         versions["scores"] = f"{name_as_text(Path(scores))} sha256:{digest}"
-    # Every input is read before hours of relaxation begin: one of them may be refused.
     true = known = others = None
     if truth is not None:
         true = read(truth, workers=workers)
@@ -142,6 +126,7 @@ def evaluate(
         versions["reference"] = _fingerprint(others)
         inputs["reference"] = require_crystals("reference", others)
     told = {} if true is None else shots.columns(samples, true, truths, known)
+
     table = describe(samples.rows, convention, symprec=symprec, workers=workers)
     if probable is not None:
         table = table.join(probable)
@@ -155,31 +140,13 @@ def evaluate(
         from jaxcrystal.evaluation.stability import assess
         from jaxcrystal.hull.sources import label_settings, labelled
 
+        structures = [crystal.to_structure() for crystal in sound if crystal is not None]
+        kept = {"workers": workers, "cache_dir": out / "relaxations"}
         if hull and phases is None:
-            phases = labelled(
-                hull,
-                judge,
-                [crystal.to_structure() for crystal in sound if crystal is not None],
-                label_settings(hull_labels, fmax, max_steps),
-                workers=workers,
-                cache_dir=out / "relaxations",
-            )
-        rows = assess(
-            [crystal.to_structure() for crystal in sound if crystal is not None],
-            judge,
-            phases,
-            fmax=fmax,
-            max_steps=max_steps,
-            workers=workers,
-            cache_dir=out / "relaxations",
-        )
+            phases = labelled(hull, judge, structures, label_settings(hull_labels, fmax, max_steps), **kept)
+        rows = assess(structures, judge, phases, fmax=fmax, max_steps=max_steps, **kept)
         table = _with_stability(table, rows, placed=phases is not None)
-        relaxed = [None if pd.isna(cif) else crystal_from_cif(cif) for cif in table["relaxed_cif"]]
-        table = _with_likeness(table, relaxed, known, "_relaxed")
-        find = partial(_group, symprec=symprec)
-        groups = each(find, relaxed, workers, label="space groups", lost=lambda crystal, why: None)
-        table = table.assign(spacegroup_relaxed=pd.array(groups, dtype="Int64"))
-        table = judged(table, relaxed, judges, "_relaxed")
+        table = _with_relaxed(table, known, judges, symprec, workers)
         versions["potential"] = f"{judge.name} sha256:{judge.sha256}"
         if judge.check.unchecked:
             versions["potential not checked"] = f"for {', '.join(judge.check.unchecked)}"
@@ -190,23 +157,14 @@ def evaluate(
         versions["hull scale"] = phases.scale
     compared = None
     if nearest or others is not None:
-        own = stored_fingerprints([sample.crystal for sample in samples.rows], out / "fingerprints", workers=workers)
-        own = only_valid(own, table) if convention.fingerprints_of_valid else own
-        table = with_diversity(table, own, convention)
-    if nearest and known is not None:
-        theirs = _known_fingerprints(known, convention, workers)
-        table = with_nearest(table, own, theirs, [sample.id for sample in known.rows], "train")
-    if others is not None:
-        compared = describe(others.rows, convention, symmetry=False, workers=workers)
-        theirs = _known_fingerprints(others, convention, workers, compared)
-        table = with_nearest(table, own, theirs, compared["id"], "reference")
-        compared = with_nearest(compared, theirs, own, table["id"], "generated")
+        near = known if nearest else None
+        table, compared = _with_neighbours(table, samples, near, others, convention, out / "fingerprints", workers)
 
-    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
     base = None
     if unasked is not None:
         base = conditions.comparable(unasked, table, versions)
         versions["unconditional"] = unasked.metrics["versions"]["samples"]
+    provenance = Provenance(convention.name, versions, judge and judge.name, phases and phases.name, cutoffs, inputs)
     metrics = metrics_from_table(table, provenance, compared, base)
     rows_known = None if known is None else known.rows
     results.write(out, table, metrics, provenance, reference=compared, known=rows_known, unconditional=base)
@@ -250,6 +208,41 @@ def summary(metrics: dict[str, Any]) -> str:
             lines.append(f"  {role}: {counted.sentence}")
         lines += [f"  {role}: {n} rows of {counted.file}: {note}" for note, n in counted.notes.items()]
     return "\n".join(lines)
+
+
+def _require_together(
+    potential: str | None, hull: Sequence[str | Path], references: str | Path | None, hull_labels: str
+) -> None:
+    if hull and potential is None:
+        raise UserError(
+            f"the hull {hull[0]} needs a potential: what is placed against it is a relaxed crystal's energy"
+        )
+    if references is not None and not hull:
+        raise UserError(f"the element references {references} need a hull: they place energies on its scale")
+    if hull_labels != "relaxed" and not hull:
+        raise UserError("hull labels need a hull: they say how the potential labels its crystals")
+
+
+def _judge_and_hull(
+    potential: str | None,
+    hull: Sequence[str | Path],
+    references: str | Path | None,
+    hull_labels: str,
+    workers: Workers | None,
+) -> tuple[PotentialCard | None, Hull | None]:
+    """The potential, which has proved itself, and the hull: None as well where the potential is yet to label it."""
+    judge = phases = None
+    if potential is not None:
+        from jaxcrystal.relaxation.relaxations import potential_card
+
+        judge = potential_card(potential, workers)
+    if hull:
+        from jaxcrystal.hull.sources import known_hull
+
+        phases = known_hull(hull, references, hull_labels)
+        if phases is not None:
+            phases.require_same_scale(judge)
+    return judge, phases
 
 
 def _with_likeness(
@@ -298,6 +291,31 @@ def _hull_inputs(phases: Hull, paths: Sequence[str | Path], references: str | Pa
     return found
 
 
+def _with_neighbours(
+    table: pd.DataFrame,
+    samples: Rows,
+    known: Rows | None,
+    others: Rows | None,
+    protocol: Protocol,
+    folder: Path,
+    workers: Workers | None,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Adds diversity, and what is most like each attempt among the known crystals and among the others; beside it the
+    table of the others, with what is most like each among the attempts. `folder` keeps the samples' fingerprints."""
+    own = stored_fingerprints([sample.crystal for sample in samples.rows], folder, workers=workers)
+    own = only_valid(own, table) if protocol.fingerprints_of_valid else own
+    table, compared = with_diversity(table, own, protocol), None
+    if known is not None:
+        theirs = _known_fingerprints(known, protocol, workers)
+        table = with_nearest(table, own, theirs, [sample.id for sample in known.rows], "train")
+    if others is not None:
+        compared = describe(others.rows, protocol, symmetry=False, workers=workers)
+        theirs = _known_fingerprints(others, protocol, workers, compared)
+        table = with_nearest(table, own, theirs, compared["id"], "reference")
+        compared = with_nearest(compared, theirs, own, table["id"], "generated")
+    return table, compared
+
+
 def _known_fingerprints(
     known: Rows, protocol: Protocol, workers: Workers | None, table: pd.DataFrame | None = None
 ) -> Fingerprints:
@@ -330,6 +348,18 @@ def _with_stability(table: pd.DataFrame, rows: Sequence[Any], *, placed: bool) -
     measures = ["energy_per_atom", *of_hull, "largest_force", "rmsd", "volume_change"]
     found = found.astype(dict.fromkeys(measures, "float64") | dict.fromkeys(["steps", *numbers], "Int64"))
     return table.join(found if placed else found.drop(columns=[*of_hull, *numbers]))
+
+
+def _with_relaxed(
+    table: pd.DataFrame, known: Rows | None, judges: Mapping[str, Judge], symprec: float, workers: Workers | None
+) -> pd.DataFrame:
+    """Adds to what `_with_stability` gave what is said of crystals as sampled, of them as relaxed."""
+    relaxed = [None if pd.isna(cif) else crystal_from_cif(cif) for cif in table["relaxed_cif"]]
+    table = _with_likeness(table, relaxed, known, "_relaxed")
+    find = partial(_group, symprec=symprec)
+    groups = each(find, relaxed, workers, label="space groups", lost=lambda crystal, why: None)
+    table = table.assign(spacegroup_relaxed=pd.array(groups, dtype="Int64"))
+    return judged(table, relaxed, judges, "_relaxed")
 
 
 def _group(crystal: Crystal | None, symprec: float) -> int | None:
