@@ -58,6 +58,7 @@ class Llama(nn.Module):
             length=config.num_hidden_layers,
             unroll=1 if config.scan_layers else config.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
+            check_constancy_invariants=False,  # nothing is written in the loop: a layer is traced once instead of twice
         )(config, self.lora)
         self.norm = RMSNorm(config.rms_norm_eps)
         if not config.tie_word_embeddings:

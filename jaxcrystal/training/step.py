@@ -252,6 +252,8 @@ class Trainer:
     def _accumulated(self, compute: Callable[[Examples, Int[Array, ""]], T], examples: Examples) -> T:
         """The sum of `compute(rows, number)` over micro-batches; each device takes every n-th of its own rows."""
         n = self.accumulate
+        if n == 1:  # not as a loop of one: the whole step would be traced twice, for its shapes and for the loop
+            return compute(examples, jnp.int32(0))
 
         def divide(x: Array) -> Array:
             x = jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
