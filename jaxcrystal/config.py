@@ -169,7 +169,9 @@ class Augment(Settings):
     descriptions: bool = False  #: of the symmetry form: any description and free origin, but where it infills
     infill: Share = 0.34  #: probability of the infilling task instead of generation
     attributes: tuple[Attribute, ...] = ATTRIBUTES  #: labels that a generation prompt may state, beside one's own
-    attribute_probability: Share = 0.5  #: each known label is stated with this probability, independently
+    #: Each known label is stated with this probability, independently; with text.paper_compat 0 is none, and any other
+    #: as many as the original states.
+    attribute_probability: Share = 0.5
     loss_on: Literal["all", "response"] = "all"  #: tokens that the loss counts: with the prompt, or without
 
 

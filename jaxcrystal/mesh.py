@@ -11,7 +11,7 @@ divided, so that the whole strategy changes by changing that one mapping.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -46,6 +46,20 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] |
             "all of them; change mesh.* in the recipe"
         )
     return _placed(sizes, devices[:needed], wanted)
+
+
+def widest_mesh(fits: Callable[[Mesh], object]) -> Mesh:
+    """All devices along fsdp; on one host fewer, as many as `fits` does not refuse with a UserError."""
+    devices = jax.devices()
+    if jax.process_count() > 1:
+        return make_mesh(devices=devices)
+    for n in range(len(devices), 1, -1):
+        try:
+            fits(mesh := make_mesh(MeshConfig(1, n, 1), devices))
+        except UserError:
+            continue
+        return mesh
+    return make_mesh(MeshConfig(1, 1, 1), devices)
 
 
 def copies_mesh(tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:

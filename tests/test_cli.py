@@ -210,6 +210,7 @@ OPTIONS = [
     ("templates", ["--workers", "31"], {"workers": 31}),
     ("score", ["--model", "y"], {"model_dir": Path("y")}),
     ("score", ["--out", "y.csv"], {"out": Path("y.csv")}),
+    ("score", ["--base", "y"], {"base": Path("y")}),
     ("score", ["--beside", "mp20-val"], {"beside": Path("mp20-val")}),
     ("score", ["--draws", "0"], {"draws": 0}),
     ("score", ["--seed", "3"], {"seed": 3}),
@@ -223,6 +224,7 @@ OPTIONS = [
     ("score", ["--e-above-hull", "0.05"], {"conditions": {"e_above_hull": 0.05}}),
     ("ipt", ["--model", "y"], {"model_dir": Path("y")}),
     ("ipt", ["--out", "y.csv"], {"out": Path("y.csv")}),
+    ("ipt", ["--base", "y"], {"base": Path("y")}),
     ("ipt", ["--over", "cells"], {"over": "cells"}),
     ("ipt", ["--draws", "5"], {"draws": 5}),
     ("ipt", ["--seed", "3"], {"seed": 3}),
@@ -365,6 +367,7 @@ def test_no_option_is_forgotten_above():
         (verb, option) for verb in ("train", "sample") for option in ("--coordinator", "--processes", "--process-id")
     }
     tested |= {("train", "--set"), ("sample", "--tensor"), ("sample", "--conditions"), ("sample", "--property")}
+    tested |= {("score", "--property")}
     tested |= {("improve", "--set"), ("evaluate", "--judge")}
     there = {
         (verb, max(a.option_strings, key=len)) for verb, p in commands().items() for a in p._actions if a.option_strings
@@ -410,6 +413,8 @@ def test_the_verbs_are_listed(capsys):
         ["sample", "--lengths", "2"],
         ["sample", "--space-groups", "Fm-3m"],
         ["edit", "x.cif", "--keep-sites", "Ti"],
+        ["edit", "x.cif", "--keep-sites", "4-1"],
+        ["sample", "--space-groups", "221,230-195"],
         ["convert", "x", "--dtype", "y"],
         ["dft-inputs", "x", "--out", "y", "--rows", "NaCl"],
         ["dft-inputs", "x", "--out", "y", "--rows", "1", "--best", "2"],

@@ -14,12 +14,14 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import (
     batch_sharding,
     check_activations,
+    check_divides,
     constrain,
     copies_mesh,
     make_mesh,
     replicated,
     sharding,
     spec,
+    widest_mesh,
 )
 
 
@@ -153,3 +155,9 @@ def test_a_copy_of_the_model_stays_on_the_devices_of_its_process():
     for tensor in (8, 3, 0):
         with pytest.raises(UserError, match=f"--tensor is {tensor}, and this process has 4 .* one of 1, 2, 4, or"):
             copies_mesh(tensor, devices[:4])
+
+
+def test_the_widest_mesh_is_of_as_many_devices_as_divide():
+    assert widest_mesh(lambda mesh: check_divides(mesh, "embed", 64, "x")).shape == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert widest_mesh(lambda mesh: check_divides(mesh, "embed", 9, "x")).shape == {"data": 1, "fsdp": 3, "tensor": 1}
+    assert widest_mesh(lambda mesh: check_divides(mesh, "embed", 11, "x")).size == 1

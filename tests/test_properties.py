@@ -225,6 +225,24 @@ def test_the_page_that_shows_it_runs_as_it_stands(tmp_path, monkeypatch, capsys)
     typed("sample", "--model", "run", "--num", 2, "--conditions", "wishes.csv", "--out", "many.parquet")
     assert len(pd.read_parquet("many.parquet")) == 4
 
+    stated = {}
+    for value in (13, 30):
+        typed(
+            "score",
+            "samples.parquet",
+            "--model",
+            "run",
+            "--out",
+            f"{value}.csv",
+            "--property",
+            f"volume_per_atom={value}",
+        )
+        stated[value] = pd.read_csv(f"{value}.csv")["log_probability"].sum()
+    assert stated[13] != stated[30]
+    assert "the model has volume_per_atom, method" in refused(
+        "score", "samples.parquet", "--model", "run", "--out", "y.csv", "--property", "colour=red"
+    )
+
     for option, message in (
         ("colour=red", "--property colour=red: the model has volume_per_atom, method"),
         ("volume_per_atom", "write NAME=VALUE, or NAME=LOW:HIGH"),

@@ -33,7 +33,9 @@ def add(verb: Callable) -> None:
     command.add_argument(
         "--base", type=options.place, metavar="DIR", help="for adapters: the model directory they belong to"
     )
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: as in SOURCE)")
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the weights (default: SOURCE's; bfloat16 for float16)"
+    )
     command.add_argument(
         "--weights",
         choices=["float", "int8", "nf4"],
@@ -58,17 +60,14 @@ def add(verb: Callable) -> None:
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what the model is and how to go on with it."""
     from jaxcrystal import compilation_cache
-    from jaxcrystal.config import MeshConfig
-    from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.convert import convert
 
     compilation_cache.enable()
     config = convert(
         args.source,
         args.out,
-        make_mesh(MeshConfig()),
-        args.dtype,
-        args.weights,
+        dtype=args.dtype,
+        weights=args.weights,
         base=args.base,
         pad_token=args.pad_token,
         vocab_multiple=args.vocab_multiple,

@@ -38,8 +38,6 @@ def add(verb: Callable) -> None:
 def run(args: argparse.Namespace) -> None:
     """Exports, and prints how much was written."""
     from jaxcrystal import compilation_cache
-    from jaxcrystal.config import MeshConfig
-    from jaxcrystal.mesh import make_mesh
     from jaxcrystal.weights.export import export
 
     compilation_cache.enable()
@@ -51,7 +49,6 @@ def run(args: argparse.Namespace) -> None:
         base_name=args.base_name,
         pad_token=args.pad_token,
         dtype=args.dtype,
-        mesh=make_mesh(MeshConfig()),
     )
     files = f"{report.files} file" + "s" * (report.files != 1)
     print(f"{report.out}: {report.tensors} tensors, {report.bytes / 1e6:.1f} MB in {files}")

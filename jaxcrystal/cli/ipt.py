@@ -24,6 +24,7 @@ def add(verb: Callable) -> None:
         "crystals", type=Path, metavar="CRYSTALS", help="any table, CIF, POSCAR, JSON or extxyz file, or folder of them"
     )
     options.add_reading(command)
+    options.add_base(command)
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="x.parquet or x.csv, beside which is x.svg"
     )
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         args.model,
         args.crystals,
         args.out,
+        base=args.base,
         over=args.over,
         draws=args.draws,
         seed=args.seed,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxcrystal.errors import UserError
 from jaxcrystal.paths import is_remote
+from jaxcrystal.texts.conditions import Properties, condition
 
 
 def cores() -> int:
@@ -55,7 +59,10 @@ def _numbers(typed: str, wrong: str) -> tuple[int, ...]:
     try:
         for part in typed.replace(" ", "").split(","):
             low, dash, high = part.partition("-")
-            found += range(int(low), int(high if dash else low) + 1)
+            these = range(int(low), int(high if dash else low) + 1)
+            if not these:
+                raise ValueError
+            found += these
     except ValueError:
         raise argparse.ArgumentTypeError(wrong) from None
     return tuple(found)
@@ -88,6 +95,32 @@ def add_labels(command: argparse.ArgumentParser, option: str) -> None:
         default="relaxed",
         help="how the potential labels the hull's crystals: where they relax to, or where they stand, which is quicker",
     )
+
+
+def add_property(command: Any) -> None:
+    """Of the verbs that state conditions in a prompt."""
+    command.add_argument(
+        "--property",
+        action="append",
+        default=[],
+        metavar="NAME=X",
+        help="a property of the model's own, or a range of it as NAME=1:2",
+    )
+
+
+def properties(typed: Sequence[str], known: Properties) -> dict[str, Any]:
+    """Values by name. Raises UserError for a property that is not known."""
+    return dict(_property(each, known) for each in typed)
+
+
+def _property(typed: str, properties: Properties) -> tuple[str, Any]:
+    name, separator, value = typed.partition("=")
+    if not separator:
+        raise UserError(f"--property {typed}: write NAME=VALUE, or NAME=LOW:HIGH")
+    own = [each.name for each in properties]
+    if name not in own:
+        raise UserError(f"--property {typed}: the model has {', '.join(own) or 'none'}")
+    return name, condition(name, properties).read(value)
 
 
 def add_reading(command: argparse.ArgumentParser) -> None:

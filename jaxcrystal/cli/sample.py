@@ -6,11 +6,10 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jaxcrystal.cli import options
 from jaxcrystal.errors import UserError
-from jaxcrystal.texts.conditions import BY_ATTRIBUTE, CONDITIONS, Properties, condition
+from jaxcrystal.texts.conditions import BY_ATTRIBUTE, CONDITIONS
 
 
 def add(verb: Callable) -> None:
@@ -59,13 +58,7 @@ def add(verb: Callable) -> None:
     command._negative_number_matcher = re.compile(r"-[\d.]")  # of argparse: what is no option though it begins with -
     for each in CONDITIONS:
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
-    conditions.add_argument(
-        "--property",
-        action="append",
-        default=[],
-        metavar="NAME=X",
-        help="a property of the model's own, or a range of it as NAME=1:2",
-    )
+    options.add_property(conditions)
     conditions.add_argument(
         "--conditions",
         type=Path,
@@ -146,17 +139,6 @@ def add(verb: Callable) -> None:
     options.add_hosts(command)
 
 
-def _property(typed: str, properties: Properties) -> tuple[str, Any]:
-    """Name and value of what was typed. Raises UserError for a property that the model does not have."""
-    name, separator, value = typed.partition("=")
-    if not separator:
-        raise UserError(f"--property {typed}: write NAME=VALUE, or NAME=LOW:HIGH")
-    own = [each.name for each in properties]
-    if name not in own:
-        raise UserError(f"--property {typed}: the model has {', '.join(own) or 'none'}")
-    return name, condition(name, properties).read(value)
-
-
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how the attempts ended."""
     from jaxcrystal import hosts
@@ -169,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     properties = Trained.read(model_directory(args.model)).text.properties
     flags = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
     flags = {name: value for name, value in flags.items() if value is not None}
-    flags |= dict(_property(typed, properties) for typed in args.property)
+    flags |= options.properties(args.property, properties)
     if flags and args.conditions is not None:
         raise UserError("conditions come from --conditions or from the other options, not from both")
     constraints = {

@@ -26,6 +26,7 @@ def add(verb: Callable) -> None:
         "crystals", type=Path, metavar="CRYSTALS", help="any table, CIF, POSCAR, JSON or extxyz file, or folder of them"
     )
     options.add_reading(command)
+    options.add_base(command)
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="x.parquet or x.csv")
     command.add_argument(
         "--beside",
@@ -47,17 +48,22 @@ def add(verb: Callable) -> None:
     for each in CONDITIONS:
         unit = each.unit.partition(",")[0].partition(";")[0]  # a prompt states one value, and there is no grammar
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=unit)
+    options.add_property(conditions)
 
 
 def run(args: argparse.Namespace) -> None:
     """Scores, and prints the likeliest crystals and the least likely ones."""
     from jaxcrystal.interface.scoring import score
+    from jaxcrystal.sampling.conditions import Trained
+    from jaxcrystal.weights.saved import model_directory
 
     stated = {each.attribute: getattr(args, each.name) for each in CONDITIONS}
+    stated |= options.properties(args.property, Trained.read(model_directory(args.model)).text.properties)
     found = score(
         args.model,
         args.crystals,
         args.out,
+        base=args.base,
         draws=args.draws,
         seed=args.seed,
         beside=args.beside,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxcrystal.crystals.crystal import Crystal
 from jaxcrystal.crystals.dataset import written_whole
@@ -79,6 +79,18 @@ def checked_table(out: Path) -> Path:
     if out.suffix not in TABLES:
         raise UserError(f"cannot write {out}: give a name that ends in .parquet or .csv")
     return out
+
+
+def kept_beside(table: Path, *sources: Any) -> Path:
+    """Where answers are kept until the table is whole: x.jsonl beside it. Raises UserError where one of the two is what
+    is read."""
+    kept = table.with_suffix(".jsonl")
+    for source in sources:
+        if isinstance(source, str | Path) and Path(source).resolve() in (table.resolve(), kept.resolve()):
+            raise UserError(
+                f"{source} is read, and {table.name} or {kept.name} would be written over it: give another out"
+            )
+    return kept
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

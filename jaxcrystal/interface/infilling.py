@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcrystal import locks
+from jaxcrystal.interface import files
 from jaxcrystal.interface.functions import load
 from jaxcrystal.interface.infilled import Infilled, table_of
 
@@ -31,7 +32,7 @@ def infill(
 
     Answers are kept beside the table, in elements.jsonl, as they come; a run that was stopped goes on after them.
     """
-    kept = table_of(out).with_suffix(".jsonl")
+    kept = files.kept_beside(table_of(out), crystals)
     with load(model_dir, base=base) as sampler:
         found = sampler.infill(crystals, mask=mask, site=site, allow=allow, similar=similar, store=kept)
     found.write(out)

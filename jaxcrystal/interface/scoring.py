@@ -23,6 +23,7 @@ def score(
     crystals: Source,
     out: Path,
     *,
+    base: str | PathLike[str] | None = None,
     draws: int = 20,
     seed: int = 0,
     beside: Source | None = None,
@@ -30,12 +31,13 @@ def score(
     at_once: int = 8,
     workers: int | str = 0,
 ) -> Scored:
-    """Asks the model, as `Sampler.score`, and writes the table to `out`: x.parquet or x.csv.
+    """Asks the model, on another `base` as `load` has it, as `Sampler.score`, and writes the table to `out`: x.parquet
+    or x.csv.
 
     What is said is kept beside it, in x.jsonl, as it comes; a run that was stopped goes on after it.
     """
-    store = files.checked_table(out).with_suffix(".jsonl")
-    with load(model_dir) as sampler:
+    store = files.kept_beside(files.checked_table(out), crystals, beside)
+    with load(model_dir, base=base) as sampler:
         found = sampler.score(
             crystals,
             draws=draws,
@@ -56,18 +58,20 @@ def ipt(
     crystals: Source,
     out: Path,
     *,
+    base: str | PathLike[str] | None = None,
     over: str | None = None,
     draws: int = 20,
     seed: int = 0,
     at_once: int = 8,
     workers: int | str = 0,
 ) -> Transformed:
-    """Asks the model, as `Sampler.ipt`, and writes the table to `out`, x.parquet or x.csv, and the picture to x.svg.
+    """Asks the model, on another `base` as `load` has it, as `Sampler.ipt`, and writes the table to `out`, x.parquet or
+    x.csv, and the picture to x.svg.
 
     What is said is kept beside it, in x.jsonl, as it comes; a run that was stopped goes on after it.
     """
-    store = files.checked_table(out).with_suffix(".jsonl")
-    with load(model_dir) as sampler:
+    store = files.kept_beside(files.checked_table(out), crystals)
+    with load(model_dir, base=base) as sampler:
         found = sampler.ipt(crystals, over=over, draws=draws, seed=seed, store=store, at_once=at_once, workers=workers)
     found.write(out)
     return found

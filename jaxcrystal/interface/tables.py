@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from html import escape
-from itertools import groupby, islice
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
@@ -25,7 +25,7 @@ from jaxcrystal.interface.predicted import Prediction
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.reader.sources import named
 from jaxcrystal.relaxation.batch import Relaxation
-from jaxcrystal.sampling.attempt import Attempt
+from jaxcrystal.sampling.attempt import LEFT_OUT, Attempt
 from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights
 from jaxcrystal.sampling.templates import Substitution
 from jaxcrystal.yardstick import Yardstick
@@ -266,15 +266,16 @@ class Attempts(_Table[Attempt]):
 
     @property
     def effective_number(self) -> float:
-        """Of attempts, once they are weighted as `resample` weighs them; summed over prompts. Raises as it."""
+        """Of attempts, once they are weighted as `resample` weighs them; summed over wishes. Raises as it."""
         return sum(effective_number(weight) for _, weight in self._weighted())
 
     def resample(self, count: int, seed: int = 0) -> Attempts:
-        """`count` of each prompt's attempts, with repetition: as the model alone draws under the constraints.
+        """`count` of each wish's attempts, with repetition: as the model alone draws under the constraints.
 
         The grammar renormalises token by token, and its crystals are not the model's in proportion; resampling by their
         weights, exp(grammar_log_probability), makes them so as attempts grow in number (`effective_number` says how
-        near that is). Raises UserError unless they were drawn with the grammar at temperature 1 and top-p 1.
+        near that is). Raises UserError unless they were drawn with the grammar at temperature 1 and top-p 1, all of a
+        wish from one prompt, and none was left out.
         """
         return self._of(tuple(rows[i] for rows, weight in self._weighted() for i in resample(weight, count, seed)))
 
@@ -282,8 +283,13 @@ class Attempts(_Table[Attempt]):
         if self.settings is None:
             raise UserError("attempts are resampled as a sampler drew them; these have no settings")
         check_exact([*self.settings.methods, *(self.settings.composition_methods or [])], self.settings.guidance)
-        for _, group in groupby(self.rows, key=lambda row: row.prompt):
-            rows = tuple(group)
+        if any(row.status == LEFT_OUT for row in self.rows):
+            raise UserError("resample weighs all attempts, and `keep` left some of these out: leave one out")
+        for rows in _wishes(self.rows):
+            if len({row.prompt for row in rows}) > 1:
+                raise UserError(
+                    "resample weighs the attempts of one prompt, and within a range each has its own: leave one out"
+                )
             yield rows, weights([row.grammar_log_probability for row in rows])
 
     def best(self, count: int) -> Attempts:
@@ -310,6 +316,18 @@ class Attempts(_Table[Attempt]):
             cells.append([picture(row.structure), row.id, *shape, group, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
         return html_table(self._summary(), heads, cells, len(self))
+
+
+def _wishes(rows: Sequence[Attempt]) -> Iterator[tuple[Attempt, ...]]:
+    """The attempts of each wish: their draws count up, and begin anew with the next."""
+    own: list[Attempt] = []
+    for row in rows:
+        if own and (row.draw <= own[-1].draw or row.asked != own[-1].asked):
+            yield tuple(own)
+            own = []
+        own.append(row)
+    if own:
+        yield tuple(own)
 
 
 class Substitutions(_Table[Substitution]):

@@ -37,7 +37,7 @@ class Answers:
     def known(self, keys: Collection[str], read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
         """What `read` makes of those of `keys` that are there; a line at which a killed run stopped is none."""
         found = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
                 if row["key"] in keys:

@@ -125,9 +125,13 @@ def _of_csv(name: str, text: str) -> int | float | bool | str | None:
 
 def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, SCHEMA.names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+        plain, quoted = (
+            csv.DictWriter(file, SCHEMA.names, lineterminator="\n", quoting=quoting)
+            for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        plain.writeheader()
+        for row in rows:  # a carriage return ends a line unless it is quoted, which Python 3.11 does not
+            (quoted if any("\r" in x for x in row.values() if isinstance(x, str)) else plain).writerow(row)
 
 
 def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:

@@ -255,6 +255,8 @@ def _narrowed(
     space_groups: tuple[int, ...] | None = None,
 ) -> Constraints:
     """What both the constraints and a condition permit."""
+    if allowed and constraints.allowed is not None:
+        allowed = tuple(symbol for symbol in allowed if symbol in constraints.allowed)
     groups = constraints.space_groups
     if groups is None or space_groups is None:
         groups = space_groups if groups is None else groups
@@ -264,7 +266,7 @@ def _narrowed(
         constraints,
         formula=constraints.formula if formula is None else formula,
         required=tuple(dict.fromkeys((*constraints.required, *required))),
-        allowed=allowed if allowed and constraints.allowed is None else constraints.allowed,
+        allowed=allowed or constraints.allowed,
         space_groups=groups,
     )
 

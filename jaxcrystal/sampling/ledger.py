@@ -180,7 +180,7 @@ class Ledger:
         _describe(self.out, self.request, self.slots, self.yardstick, *of_table)
 
     def _open(self) -> None:
-        header = _read_header(self.out, self.request, may_change=self._whole)
+        header, own = _read_header(self.out, self.request, may_change=self._whole), self.slots
         if header is None:
             for path in (self._journal, self.out):
                 if path.exists():
@@ -188,32 +188,41 @@ class Ledger:
                         f"{path} exists already, without {self._header.name}, which says whose rows it has; put that "
                         f"back, remove {path.name}, or choose another name"
                     )
-        elif _changed(header, self.request):
-            self._change(dataclasses.replace(self.request, **{key: header["request"].get(key) for key in CHANGEABLE}))
         else:
-            self.slots = header.get("slots") or self.slots
-        waiting = _beside(self._journal, f".{self.request.num}")
-        if header is not None and waiting.exists():
-            os.replace(waiting, self._journal)
+            waiting = self._waiting(header["request"]["num"])
+            if waiting.exists():  # of a change that was killed when all but this was done
+                os.replace(waiting, self._journal)
+            if header["request"]["num"] == self.request.num:
+                self.slots = header.get("slots") or own  # as many as drew the rows that are there draw the rest
+            if _changed(header, self.request):
+                self._change(header)
         if header is not None and self._journal.exists():
             there = self._resume()
         elif header is not None and self.out.exists():
             self.counts, there = _checked_counts(self.out, header), set(self.rows)
         else:
+            there = set()
+        if not there:
+            self.slots = own
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._describe()
             self._journal.write_text("")
-            there = set()
         self._missing = deque(row for row in self.rows if row not in there)
         self._last = max(there, default=-1)
 
-    def _change(self, before: Request) -> None:
-        """Makes a journal of the rows of `before`, numbered as this request does. Whenever it is killed, it is done or
-        was never begun."""
+    def _waiting(self, num: int) -> Path:
+        """A journal that takes the place of the one that is there, once the header says this number of attempts."""
+        return _beside(self._journal, f".{num}")
+
+    def _change(self, header: dict[str, Any]) -> None:
+        """Makes a journal of the rows of another header, numbered as this request does: killed at any time, it is done
+        or was never begun."""
+        former = header["request"]
+        before = dataclasses.replace(self.request, **{key: former.get(key) for key in CHANGEABLE})
         if self._journal.exists():
             rows = (row for _, row in self._whole_lines(before))
         elif self.out.exists():
-            _checked_counts(self.out, json.loads(self._header.read_text()))
+            _checked_counts(self.out, header)
             rows = read_table(self.out)
         else:
             rows = iter(())
@@ -224,8 +233,10 @@ class Ledger:
                     index = row["index"] // before.num * self.request.num + row["draw"]
                     journal.write(_line(restored(row) | {"index": index, "resampled": None}))
 
-        write_whole(_beside(self._journal, f".{self.request.num}"), lines)
+        write_whole(self._waiting(self.request.num), lines)
+        self.request = dataclasses.replace(self.request, draws=former.get("draws"))  # the rows stay as they were drawn
         self._describe()
+        os.replace(self._waiting(self.request.num), self._journal)
         if before.num != self.request.num:
             self.notes.append(
                 f"{self.out} had {before.num} attempts for each prompt, and goes on to {self.request.num}"

@@ -72,6 +72,8 @@ class SamplerSettings:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be float32 or bfloat16")
+        if self.cache_dtype not in (None, "float32", "bfloat16", "int8"):
+            raise UserError(f"cache_dtype is {self.cache_dtype!r}; it must be float32, bfloat16 or int8")
         if (name := self.of_composition) and not self.grammar:
             raise UserError(f"{name} needs the grammar, which knows where the composition ends")
         _ = self.methods, self.composition_methods, self.guide
@@ -179,7 +181,8 @@ class Sampler:
         """
         if conditions is not None and stated:
             raise UserError("conditions come as keywords or as `conditions`, not as both")
-        check_request(num, symprec)
+        check_request(num, symprec, seed)
+        self.check_exact_symmetry(exact_symmetry)
         wanted, notes = targets(
             stated if conditions is None else conditions,
             constraints,
@@ -192,6 +195,14 @@ class Sampler:
         say(line for kind, line in notes.items() if kind not in self._said)
         self._said |= notes.keys()
         return self._while_open(self.attempts(draws, plan, range(len(plan.tasks)), seed, symprec, exact_symmetry))
+
+    def check_exact_symmetry(self, asked: bool) -> None:
+        """Raises UserError where it is asked for of texts that state no space group."""
+        if asked and not self.form.states_group:
+            raise UserError(
+                f"exact_symmetry compares a crystal with the space group that its text states; {self.name} writes the "
+                f"{self.trained.text.form} form, which states none"
+            )
 
     def plan(self, wanted: Sequence[Target], num: int, seed: int) -> Plan:
         """Prompts of `num` crystals of each wish, and room for the texts behind them. Raises UserError as `Planner`,
@@ -366,8 +377,10 @@ class Sampler:
         )
 
 
-def check_request(num: int, symprec: float) -> None:
+def check_request(num: int, symprec: float, seed: int) -> None:
     """Raises UserError for numbers that make no sense."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed {seed} does not lie between 0 and 2³² - 1")
     if num < 1:
         raise UserError(f"num is {num}; it must be at least 1")
     if not 0 < symprec < math.inf:

@@ -97,7 +97,7 @@ def sample(
 
     Raises UserError as `SamplerSettings`, `Sampler` and `Ledger`, before anything is written.
     """
-    check_request(num, symprec)
+    check_request(num, symprec, seed)
     if num_valid is not None and not 1 <= num_valid <= num:
         raise UserError(f"num_valid is {num_valid}; it must lie between 1 and num, which is {num}")
     shaped = SamplerSettings(**settings)
@@ -122,6 +122,7 @@ def sample(
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")
     with Sampler(model_dir, shaped, mesh, base) as sampler:
+        sampler.check_exact_symmetry(exact_symmetry)
         plan = sampler.plan(wanted, num, seed)
         request = Request(
             model=fingerprint(sampler.stored, sampler.tokenizer),

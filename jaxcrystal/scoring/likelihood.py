@@ -116,7 +116,7 @@ class Likelihood:
         longest = max((len(text.tokens) for text in first), default=0)
         length = ROW if len(first) == self.rows else _power(max(longest, BLOCK))
         for batch in _packed(chain(first, waiting), self.rows, length):
-            used = used or self._used(batch)
+            used = max(used, self._used(batch))  # the first may be cut short by a long text
             with jax.set_mesh(self.mesh):
                 ahead.append((batch, self._read(self.model.variables, batch.arrays(used))))
             if len(ahead) > 1:

@@ -34,8 +34,10 @@ class Range:
     @classmethod
     def read(cls, text: str) -> Range:
         """Of typed text. Raises ValueError for what is none."""
-        low, high = text.split(":")
-        return cls(float(low or -math.inf), float(high or math.inf))
+        low, high = (float(end) if end else None for end in text.split(":"))
+        if not all(end is None or math.isfinite(end) for end in (low, high)):
+            raise ValueError(f"{text} has an end that is no number")
+        return cls(-math.inf if low is None else low, math.inf if high is None else high)
 
     @property
     def ends(self) -> tuple[float | None, float | None]:

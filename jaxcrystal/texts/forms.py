@@ -72,6 +72,7 @@ class Form(Written, Protocol):
     """
 
     composition_first: bool  #: whether a text begins with all of its composition
+    states_group: bool  #: whether a text states its space group
     kept: Kept | None  #: what `parse` puts back as it was, in texts that repeat it
     transformations: tuple[str, ...]  #: names of what leaves a crystal the same and changes its text; the usual first
 

@@ -129,6 +129,8 @@ class Writer:
         place: UInt32[Array, "attributes"],
         known: Bool[Array, "attributes"],
     ) -> Int[Array, "attributes"]:
+        if self.augment.attribute_probability == 0:
+            return jnp.full(len(self.form.text.attributes), EMPTY)
         own = [each.name for each in self.form.text.properties]
         known &= np.isin(self.form.text.attributes, [*self.augment.attributes, *own])
         if not self.form.text.paper_compat:

@@ -69,6 +69,8 @@ class TrainReport:
 @locks.holds(lambda recipe: paths.on_disk(recipe.out), hosts.held)
 def train(recipe: Recipe) -> TrainReport:
     """Runs `recipe`, or what is left of it. Raises UserError for whatever in the recipe cannot be run."""
+    if recipe.lora is not None and recipe.base is None:
+        raise UserError("lora has adapters on a frozen model, and the recipe has none: set `base`, or leave `lora` out")
     out = paths.as_path(recipe.out)
     mesh = make_mesh(recipe.mesh)
     shape = recipe.model if recipe.base is None else saved.read_description(saved.model_directory(recipe.base)).model
@@ -82,8 +84,11 @@ def train(recipe: Recipe) -> TrainReport:
             Feed.of(one, tokenizer, writer, recipe.data.tokens_per_row, recipe.data.rows_per_batch, seed)
             for one, seed in ((crystals, recipe.seed), (dataset.load(recipe.data.validation), 0))
         )
-        check_infilling(feed, crystals)
-        steps_on = feed if recipe.preferences is None else pairs.feed(recipe, crystals, tokenizer, writer)
+        if recipe.preferences is None:
+            check_infilling(feed, crystals)
+            steps_on = feed
+        else:  # pairs of generated crystals: nothing is infilled
+            steps_on = pairs.feed(recipe, crystals, tokenizer, writer)
     if recipe.data.tokens_per_row > config.max_position_embeddings:
         raise UserError(
             f"data.tokens_per_row is {recipe.data.tokens_per_row}, the model's context is "

@@ -56,7 +56,7 @@ IGNORED = r".*\.rotary_emb\.inv_freq|rope\.freqs"
 IGNORED_WHEN_TIED = r"lm_head\.weight"
 
 #: What safetensors and numpy call the numbers that weights may be.
-FLOATS = {"F64", "F32", "F16", "BF16", "float32", "float16", "bfloat16"}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Dialect = Literal["hf", "meta", "gguf", "peft"]
 
@@ -124,6 +124,11 @@ class Checkpoint:
         for path, leaf in _wanted(self.config, self.lora, mesh).items():
             row = source(path, self.config.num_hidden_layers, self.dialect)
             yield path, _load(self.tensors, row, leaf, dtype)
+
+    def exact_in(self, dtype: DTypeLike | None) -> bool:
+        """Whether no number is rounded in `dtype` (None: the config's)."""
+        own = {np.dtype(FLOATS.get(name, name)) for name in self.tensors.dtypes.values()}
+        return all(np.can_cast(each, np.dtype(dtype or self.config.dtype), "safe") for each in own)
 
     def with_vocabulary(self, pieces: int, multiple: int, keep: bool = False) -> Checkpoint:
         """With a row for each of `pieces` (`Vocabulary`), and rows of zeros up to a multiple, which get no logit.
@@ -232,7 +237,7 @@ def checked(checkpoint: Checkpoint, complaint: str, lost: Mapping[str, str] = {}
             problems.append(f"{name}: expected {list(shape)}, missing{where}")
         elif found[name] != shape:
             problems.append(f"{name}: expected {list(shape)}, found {list(found[name])}")
-        elif dtypes[name] not in FLOATS:
+        elif dtypes[name] not in {*FLOATS, *FLOATS.values()}:
             problems.append(f"{name}: expected floating-point numbers, found {dtypes[name]}; is it quantized?")
     for name in found.keys() - expected.keys():
         if not re.fullmatch("|".join(ignored), name):

@@ -19,9 +19,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jaxcrystal import locks, paths
-from jaxcrystal.config import LlamaConfig, MeshConfig, TextFormat, Weights
+from jaxcrystal.config import LlamaConfig, TextFormat, Weights
 from jaxcrystal.errors import UserError
-from jaxcrystal.mesh import make_mesh
+from jaxcrystal.mesh import widest_mesh
 from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.quantize import quantizer
 from jaxcrystal.paths import AnyPath, as_path
@@ -45,9 +45,6 @@ from jaxcrystal.weights.saved import (
 )
 from jaxcrystal.weights.vocabulary import check_rows
 
-#: Rows beyond its tokens that a model of byte-level BPE may have: Qwen2.5 has 399.
-ROUNDED = 1024
-
 
 def convert(
     source: str | Path,
@@ -63,13 +60,14 @@ def convert(
     """LLaMA weights, or PEFT's adapters, as the model directory `out`: all at once or not.
 
     `source` is a directory of Hugging Face or Meta, a GGUF file, a directory of adapters, a name that `named.KNOWN`
-    has, or a model's name at Hugging Face. `dtype` of the parameters is by default the source's; the layers' kernels
-    are stored as `weights` says, each as soon as it is loaded.
+    has, or a model's name at Hugging Face. `dtype` of the parameters is by default the source's, or bfloat16 for
+    float16, which TPUs lack; the layers' kernels are stored as `weights` says, each as soon as it is loaded.
 
     `pad_token` gives a SentencePiece vocabulary without padding a piece [PAD] and its row; a row beyond the tokenizer's
     pieces that the source has already becomes [PAD]'s as it is, and further ones, which pad the source's vocabulary,
     stay behind. Embedding and head are stored with rows up to a multiple of `vocab_multiple`. Adapters need the model
-    directory `base`; their vocabulary is its.
+    directory `base`; their vocabulary is its. `mesh` is by default one of all devices, or of as many as divide every
+    parameter.
 
     Raises UserError if `out` is not empty, if the tokenizer does not fit, and as `find`, `open_checkpoint`, `open_gguf`
     and `open_adapters`.
@@ -78,7 +76,6 @@ def convert(
         raise UserError(f"vocab_multiple is {vocab_multiple}; it must be at least 1")
     out = as_path(out)
     path, origin = find(source)
-    mesh = make_mesh(MeshConfig(1, 1, 1)) if mesh is None else mesh
     with locks.held(paths.on_disk(out)), written_whole(out) as partial:
         if (path / "adapter_config.json").exists():
             if dtype is not None:
@@ -93,11 +90,13 @@ def convert(
             origin = replace(origin, **found)
         else:
             tokenizer, checkpoint = tokenizer_of(path), open_checkpoint(path)
-        if dtype is not None and jnp.dtype(dtype) != jnp.float32:
+        if not checkpoint.exact_in(dtype):
             origin = replace(origin, hub=None, revision=None)  # rounded, they are not its weights
         origin = replace(origin, rows=checkpoint.config.vocab_size)
         checkpoint, tokenizer = _with_rows(checkpoint, tokenizer, partial, pad_token, vocab_multiple)
         config = replace(checkpoint.config, weights=weights)
+        each = Llama(checkpoint.config), Llama(config)  # as they are read, and as they are stored
+        mesh = mesh or widest_mesh(lambda mesh: [abstract_variables(model, mesh) for model in each])
         store, read = quantizer(config, mesh), Passing()
         params = {
             name: store(name, read.seen(name, _finite(path, name, parameter)))
@@ -150,15 +149,10 @@ def _with_rows(
 ) -> tuple[Checkpoint, Tokenizer]:
     """The checkpoint with the rows that its vocabulary shall have, and the tokenizer that goes with them."""
     form_of(TextFormat()).tables(tokenizer)  # refuses one that cannot write crystals, before all the weights are read
-    pieces, rows = tokenizer.vocab_size, checkpoint.config.vocab_size
+    check_rows(tokenizer, checkpoint.config.vocab_size)
+    pieces = tokenizer.vocab_size
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        if not pieces <= rows <= pieces + ROUNDED:
-            raise UserError(
-                f"{tokenizer.path} has {pieces} tokens, but the model has rows for {rows} (at most {ROUNDED} more are "
-                "explained by rounding up); it is another model's"
-            )
         return checkpoint.with_vocabulary(pieces, multiple, keep=True), tokenizer
-    check_rows(str(tokenizer.path), pieces, rows)
     if pad_token and (padded := with_pad(tokenizer.file)) != tokenizer.file:
         pieces += 1
         (partial / SENTENCE_PIECES).write_bytes(padded)
@@ -166,7 +160,7 @@ def _with_rows(
     return checkpoint.with_vocabulary(pieces, multiple), tokenizer
 
 
-def _convert_adapters(source: Path, base: str | AnyPath | None, partial: AnyPath, mesh: Mesh) -> LlamaConfig:
+def _convert_adapters(source: Path, base: str | AnyPath | None, partial: AnyPath, mesh: Mesh | None) -> LlamaConfig:
     if base is None:
         raise UserError(f"{source} holds adapters; name the model directory that they belong to: --base DIR")
     base = as_path(base)
@@ -174,6 +168,8 @@ def _convert_adapters(source: Path, base: str | AnyPath | None, partial: AnyPath
     if description.lora is not None:
         raise UserError(f"base {base} has adapters of its own; give the model that it was trained on")
     checkpoint, tokenizer = open_adapters(source, description.model), description.tokenizer(base)
+    adapted = Llama(description.model, checkpoint.lora)
+    mesh = mesh or widest_mesh(lambda mesh: abstract_variables(adapted, mesh))
     if copies := set(saved_embeddings(checkpoint).values()):
         wanted = flatten_dict(abstract_variables(Llama(description.model), mesh), sep="/")
         part = {name: leaf for name, leaf in wanted.items() if name.removeprefix("params/") in copies}

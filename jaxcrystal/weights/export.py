@@ -29,6 +29,8 @@ from safetensors.numpy import save_file
 from jaxcrystal import locks, paths
 from jaxcrystal.config import LoraConfig
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import widest_mesh
+from jaxcrystal.model.llama import Llama, abstract_variables
 from jaxcrystal.model.lora import merge
 from jaxcrystal.paths import AnyPath, as_path
 from jaxcrystal.texts.sentence_pieces import SentencePieceTokenizer, without_pad
@@ -81,7 +83,8 @@ def export(
     the base from; by default the name that `convert` was given, if it loaded just these weights from there. Without
     `pad_token`, a [PAD] that ends the vocabulary stays behind, row and piece.
 
-    `dtype` (float32, bfloat16) is by default that of the weights.
+    `dtype` (float32, bfloat16) is by default that of the weights; `mesh` one of all devices, or of as many as divide
+    every parameter.
 
     Raises UserError if `out` is not empty or cannot be written, and as `load_model`; for peft, if the model has no
     adapters on a base, or without a `base_name` that PEFT can load; for hf, if its weights are int8 or nf4.
@@ -109,7 +112,8 @@ def export(
             "its adapters with --format peft, or train them on a base converted with --weights float"
         )
     with locks.held(out), written_whole(out) as partial:
-        model = load_model(model_dir, mesh)
+        trained = Llama(description.model, description.lora)
+        model = load_model(model_dir, mesh or widest_mesh(lambda mesh: abstract_variables(trained, mesh)))
         if format == "peft":
             return _export_peft(model, partial, out, base_name, revision)
         copy_of_training(model_dir, partial)

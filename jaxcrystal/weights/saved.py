@@ -106,11 +106,12 @@ class SavedModel:
 
     @property
     def module(self) -> Llama:
-        """The module that runs the variables.
+        """The module that runs the variables, as it runs best here and not as training had it.
 
-        Layers are a loop, however training had them: one by one, each token that is drawn would copy the whole cache.
+        Layers are a loop: one by one, each token that is drawn would copy the whole cache. Attention is what this
+        machine can run.
         """
-        return Llama(replace(self.config, scan_layers=True), self.lora)
+        return Llama(replace(self.config, scan_layers=True, attention="auto"), self.lora)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -286,7 +287,7 @@ def _on_base(directory: AnyPath, description: Description, base: AnyPath) -> Des
 def _with_pieces(model: LlamaConfig, tokenizer: Tokenizer) -> LlamaConfig:
     """The same rows, of which those without a piece get no logit: earlier versions of `convert` gave them one."""
     pieces = tokenizer.vocab_size
-    check_rows(str(tokenizer.path), pieces, model.vocab_size)
+    check_rows(tokenizer, model.vocab_size)
     if pieces == model.vocab_size:
         return model
     return replace(model, vocab_size=pieces, vocab_multiple=model.padded_vocab_size)

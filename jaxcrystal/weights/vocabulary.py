@@ -10,20 +10,26 @@ from __future__ import annotations
 import numpy as np
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.sentence_pieces import SentencePieceTokenizer
+from jaxcrystal.texts.tokenizer import Tokenizer
 from jaxcrystal.weights.tensor_files import Index, Tensors
 
-PADDING = 256  #: a vocabulary is padded to a multiple of no more than this, so with no more rows
+#: Rows beyond its pieces that a model may have: a vocabulary is padded to a multiple of no more than this.
+PADDING = 256
+ROUNDED = 1024  #: likewise of byte-level BPE: Qwen2.5 has 399
 ROWS_AT_ONCE = 4096  #: rows that are in memory while the mean is taken
 
 
-def check_rows(tokenizer: str, pieces: int, rows: int) -> None:
-    """Raises UserError unless a model with `rows` rows can have been made for a tokenizer with `pieces` pieces."""
+def check_rows(tokenizer: Tokenizer, rows: int) -> None:
+    """Raises UserError unless a model with `rows` rows can have been made for the tokenizer."""
+    path, pieces = tokenizer.path, tokenizer.vocab_size
+    most = PADDING if isinstance(tokenizer, SentencePieceTokenizer) else ROUNDED
     if pieces > rows:
-        raise UserError(f"{tokenizer} has {pieces} pieces, but the model has rows for {rows}; it is another model's")
-    if rows > pieces + PADDING:
+        raise UserError(f"{path} has {pieces} pieces, but the model has rows for {rows}; it is another model's")
+    if rows > pieces + most:
         raise UserError(
-            f"{tokenizer} has {pieces} pieces, but the model has {rows} rows, more than padding explains (at most "
-            f"{PADDING}); put the tokenizer with which this model was trained there"
+            f"{path} has {pieces} pieces, but the model has {rows} rows, more than padding explains (at most {most}); "
+            "put the tokenizer with which this model was trained there"
         )
 
 

@@ -322,10 +322,11 @@ def test_a_stopped_run_goes_on_after_what_is_there(p1, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Answers, "append", interrupted)
         p1.score(MANY, draws=3, store=store)
-    store.write_text(store.read_text() + '{"key": "half a li')
+    store.write_bytes(store.read_bytes() + b'{"key": "\xff"}\n{"key": "half a li')
     pd.testing.assert_frame_equal(p1.score(MANY, draws=3, store=store).table, expected, atol=1e-4)
     assert counts == [5, 5, 2]
-    assert [len(json.loads(line)) for line in store.read_text().splitlines() if "half" not in line] == [5] * 5
+    lines = [line for line in store.read_bytes().splitlines() if b"half" not in line and b"\xff" not in line]
+    assert [len(json.loads(line)) for line in lines] == [5] * 5
     p1.score([*MANY.values(), None], draws=3, store=store)  # as another source
     p1.score(MANY, draws=4, store=store)
     p1.score(MANY, draws=3, seed=1, store=store)
@@ -375,6 +376,16 @@ def test_bad_input_is_one_line(verb, change, message, by_symmetry, tmp_path, cap
     assert main(typed) == 1
     told = capsys.readouterr().err
     assert message in told and told.count(f"jaxcrystal {verb}: ") == 1 and not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("verb", ["score", "ipt", "infill"])
+@pytest.mark.parametrize(("crystals", "out"), [("c.csv", "c.csv"), ("c.jsonl", "c.csv"), ("c.parquet", "./c.parquet")])
+def test_what_is_read_is_not_written_over(verb, crystals, out, by_symmetry, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / crystals).write_bytes(b"crystals")
+    assert main([verb, crystals, "--model", str(by_symmetry), "--out", out]) == 1
+    assert f"{crystals} is read, and" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"crystals"]
 
 
 def test_it_shows_itself(symmetry):

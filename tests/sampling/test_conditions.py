@@ -101,8 +101,13 @@ def test_one_composition_is_one_prompt_and_one_constraint():
 
 
 def test_what_is_stated_of_the_composition_is_kept_to():
-    kept = target_of({"elements": ["O", "Li"]}, Constraints(required=("Fe",), allowed=("Fe", "Li", "O", "P")))
-    assert (kept.constraints.required, kept.constraints.allowed) == (("Fe", "Li", "O"), ("Fe", "Li", "O", "P"))
+    kept = target_of({"elements": ["O", "Li"]}, Constraints(required=("O",), allowed=("Fe", "Li", "O", "P")))
+    assert (kept.constraints.required, kept.constraints.allowed) == (("O", "Li"), ("Li", "O"))  # and no others
+    with pytest.raises(UserError, match="Fe is required, but it is not"):
+        target_of({"elements": ["O", "Li"]}, Constraints(required=("Fe",)))
+    for allowed in (("Li",), ("Li", "Fe")):
+        with pytest.raises(UserError, match="O is required, but it is not"):
+            target_of({"elements": ["O", "Li"]}, Constraints(allowed=allowed))
     assert target_of({"elements": "Li O"}).constraints == Constraints(required=("Li", "O"), allowed=("Li", "O"))
     assert target_of({"spacegroup": 225, "band_gap": 1}).constraints == Constraints()
     assert target_of({"formula": "NaCl"}, grammar=False).constraints is None

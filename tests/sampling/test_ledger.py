@@ -15,7 +15,7 @@ from tiny_llama import full_disk  # noqa: F401  (a fixture)
 
 from jaxcrystal.errors import UserError
 from jaxcrystal.sampling.attempt import Attempt
-from jaxcrystal.sampling.attempts_table import ROWS_PER_GROUP, SCHEMA
+from jaxcrystal.sampling.attempts_table import ROWS_PER_GROUP, SCHEMA, read_table
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join, yardstick_of
 from jaxcrystal.yardstick import Yardstick
 
@@ -409,6 +409,45 @@ def test_num_of_a_run_of_several_processes_stays(tmp_path):
     assert Ledger(tmp_path / "s.csv", grown).missing == [5]
 
 
+@pytest.mark.parametrize("there", [4, "finished"])
+def test_growth_that_was_killed_last_grows_further(tmp_path, monkeypatch, there):
+    """All was done but the journal's name: the rows are those of 7 attempts, and go on to 9."""
+    ledger = write(tmp_path / "s.csv", of_two(3)[: 6 if there == "finished" else there], TWO)
+    if there == "finished":
+        ledger.finish()
+    replace = os.replace
+
+    def killed(old, new):
+        if str(new).endswith(".journal"):
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        Ledger(tmp_path / "s.csv", dataclasses.replace(TWO, num=7))
+    grown = Ledger(tmp_path / "s.csv", dataclasses.replace(TWO, num=9))
+    assert len(grown) == len(ledger) and grown.notes == [
+        f"{tmp_path / 's.csv'} had 7 attempts for each prompt, and goes on to 9"
+    ]
+
+
+def test_slots_are_those_of_the_rows_that_are_there(tmp_path):
+    kept = dataclasses.replace(REQUEST, keep=0.5, keep_by="token")
+    out, header = tmp_path / "s.csv", tmp_path / "s.csv.json"
+    Ledger(out, REQUEST, slots=2)  # and no row was drawn
+    assert Ledger(out, REQUEST, slots=8).slots == 8 == json.loads(header.read_text())["slots"]
+    ledger = Ledger(out, REQUEST, slots=8)
+    ledger.append(ATTEMPTS[0])
+    ledger = Ledger(out, kept, slots=64)
+    assert ledger.slots == 8 and len(ledger) == 1
+    for each in ATTEMPTS[1:]:
+        ledger.append(each)
+    ledger.finish()
+    Ledger(out, dataclasses.replace(kept, keep=0.25), slots=64).finish()
+    assert json.loads(header.read_text())["slots"] == 8
+    assert Ledger(out, dataclasses.replace(kept, num=9), slots=64).slots == 64
+
+
 def test_slots_are_recorded_and_no_part_of_the_request(tmp_path):
     ledger = Ledger(tmp_path / "s.csv", REQUEST, slots=8)
     ledger.append(ATTEMPTS[0])
@@ -557,3 +596,13 @@ def test_a_ledger_whose_draws_had_other_keys_is_done_or_refused(tmp_path):
     assert finished(out, REQUEST) == {"ok": 5}
     with pytest.raises(UserError, match="belongs to another run: draws was None"):  # the new rows would be others
         Ledger(out, dataclasses.replace(REQUEST, num=6))
+    Ledger(out, dataclasses.replace(REQUEST, keep=0.5, keep_by="token")).finish()  # which draws nothing
+    with pytest.raises(UserError, match="belongs to another run: draws was None"):
+        Ledger(out, dataclasses.replace(REQUEST, num=6, keep=0.5, keep_by="token"))
+
+
+def test_a_carriage_return_is_a_letter_of_a_text(tmp_path):
+    """Some vocabularies have one, and without the grammar a model may write it."""
+    rows = [dataclasses.replace(row, text=f"a\rb\r\n{row.text}") for row in ATTEMPTS]
+    write(tmp_path / "s.csv", rows).finish()
+    assert [row["text"] for row in read_table(tmp_path / "s.csv")] == [row.text for row in rows]

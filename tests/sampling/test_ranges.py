@@ -64,7 +64,7 @@ def test_what_is_no_range(name, value, message):
         checked({name: value})
 
 
-@pytest.mark.parametrize("text", ["1:2:3", "a:2", "1:b"])
+@pytest.mark.parametrize("text", ["1:2:3", "a:2", "1:b", "nan:1", "1:nan", "inf:5", "5:-inf"])
 def test_what_is_typed_as_no_range(text):
     with pytest.raises(UserError, match="is no value of band_gap"):
         BY_ATTRIBUTE["band_gap"].read(text)

@@ -1,8 +1,10 @@
 """A sampler is loaded once: its rows are those of a run, request after request, until it is closed."""
 
 import json
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxcrystal.config import Augment, LlamaConfig, MeshConfig, Recipe, TextForm
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
 from jaxcrystal.model.llama import Llama, initialize
+from jaxcrystal.sampling.attempt import Attempt
 from jaxcrystal.sampling.sampler import Sampler, SamplerSettings
 from jaxcrystal.sampling.sampling import sample
 from jaxcrystal.texts.constraints import Constraints
@@ -131,6 +134,8 @@ def test_wrong_requests_are_refused_at_once(sampler):
         ({"band_gap": float("nan")}, "nan is no value of band_gap"),
         ({"symprec": 0.0}, "symprec is 0.0"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": -1, "band_gap": (0, 2)}, "seed -1"),
+        ({"exact_symmetry": True}, "writes the p1 form, which states none"),
         ({"constraints": Constraints(num_atoms=(99, 99))}, "99 atoms can take"),
     ):
         with pytest.raises(UserError, match=match):
@@ -189,6 +194,8 @@ def test_cells_are_as_large_as_in_training(model_dir, tmp_path, capsys):
 
 
 def test_settings_out_of_range_are_refused_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(UserError, match="cache_dtype is 'foo'; it must be float32, bfloat16 or int8"):
+        jaxcrystal.load(tmp_path, cache_dtype="foo")
     for settings in ({"slots": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 2.0}, {"guidance": -1.0}):
         with pytest.raises(UserError, match=f"{next(iter(settings)).replace('_', '.')[:5]}"):
             jaxcrystal.load(tmp_path, **settings)
@@ -205,6 +212,27 @@ def test_attempts_are_resampled_prompt_by_prompt(model_dir):
         jaxcrystal.Attempts(found).resample(1)
     with pytest.raises(UserError, match="exact at temperature 1"):
         jaxcrystal.Attempts(found, SamplerSettings()).resample(1)
+
+
+def test_what_resampling_cannot_weigh_is_refused_and_wishes_are_told_apart():
+    """By their draws: two wishes may have one prompt, and within a range each draw has its own."""
+
+    def drawn(prompt: str, asked: str, count: int = 4, **others: Any) -> list[Attempt]:
+        cell = {"log_probability": -9.0, "grammar_log_probability": -1.0, "tokens": 9, "formula": None, "cif": None}
+        rest = {"space_group": None, "symmetrized_cif": None, "asked": asked, "seed": 0, "conditions": "{}", **others}
+        return [Attempt(i, i, prompt=prompt, text="", **{"status": "ok"} | cell | rest) for i in range(count)]
+
+    def resampled(rows: list[Attempt]) -> Counter[str]:
+        exact = SamplerSettings(temperature=1.0, top_p=1.0)
+        return Counter(row.asked for row in jaxcrystal.Attempts(rows, exact).resample(3))
+
+    assert resampled(drawn("x", "2") + drawn("x", "5")) == {"2": 3, "5": 3}
+    assert resampled(drawn("x", "2", 1) + drawn("y", "5", 1)) == {"2": 3, "5": 3}
+    of_range = [replace(row, prompt=f"{row.index}") for row in drawn("x", "[0, 2]")]
+    with pytest.raises(UserError, match="within a range each has its own"):
+        resampled(of_range)
+    with pytest.raises(UserError, match="`keep` left some of these out"):
+        resampled(drawn("x", "2") + drawn("x", "2", status="left_out"))
 
 
 def test_a_loaded_model_gives_tables(model_dir):

@@ -1,5 +1,6 @@
 """log p of texts is what transformers has by teacher forcing, whatever they are read together with, and where."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import byte_pair_tokenizers
@@ -89,6 +90,14 @@ def test_neither_devices_nor_neighbours_change_it(pair, axes, at_once, monkeypat
 
 
 @pytest.mark.parametrize("pair", KINDS[:1], indirect=True, ids=str)
+def test_a_model_trained_by_what_is_not_here_is_read_all_the_same(pair):
+    model = pair[1]
+    elsewhere = replace(model, config=replace(model.config, attention="cudnn"))
+    found, wanted = (log_p(on(each, (1, 1, 1), 8), texts_of()) for each in (elsewhere, model))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("pair", KINDS[:1], indirect=True, ids=str)
 def test_texts_longer_than_a_row_have_a_longer_one(pair, monkeypatch):
     theirs, model = pair
     monkeypatch.setattr(likelihood, "ROW", 32)
@@ -103,6 +112,16 @@ def test_texts_longer_than_a_row_have_a_longer_one(pair, monkeypatch):
     monkeypatch.setattr(likelihood._Batch, "arrays", seen)
     found = log_p(on(model, (1, 1, 1), 2), texts)
     assert lengths == {32, 64, 128}
+    assert np.abs((found - expected(theirs, texts)) / [text.answer for text in texts]).max() < 1e-5
+
+
+@pytest.mark.parametrize("pair", KINDS[:1], indirect=True, ids=str)
+def test_a_first_batch_that_a_long_text_cuts_short_makes_the_later_no_smaller(pair, monkeypatch):
+    theirs, model = pair
+    monkeypatch.setattr(likelihood, "ROW", 64)
+    texts = sorted(texts_of(), key=lambda text: len(text.tokens))
+    texts = [texts[0], texts[-1], *(text for text in texts if 32 < len(text.tokens) < 64)]
+    found = log_p(on(model, (1, 1, 1), 4), texts)
     assert np.abs((found - expected(theirs, texts)) / [text.answer for text in texts]).max() < 1e-5
 
 

@@ -13,7 +13,14 @@ from jaxcrystal.errors import UserError
 from jaxcrystal.texts import prompts
 from jaxcrystal.texts.p1.tables import build
 from jaxcrystal.texts.p1.text import REQUEST
-from jaxcrystal.texts.sentence_pieces import COMPACT, train_compact, with_pad, without_pad
+from jaxcrystal.texts.sentence_pieces import (
+    COMPACT,
+    COMPACT_SYMMETRY,
+    train_compact,
+    train_compact_symmetry,
+    with_pad,
+    without_pad,
+)
 from jaxcrystal.texts.tokenizer import load_tokenizer
 
 #: SentencePiece writes a space as ▁, so it cannot tell the two apart; NUL ends its strings.
@@ -27,6 +34,7 @@ def pieces_of(tokenizer) -> list[str]:
 
 def test_the_shipped_model_is_what_the_trainer_makes():
     assert train_compact() == COMPACT.read_bytes()
+    assert train_compact_symmetry() == COMPACT_SYMMETRY.read_bytes()
 
 
 def test_compact_has_a_piece_for_each_digit_element_and_word():

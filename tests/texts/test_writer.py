@@ -267,6 +267,10 @@ def test_compat_states_the_formula_with_any_other(tokenizer):
     assert set(count.tolist()) == {0, 2, 3, 4, 5}  # formula and 1 to 4 others, or nothing
     assert (stated[count > 0, 0] == 0).all() and not (stated == ATTRIBUTES.index("elements")).any()
     assert set(stated[:, 1].tolist()) == {EMPTY, 2, 3, 4, 5}
+    silent = Writer.of(tokenizer, TextFormat(paper_compat=True), Augment(attribute_probability=0.0, infill=0.0))
+    draws = jax.jit(silent.draw)(jax.random.key(0), data)
+    assert (np.asarray(draws.stated) == EMPTY).all()
+    assert (np.asarray(silent.lengths(data, draws)) <= silent.bounds(data)[1]).all()
 
 
 def test_draws_depend_on_key_and_index_alone(tokenizer):

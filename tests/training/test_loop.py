@@ -227,6 +227,7 @@ def test_epochs_count_passes(recipe):
         ({"model": replace(SMALL, attention="cudnn")}, "model.attention is 'cudnn', but cudnn runs on gpu"),
         ({"mesh": MeshConfig(3, 3, 1)}, "needs 9 devices, there are 8"),
         ({"epochs": None, "steps": None}, "set `steps` or `epochs`"),
+        ({"lora": LoraConfig()}, "lora has adapters on a frozen model, and the recipe has none: set `base`"),
         ({"tokenizer": "/nowhere"}, "no tokenizer at"),
         ({"base": "/nowhere"}, "/nowhere is not a model directory"),
         ({"model": replace(SMALL, max_position_embeddings=128)}, "the model's context is 128"),

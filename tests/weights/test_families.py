@@ -10,7 +10,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from jaxcrystal.config import MeshConfig
 from jaxcrystal.errors import UserError
+from jaxcrystal.mesh import make_mesh
 from jaxcrystal.weights.config_map import FAMILIES
 from jaxcrystal.weights.convert import convert
 from jaxcrystal.weights.export import export
@@ -72,6 +74,7 @@ def test_logits_are_transformers_and_weights_come_back(name, tied, family, tmp_p
     export(tmp_path / "ours", tmp_path / "back", "hf")
     for key, tensor in load_file(directory / "model.safetensors").items():
         np.testing.assert_array_equal(load_file(tmp_path / "back/model.safetensors")[key], tensor, err_msg=key)
+    assert load_model(tmp_path / "back").config.vocab_size == pieces
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
     np.testing.assert_array_equal(logits(again, tokens), expected)  # rows without a token too: no more, no fewer
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
@@ -126,12 +129,32 @@ def test_weights_that_are_no_numbers_are_refused(family, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("dtype, known", [(None, True), ("float32", True), ("bfloat16", False)])
-def test_a_hub_model_is_named_for_its_own_weights_alone(dtype, known, family, tmp_path, monkeypatch):
+def test_scales_that_the_devices_do_not_divide_are_stored_by_fewer(family, tmp_path):
+    """192 inputs have three scales; there are eight devices."""
+    sizes = {"hidden_size": 192, "intermediate_size": 128, "head_dim": 16, "num_key_value_heads": 4}
+    convert(family("llama", **sizes)[1], tmp_path / "ours", weights="nf4")
+    convert(tmp_path / "llama", tmp_path / "one", make_mesh(MeshConfig(1, 1, 1)), weights="nf4")
+    jax.tree.map(np.testing.assert_array_equal, *(load_model(tmp_path / name).params for name in ("ours", "one")))
+
+
+@pytest.mark.parametrize(
+    "stored, dtype, known",
+    [
+        ("float32", None, True),
+        ("float32", "float32", True),
+        ("float32", "bfloat16", False),
+        ("bfloat16", None, True),
+        ("bfloat16", "bfloat16", True),
+        ("float16", None, False),  # it becomes bfloat16
+        ("float16", "float32", True),
+    ],
+)
+def test_a_hub_model_is_named_for_its_own_weights_alone(stored, dtype, known, family, tmp_path, monkeypatch):
     """With its commit, so that what PEFT loads below the adapters later is what they were trained on."""
     import peft
 
     theirs, directory = family("qwen2")
+    theirs.to(getattr(torch, stored)).save_pretrained(directory)
     snapshot = directory.rename(tmp_path / "0123abcd")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(snapshot))
     convert("owner/model", tmp_path / "base", dtype=dtype)

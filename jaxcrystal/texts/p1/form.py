@@ -33,6 +33,7 @@ class P1:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = False
+    states_group: ClassVar[bool] = False
     transformations: ClassVar[tuple[str, ...]] = tuple(TRANSFORMATIONS)
 
     def write(self, crystal: Crystal, mask_element: int | None = None) -> str:

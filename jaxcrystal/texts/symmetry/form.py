@@ -38,6 +38,7 @@ class Symmetry:
     kept: Kept | None = None
     request: ClassVar[str] = REQUEST
     composition_first: ClassVar[bool] = True
+    states_group: ClassVar[bool] = True
     transformations: ClassVar[tuple[str, ...]] = ("descriptions",)
 
     def __post_init__(self) -> None:
