@@ -133,6 +133,11 @@ def test_a_table_of_labels(tmp_path):
     assert found.columns == {"bulk modulus": 2, "method": 2}
     pd.DataFrame({"material_id": [1.0, 2.0], "x": [0.5, None]}).to_parquet(tmp_path / "x.parquet")
     assert OwnLabels.read(tmp_path / "x.parquet").of == {"1": {"x": 0.5}, "2": {}}
+    whole = pd.DataFrame({"material_id": ["a", "b"], "x": pd.array([1, None], "Int64")})
+    whole.to_parquet(tmp_path / "whole.parquet")
+    assert OwnLabels.read(tmp_path / "whole.parquet").of == {"a": {"x": 1.0}, "b": {}}
+    whole.to_csv(tmp_path / "nan.csv", index=False, na_rep="NaN")
+    assert OwnLabels.read(tmp_path / "nan.csv").of == {"a": {"x": 1.0}, "b": {}}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ def formula_of(counts: Mapping[str, int]) -> str:
     return "".join(f"{symbol}{n // unit if n > unit else ''}" for symbol, n in sorted(counts.items()))
 
 
+#: (V / abc)² of a cell that float64 cannot tell from a flat one: the flattest that six decimals write has 3e-13.
+FLAT = 1e-13
+
+
 @dataclass(frozen=True, eq=False)
 class Crystal:
     """One crystal. Construction puts it on the grid, wraps coordinates into [0, 1), and checks it.
@@ -89,14 +93,14 @@ class Crystal:
             raise UserError(f"lengths must lie between 0 and 256 Å, found {lengths.tolist()}")
         if not ((angles > 0) & (angles < 180)).all():
             raise UserError(f"angles must lie between 0 and 180 degrees, found {angles.tolist()}")
-        if cell_volume(lengths, angles) <= 0:
-            raise UserError(f"no cell closes with the angles {angles.tolist()}")
+        if not closes(lengths, angles):
+            raise UserError(f"no cell closes with the lengths {lengths.tolist()} and the angles {angles.tolist()}")
         if not ((species > 0) & (species < len(ELEMENTS))).all():
             raise UserError(f"atomic numbers run from 1 to {len(ELEMENTS) - 1}, found {species.tolist()}")
+        lengths, angles = _on_grid(lengths, angles)
         grid = {
-            "lengths": np.round(lengths * 2**CELL_BITS) / 2**CELL_BITS,
-            # Down, not to the nearest: 119.9999999999 must not become 120, or truncation could not be reproduced.
-            "angles": np.floor(angles * 2**CELL_BITS) / 2**CELL_BITS,
+            "lengths": lengths,
+            "angles": angles,
             "species": species,
             "frac_coords": np.round((coords % 1.0) * 2**COORD_BITS) % 2**COORD_BITS / 2**COORD_BITS,
         }
@@ -230,10 +234,22 @@ def _shortest(value: float, bits: int, to_grid: Callable[[float], int]) -> str:
 
 
 def cell_volume(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> float:
-    """Volume in Å³ of the cell with these lengths (Å) and angles (degrees); 0 if no such cell closes."""
+    """Volume in Å³ of the cell with these lengths (Å) and angles (degrees); 0 if no such cell closes, or is flat."""
     ca, cb, cg = np.cos(np.radians(angles))
     squared = 1 - ca * ca - cb * cb - cg * cg + 2 * ca * cb * cg
-    return float(np.prod(lengths) * np.sqrt(max(squared, 0.0)))
+    return float(np.prod(lengths) * np.sqrt(squared)) if squared > FLAT else 0.0
+
+
+def closes(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) -> bool:
+    """Whether lengths (Å) and angles (degrees) are those of a cell, also as a `Crystal` has them, on its grid."""
+    return all(cell_volume(*cell) > 0 for cell in ((lengths, angles), _on_grid(lengths, angles)))
+
+
+def _on_grid(
+    lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    # Angles down, not to the nearest: 119.9999999999 must not become 120, or truncation could not be reproduced.
+    return np.round(lengths * 2**CELL_BITS) / 2**CELL_BITS, np.floor(angles * 2**CELL_BITS) / 2**CELL_BITS
 
 
 @struct.dataclass

@@ -106,7 +106,8 @@ def comparable(unconditional: Results, table: pd.DataFrame, versions: Mapping[st
         raise UserError("nothing was asked for these samples, so that there is nothing to find in unconditional ones")
     if any(asked_of(unconditional.table)):
         raise UserError(f"{unconditional.samples} has attempts for which something was asked: evaluate others")
-    for what in ("space groups", "potential", "hull"):
+    judges = [name for name in versions if name.startswith("judge of ")]
+    for what in ("space groups", "potential", "relaxation", "hull", *judges):
         theirs = unconditional.metrics["versions"].get(what)
         if what in versions and theirs != versions[what]:
             raise UserError(f"{what} of the unconditional samples: {theirs or 'none'}; of these: {versions[what]}")
@@ -122,8 +123,10 @@ def met(table: pd.DataFrame, unconditional: pd.DataFrame | None = None) -> Itera
     """The numbers of each group, with 95 % intervals: Wilson's of rates; of base rates, bootstrap over the crystals."""
     asked = asked_of(table)
     forced = [set(json.loads(text)) if text else set() for text in table.get("forced", [""] * len(table))]
-    for attributes in dict.fromkeys(tuple(wanted) for wanted in asked if wanted):
-        rows = [i for i, wanted in enumerate(asked) if tuple(wanted) == attributes]
+    order = dict.fromkeys(name for wanted in asked for name in wanted)
+    groups = [tuple(name for name in order if name in wanted) for wanted in asked]  # in whatever order they are stated
+    for attributes in dict.fromkeys(filter(None, groups)):
+        rows = [i for i, group in enumerate(groups) if group == attributes]
         wishes = [asked[i] for i in rows]
         everywhere = set.intersection(*(forced[i] for i in rows))
         here = _each(wishes, table.iloc[rows])

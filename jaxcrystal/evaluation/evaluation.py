@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -118,7 +119,7 @@ def evaluate(
         truths = paired(samples, true, limit)
         inputs["truth"] = count(true, set(range(len(true.rows))) - set(truths))
     if train is not None:
-        known = read(train, workers=workers)
+        known = _told_apart(read(train, workers=workers))
         versions["train"] = _fingerprint(known)
         inputs["train"] = require_crystals("training set", known)
     if reference is not None:
@@ -243,6 +244,15 @@ def _judge_and_hull(
         if phases is not None:
             phases.require_same_scale(judge)
     return judge, phases
+
+
+def _told_apart(known: Rows) -> Rows:
+    """The same crystals, with the row in an id that several have."""
+    often = Counter(row.id for row in known.rows)
+    if all(count == 1 for count in often.values()):
+        return known
+    rows = (replace(row, id=f"{row.id}, row {row.row}") if often[row.id] > 1 else row for row in known.rows)
+    return replace(known, rows=tuple(rows))
 
 
 def _with_likeness(

@@ -115,6 +115,8 @@ def build(
         if samples is not None:
             wished = read(samples, workers=workers).rows
             candidates = [sample.crystal.to_structure() for sample in wished if sample.crystal is not None]
+            if not candidates:
+                raise UserError(f"{samples} has no crystal, whose chemical system the hull could be of")
         judge, kept = potential_card(potential, workers), out.with_suffix(".labels")
         hull = labelled(inputs, judge, candidates, settings, workers=workers, cache_dir=kept)
     else:

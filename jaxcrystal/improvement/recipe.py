@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from jaxcrystal.config import Bounds, Count, SettingError, Settings
 from jaxcrystal.evaluation.metrics import METASTABLE
+from jaxcrystal.hull.hull import FAR_BELOW
 
 Energy = Annotated[float, Bounds(-10, 10)]  #: eV/atom
 
@@ -37,6 +38,8 @@ class Selection(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.low < -FAR_BELOW:
+            raise SettingError("low", f"is {self.low}; what lies further than {FAR_BELOW} below the hull is not placed")
         if self.low > self.high:
             raise SettingError("low", f"is {self.low}, above high, {self.high}")
 

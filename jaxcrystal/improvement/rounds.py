@@ -65,6 +65,7 @@ def improve(recipe: Improvement, workers: int | str = 0) -> pd.DataFrame:
         _check_judge(recipe)
         _check_same(out, recipe)
         own = _recipe_of(recipe)
+        _check_teaching(recipe, own)
         train_set, validation = _data(recipe, out)
         with written_whole(out / "recipe.yaml") as unfinished:
             unfinished.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
@@ -216,6 +217,15 @@ def _check_judge(recipe: Improvement) -> None:
         raise UserError(
             f"{judges} would judge the crystals that it selects, which flatters: name another potential in "
             "judging.potential, or say judging.judge_selects=true"
+        )
+
+
+def _check_teaching(recipe: Improvement, own: Recipe) -> None:
+    """Raises UserError for pairs that would teach a base what its adapters have learnt."""
+    if recipe.teaching == "preferences" and own.lora is not None:
+        raise UserError(
+            f"teaching is preferences, which go on from a model's own weights, and {recipe.model} has adapters, which "
+            "each round trains anew: merge them (`jaxcrystal export --format hf`) and improve what that writes"
         )
 
 

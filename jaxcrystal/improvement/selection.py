@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 def select(table: pd.DataFrame, rule: Selection, there: Mapping[str, int]) -> pd.Series:
     """A Verdict for each row of an evaluation's table, which has a training set, a potential and a hull.
 
-    Of duplicates, and of one composition, those nearest to the hull are kept. `there` counts the crystals of earlier
+    Of duplicates, and of one composition, those of the lowest energy are kept. `there` counts the crystals of earlier
     rounds by reduced formula.
     """
     energy, phases = table["e_above_hull"], table["phases_of_system"]
@@ -48,11 +48,11 @@ def select(table: pd.DataFrame, rule: Selection, there: Mapping[str, int]) -> pd
         Verdict.INVALID: ~sound,
         Verdict.NOT_RELAXED: ~table["converged"].fillna(False).astype(bool),
         Verdict.NO_GROUP: table["spacegroup_relaxed"].isna(),
-        Verdict.UNPLACED: energy.isna(),
         Verdict.ELEMENT: (table["num_elements"] == 1).fillna(False),
     }
     if rule.by_energy:
         reasons |= {
+            Verdict.UNPLACED: energy.isna(),
             Verdict.FEW_PHASES: (phases < rule.phases_of_system).fillna(True),
             Verdict.TOO_LOW: energy < rule.low,
             Verdict.TOO_HIGH: energy > rule.high,
@@ -62,7 +62,7 @@ def select(table: pd.DataFrame, rule: Selection, there: Mapping[str, int]) -> pd
     for verdict, applies in reversed(reasons.items()):
         verdicts[applies.astype(bool)] = verdict
     counts, groups = Counter(there), set()
-    for row in energy[verdicts == Verdict.KEPT].sort_values(kind="stable").index:
+    for row in energy[verdicts == Verdict.KEPT].sort_values(kind="stable").index:  # without an energy last
         formula, group = table["formula"][row], table["group_relaxed"][row]
         if group in groups:
             verdicts[row] = Verdict.DUPLICATE

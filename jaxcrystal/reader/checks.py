@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 #: Atoms nearer than this, in Å, are one atom written twice; no bond is shorter than 0.7 Å.
 COINCIDENT = 0.1
 
+#: Volume of the flattest cell that is reduced, of that of a box with its edges. pymatgen's reduction takes
+#: minutes on flatter ones, and may not end.
+FLATTEST = 1e-3
+
 
 class Reason(StrEnum):
     """Why a row that reads as a crystal is left out all the same. One that does not read has its `rows.Outcome`."""
@@ -118,6 +122,9 @@ def _reduced(crystal: Crystal, checks: Checks) -> Crystal:
         raise _LeftOut(Reason.TOO_MANY_ATOMS, f"{len(crystal)} atoms, more than {checks.max_atoms}")
     if not checks.niggli:
         return crystal
+    flat = crystal.volume / float(np.prod(crystal.lengths))
+    if flat < FLATTEST:
+        raise _LeftOut(Reason.FAILED_REDUCTION, f"the cell is nearly flat: its volume is {flat:.1e} of that of a box")
     structure = crystal.to_structure()
     try:
         reduced = structure.get_reduced_structure("niggli")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, closes
 from jaxcrystal.reader.orbits import Sites, expand, metric_of, same_atoms
 from jaxcrystal.reader.rows import Outcome, Refused
 from jaxcrystal.reader.settings import Operations, Setting, Stated, ambiguous, candidates, of_gemmi, tabulated
@@ -223,7 +223,7 @@ def _crystal(values: Values) -> Found:
     metric = metric_of(lengths, angles)
     atoms = _whole_cell(values, Sites(np.array(species), coords), metric)
     crystal = Crystal(lengths, angles, atoms.species, atoms.frac_coords)
-    _compare(values, atoms, crystal, notes)
+    _compare(values, crystal, notes)
     return Found(crystal, (*notes, *atoms.notes))
 
 
@@ -253,7 +253,7 @@ def check_cell(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) 
         raise Refused(Outcome.CELL_ERROR, f"lengths must lie between 0 and 256 Å, found {lengths.tolist()}")
     if not ((angles > 0) & (angles < 180)).all():
         raise Refused(Outcome.CELL_ERROR, f"angles must lie between 0 and 180 degrees, found {angles.tolist()}")
-    if cell_volume(lengths, angles) <= 0:
+    if not closes(lengths, angles):
         raise Refused(Outcome.CELL_ERROR, f"no cell closes with the angles {angles.tolist()}")
 
 
@@ -314,7 +314,7 @@ def _check_hydrogens(values: Values) -> None:
             raise Refused(Outcome.MISSING_ATOMS, f"a site has {text} attached hydrogen atoms that have no positions")
 
 
-def _compare(values: Values, atoms: Sites, crystal: Crystal, notes: dict[str, None]) -> None:
+def _compare(values: Values, crystal: Crystal, notes: dict[str, None]) -> None:
     """Notes what a CIF states of the whole that the crystal does not have, where that refuses no row."""
     text = formula_text(values)
     if text and not formulas(text):

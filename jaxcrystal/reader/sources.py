@@ -353,12 +353,7 @@ def _content_columns(path: Path, header: Sequence[str]) -> tuple[list[str], str]
     if "structure" in by_name:
         return [by_name["structure"]], "structure"
     if set(_OPTIMADE) <= set(header):
-        beside = [
-            n
-            for n in ("species", "dimension_types", "nperiodic_dimensions", "structure_features", "nsites")
-            if n in header
-        ]
-        return [*_OPTIMADE, *beside], "structure"
+        return [*_OPTIMADE, *(name for name in _OPTIMADE_BESIDE if name in header)], "structure"
     found = [name for name in header if names_a_crystal(name)]
     if not found and _SUMMARY & set(header):
         raise UserError(

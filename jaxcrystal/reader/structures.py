@@ -236,7 +236,7 @@ def read_poscar(text: str) -> Found:
         )
     start = 8 + lines[7].strip().lower().startswith("s")
     atoms, listed = sum(map(int, counts)), 0
-    while start + listed < len(lines) and re.match(r"\s*[-+.\d]+\s+[-+.\d]", lines[start + listed]):
+    while start + listed < len(lines) and re.match(r"\s*[-+.\dEeDd]+\s+[-+.\d]", lines[start + listed]):
         listed += 1
     if listed != atoms:
         raise broken(f"line 7 counts {atoms} atoms, {listed} lines of coordinates follow")

@@ -127,9 +127,12 @@ def train(recipe: Recipe) -> TrainReport:
                 _write_recipe(out, recipe)
                 if checksum is not None:
                     saved.record_checksum(out, checksum)
-                num_atoms.store(feed.examples.crystals, out)
-                known_formulas.store(known_formulas.found(feed.examples.crystals), out)
-                training_labels.store(feed.labels, out)
+                if recipe.preferences is None or base is None:
+                    num_atoms.store(feed.examples.crystals, out)
+                    known_formulas.store(known_formulas.found(feed.examples.crystals), out)
+                    training_labels.store(feed.labels, out)
+                else:  # pairs teach no new crystals: what is known is what the base knows
+                    saved.copy_of_training(base, out, saved.OF_DATA)
         return _Run(recipe, trainer, steps_on, validation, checkpoints, steps).go(
             state, place, [*remarks, *feed.told()]
         )

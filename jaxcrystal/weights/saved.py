@@ -23,7 +23,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,7 +54,8 @@ from jaxcrystal.weights.checkpoint_map import open_checkpoint
 from jaxcrystal.weights.vocabulary import check_rows
 
 MODEL_FILE, CHECKPOINTS, HF_CONFIG = "model.json", "checkpoints", "config.json"
-OF_TRAINING = ("recipe.yaml", num_atoms.FILE, known_formulas.FILE, training_labels.FILE)
+OF_DATA = (num_atoms.FILE, known_formulas.FILE, training_labels.FILE)
+OF_TRAINING = ("recipe.yaml", *OF_DATA)
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,9 @@ def _shipped() -> str:
     return f", and {', '.join(box.MODELS)} comes with the package" if box.MODELS else ""
 
 
-def copy_of_training(source: AnyPath, directory: AnyPath) -> None:
-    """Whatever of `OF_TRAINING` lies in one directory, into another. Raises OSError."""
-    for name in OF_TRAINING:
+def copy_of_training(source: AnyPath, directory: AnyPath, names: Sequence[str] = OF_TRAINING) -> None:
+    """Whatever of `names` lies in one directory, into another. Raises OSError."""
+    for name in names:
         if (source / name).exists():
             (directory / name).write_bytes((source / name).read_bytes())
 

@@ -3,13 +3,16 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.periodic_table import Element
 from some_crystals import SALT, crystals
 
-from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, CrystalBatch
+from jaxcrystal.crystals.crystal import ELEMENTS, Crystal, CrystalBatch, closes
 from jaxcrystal.errors import UserError
+from jaxcrystal.texts.p1.text import parse
+from jaxcrystal.texts.parsing import ParseError
 
 
 def test_elements_are_the_periodic_table():
@@ -98,3 +101,25 @@ def test_as_ases_atoms():
     np.testing.assert_allclose(atoms.cell.cellpar(), [*crystal.lengths, *crystal.angles], atol=1e-9)
     np.testing.assert_allclose(atoms.get_scaled_positions(), crystal.frac_coords, atol=1e-12)
     assert atoms.get_chemical_symbols() == ["Li", "O"] and atoms.pbc.all()
+
+
+@given(st.integers(1, 178), st.integers(1, 178), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_flat_cell_is_none_and_the_flattest_that_is_written_is_one(alpha, beta, around):
+    """Angles that add up to 360° or one to the two others: float64 finds a volume of some 1e-7 Å³ for many."""
+    gamma = 360 - alpha - beta if around else alpha + beta
+    assume(0 < gamma < 180)
+    flat = np.array([alpha, beta, gamma], float)
+    assert not closes(np.full(3, 4.0), flat)
+    with pytest.raises(UserError, match="no cell closes with"):
+        Crystal([4] * 3, flat, [11], [[0, 0, 0]])
+    with pytest.raises(ParseError, match="angles that close a cell"):
+        parse(f"4.0 4.0 4.0\n{alpha} {beta} {gamma}\nNa\n0.0 0.0 0.0")
+    cell = Crystal([4] * 3, flat - [0, 0, 1e-6], [11], [[0, 0, 0]])
+    assert 0 < cell.volume < 0.1 and cell.to_structure().volume > 0
+
+
+@pytest.mark.parametrize("cell", [([4] * 3, [60, 60.00000001, 120]), ([1e-9, 4, 4], [90] * 3)])
+def test_a_cell_that_is_flat_on_the_grid_is_none(cell):
+    with pytest.raises(UserError, match="no cell closes with"):
+        Crystal(*cell, [11], [[0, 0, 0]])

@@ -46,6 +46,16 @@ def samples(tmp_path):
     return path
 
 
+def test_training_crystals_of_one_id_are_told_apart(tmp_path):
+    cifs = [str(CifWriter(s)) for s in (SALT, MAGNESIA)]
+    pd.DataFrame({"material_id": ["m", "m"], "cif": cifs}).to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame({"cif": cifs}).to_csv(tmp_path / "samples.csv", index=False)
+    evaluate(tmp_path / "samples.csv", tmp_path / "out", train=tmp_path / "train.csv")
+    found = results.read(tmp_path / "out")
+    assert list(found.table["known_as"]) == ["m, row 0", "m, row 1"]
+    assert [found.training[name].formula for name in found.table["known_as"]] == ["ClNa", "MgO"]
+
+
 def test_files_that_agree(samples, tmp_path):
     out = tmp_path / "new" / "out"
     metrics = evaluate(samples, out, train=samples, reference=samples, nearest=True)

@@ -100,6 +100,10 @@ def test_groups_and_what_the_grammar_saw_to():
     assert set(numbers(some)) == {"conditions.formula.formula.met_rate"}
     both = table_of([{"pretty_formula": "NaCl", "num_atoms": [2, 2]}] * 5, [["pretty_formula", "num_atoms"]] * 5)
     assert numbers(both)["conditions.formula+num_atoms.all.forced_rate"] == 0.4
+    turned = {"num_atoms": [2, 2], "pretty_formula": "NaCl"}  # the same wish
+    assert set(numbers(table_of([{"pretty_formula": "NaCl", "num_atoms": [2, 2]}] * 4 + [turned]))) == {
+        f"conditions.formula+num_atoms.{what}.met_rate" for what in ("formula", "num_atoms", "all")
+    }
     assert unjudged(table_of([{"band_gap": 1.0}, {"formation_energy_per_atom": 0.1}, {}, {"band_gap": 2.0}, {}])) == {
         "band_gap": 2,
         "formation_energy": 1,
@@ -159,8 +163,9 @@ def test_against_a_plain_loop(attempts, others):
         table_of([wish for wish, _ in attempts], rows=[row for _, row in attempts]),
         table_of([{}] * len(others), rows=others),
     )
-    for attributes in {tuple(wish) for wish, _ in attempts if wish}:
-        mine = [(wish, row) for wish, row in attempts if tuple(wish) == attributes]
+    order = list(dict.fromkeys(name for wish, _ in attempts for name in wish))
+    for attributes in {tuple(sorted(wish, key=order.index)) for wish, _ in attempts if wish}:
+        mine = [(wish, row) for wish, row in attempts if set(wish) == set(attributes)]
         place = "conditions." + "+".join(names.get(name, name) for name in attributes)
         each = {name: [meets(name, wish[name], row) for wish, row in mine] for name in attributes}
         base = {
@@ -241,6 +246,14 @@ def test_the_tolerance_of_space_groups(tmp_path):
     assert groups == [[225], [139]]
 
 
+def volume(structure) -> float:
+    return structure.volume
+
+
+def density(structure) -> float:
+    return float(structure.density)
+
+
 def test_what_cannot_be_compared(tmp_path):
     wish = {"spacegroup.number": 225}
     asked, plain = ledger_of([wish] * 3, []), ledger_of([{}] * 3, [])
@@ -252,5 +265,8 @@ def test_what_cannot_be_compared(tmp_path):
         jaxcrystal.evaluate(asked, tmp_path / "x", unconditional=tmp_path / "asked")
     with pytest.raises(UserError, match=r"space groups of the unconditional samples: within 0\.1 Å; of these: within"):
         jaxcrystal.evaluate(asked, tmp_path / "x", unconditional=tmp_path / "plain", symprec=0.01)
+    jaxcrystal.evaluate(plain, tmp_path / "judged", judges={"v": volume})
+    with pytest.raises(UserError, match=r"judge of v of the unconditional samples: .*:volume; of these: .*:density"):
+        jaxcrystal.evaluate(asked, tmp_path / "x", unconditional=tmp_path / "judged", judges={"v": density})
     with pytest.raises(UserError, match=r"cannot read .*none.*metrics\.json"):
         jaxcrystal.evaluate(asked, tmp_path / "x", unconditional=tmp_path / "none")

@@ -419,6 +419,8 @@ def test_crystals_that_a_potential_labels(tmp_path, monkeypatch):
     crystals = [fcc("Al", 4.0), fcc("Cu", 3.6), fcc("Ni", 3.5), b2("Al", "Cu"), b2("Al", "Ni"), None]
     path = written(tmp_path / "crystals.json", crystals)
     samples = written(tmp_path / "samples.json", [b2("Al", "Cu", 3.3)])
+    with pytest.raises(UserError, match=r"none\.json has no crystal, whose chemical system the hull could be of"):
+        build([path], tmp_path / "x.parquet", potential="emt", samples=written(tmp_path / "none.json", [None]))
     out = tmp_path / "hull.parquet"
     energies = {}
     for labels, wished in itertools.product(("relaxed", "single-point"), (None, samples)):

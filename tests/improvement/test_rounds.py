@@ -10,7 +10,7 @@ from random_models import model_of
 
 import jaxcrystal
 from jaxcrystal.cli import main
-from jaxcrystal.config import from_dict
+from jaxcrystal.config import LoraConfig, Recipe, from_dict
 from jaxcrystal.crystals import dataset
 from jaxcrystal.errors import UserError
 from jaxcrystal.improvement import rounds
@@ -40,7 +40,7 @@ def recipe(data, out, **changes) -> Improvement:
         "validation": str(data),
         "rounds": 2,
         "sampling": {"num": 3, "temperature": 0.5},
-        "selection": {"low": -5.0, "high": 5.0, "phases_of_system": 0},
+        "selection": {"low": -0.1, "high": 5.0, "phases_of_system": 0},
         "judging": {"num": 2},
         "training": TRAINING,
     }
@@ -194,3 +194,11 @@ def test_what_the_first_round_costs_is_told_by_what_judging_took(data, tmp_path)
         "round 1 of 2: 9 attempts to draw and relax, 3 more to be judged, then training; but for the training some "
         "6 minutes, as judging the model took 90 s"
     )
+
+
+def test_pairs_teach_no_base_what_its_adapters_have_learnt():
+    recipe = Improvement(model="runs/mine", teaching="preferences")
+    with pytest.raises(UserError, match="runs/mine has adapters, which each round trains anew: merge them"):
+        rounds._check_teaching(recipe, Recipe(base="models/x", lora=LoraConfig()))
+    rounds._check_teaching(recipe, Recipe())
+    rounds._check_teaching(Improvement(model="runs/mine"), Recipe(base="models/x", lora=LoraConfig()))

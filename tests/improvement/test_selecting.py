@@ -71,6 +71,7 @@ def test_every_number_of_the_rule_counts():
     assert verdict_of(Selection(phases_of_system=0), phases_of_system=0) == Verdict.KEPT
     blind = Selection(by_energy=False)
     assert verdict_of(blind, e_above_hull=3.0, phases_of_system=0) == Verdict.KEPT
+    assert verdict_of(blind, e_above_hull=None, phases_of_system=None) == Verdict.KEPT
     assert verdict_of(blind, novel_relaxed=False) == Verdict.KNOWN
 
 
@@ -132,6 +133,10 @@ def test_laws(rows, per_composition, there, random):
     ("data", "words"),
     [
         ({"selection": {"low": 0.2}}, "selection.low is 0.2, above high, 0.1"),
+        (
+            {"selection": {"low": -0.5}},
+            "selection.low is -0.5; what lies further than 0.1 below",
+        ),
         ({"selection": {"per_compositions": 2}}, "did you mean 'per_composition'"),
         ({"rounds": 0}, "rounds is 0"),
         ({"sampling": {"warmer": -1}}, "sampling.warmer is -1"),

@@ -78,6 +78,10 @@ BROKEN = {
         GOOD.replace("_cell_length_a   4.02", "_cell_length_a   -4.02"),
         GOOD.replace("_cell_length_a   4.02", "_cell_length_a   400.02"),
         GOOD.replace("_cell_angle_alpha   60.", "_cell_angle_alpha   150."),
+        cif(Structure(Lattice.from_parameters(4, 4, 4, 100, 100, 160), ["Na"], [[0, 0, 0]])),
+    ],
+    Reason.FAILED_REDUCTION: [
+        cif(Structure(Lattice.from_parameters(4, 4, 4, 179.99, 90, 90), ["Na"], [[0, 0, 0]])),
     ],
     Reason.TOO_MANY_ATOMS: [cif(NACL * (3, 2, 2))],
     Reason.COINCIDENT_ATOMS: [

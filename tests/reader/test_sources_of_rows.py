@@ -95,6 +95,13 @@ def test_a_file_of_each_kind_packed_or_not(tmp_path, name, pack):
     assert is_salt(one(path).crystal)
 
 
+@pytest.mark.parametrize("zero", ["0.0E+00", "0.0e0", "0"])
+def test_coordinates_of_a_poscar_may_have_exponents(zero, tmp_path):
+    text = str(Poscar(SALT)).replace(" 0.0000000000000000", f" {zero}")
+    (tmp_path / "POSCAR").write_text(text)
+    assert is_salt(one(tmp_path / "POSCAR").crystal)
+
+
 @pytest.mark.parametrize(
     ("change", "outcome", "words"),
     [

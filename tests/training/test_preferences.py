@@ -341,11 +341,13 @@ def test_a_run_learns_its_pairs_and_goes_on_where_it_was_killed(lora, recipe, tm
     if lora:
         base = replace(recipe, lora=None, preferences=None, steps=1, out=str(tmp_path / "base"))
         train(base)
+        Path(base.out, "formulas.txt").write_text("ClNa\n")  # all that the base knows
         rate = replace(recipe.optimizer, learning_rate=3e-2)
         recipe = replace(recipe, optimizer=rate, base=base.out)
     monkeypatch.setattr("jaxcrystal.training.loop.check_infilling", None)  # with pairs nothing is infilled
     train(recipe)
     found, margins = losses(recipe.out), told(recipe.out, "margin")
+    assert (Path(recipe.out, "formulas.txt").read_text() == "ClNa\n") == bool(lora)
     assert found[0] == pytest.approx(math.log(2), rel=0, abs=2e-6) and found[-1] < found[0] - 0.01
     assert abs(margins[0]) < 1e-5 < 0.01 < margins[-1] and told(recipe.out, "accuracy")[-1] > 0.5
     for step in ("4", "6"):

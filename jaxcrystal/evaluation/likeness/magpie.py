@@ -17,8 +17,6 @@ from jaxtyping import Float
 
 from jaxcrystal.crystals.crystal import ELEMENTS
 
-STATISTICS = ("minimum", "maximum", "range", "mean", "avg_dev", "mode")
-
 
 def features(atomic_numbers: Sequence[int] | np.ndarray) -> Float[np.ndarray, "132"]:
     """Features of the composition of these atoms, six for each property; NaN where an element's property is unknown."""

@@ -17,7 +17,7 @@ import re
 import numpy as np
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, closes
 from jaxcrystal.texts.parsing import ParseError, ParseErrorKind
 from jaxcrystal.texts.prompts import MASK
 
@@ -61,7 +61,7 @@ def parse(text: str) -> Crystal:
     # 256 is where the crystal's fixed-point grid ends.
     if not (0 < lengths.min() and lengths.max() < 256):
         raise ParseError(ParseErrorKind.CELL, 1, "lengths between 0 and 256 Å", lines[0])
-    if not (0 < angles.min() and angles.max() < 180 and cell_volume(lengths, angles) > 0):
+    if not (0 < angles.min() and angles.max() < 180 and closes(lengths, angles)):
         raise ParseError(ParseErrorKind.CELL, 2, "angles that close a cell", lines[1])
     if len(lines) == 2:
         raise ParseError(ParseErrorKind.MISSING, 3, "an element symbol", "the end")

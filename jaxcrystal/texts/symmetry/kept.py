@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Int8, Int16, Int32, UInt32
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, cell_volume
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, Crystal, closes
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of
 from jaxcrystal.crystals.wyckoff import GROUPS, LETTERS, SYSTEMS, group, system
 from jaxcrystal.errors import UserError
@@ -144,7 +144,7 @@ def kept_cell(kept: Kept, numbers: Sequence[int], fmt: TextFormat) -> Int32[np.n
     decimals = [fmt.length_decimals] * 3 + [fmt.angle_decimals] * 3
     written = [f"{x:.{d}f}" for x, d in zip(kept.cell, decimals, strict=True)]
     cell = np.array(list(map(float, written)))
-    if cell_volume(cell[:3], cell[3:]) <= 0:
+    if not closes(cell[:3], cell[3:]):
         raise UserError(f"the cell cannot be kept: written as {' '.join(written)} it does not close")
     return np.array([int(number.replace(".", "")) for number in written], np.int32)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxcrystal.config import TextFormat
-from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal, cell_volume
+from jaxcrystal.crystals.crystal import ATOMIC_NUMBER, ELEMENTS, Crystal, closes
 from jaxcrystal.crystals.symmetric import Orbit, SymmetricCrystal, cell_of, orbit_points, primitive_vectors, same
 from jaxcrystal.crystals.wyckoff import GROUPS, SYSTEMS, Group, group
 from jaxcrystal.errors import UserError
@@ -143,7 +143,7 @@ def _cell(line: str, here: Group, number: int) -> np.ndarray:
     cell = cell_of(here.system, np.array([float(word) for word in words]))
     if not (0 < cell[:3].min() and cell[:3].max() < LONGEST):
         raise ParseError(ParseErrorKind.CELL, number, f"lengths between 0 and {LONGEST} Å", line)
-    if not (0 < cell[3:].min() and cell[3:].max() < 180 and cell_volume(cell[:3], cell[3:]) > 0):
+    if not (0 < cell[3:].min() and cell[3:].max() < 180 and closes(cell[:3], cell[3:])):
         raise ParseError(ParseErrorKind.CELL, number, "angles that close a cell", line)
     try:
         Crystal.from_vectors(primitive_vectors(here, cell[:3], cell[3:]), np.array([1]), np.zeros((1, 3)))
