@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SRUN = """#!{python}
 import os, subprocess, sys
 nodes, tasks, gpus = (int(os.environ[name]) for name in ("NODES", "TASKS", "GPUS"))
+assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"], "a task would have one core"
 command = [word for i, word in enumerate(sys.argv[1:]) if i or not word.startswith("--")]
 for rank in range(nodes * tasks):
     step = dict(
@@ -75,6 +76,7 @@ def submit(tmp_path):
         environment = os.environ | {
             "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(checkout), "RECORD": str(record),
             "NODES": str(nodes), "TASKS": str(tasks), "GPUS": str(gpus), "JAX_PLATFORMS": "cpu",
+            "SLURM_CPUS_PER_TASK": "5",
         }  # fmt: skip
         command = ["bash", str(checkout / "launch" / "slurm.sbatch"), "train", str(ROOT / "configs/tiny_cpu.yaml")]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
