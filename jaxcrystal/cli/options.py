@@ -97,14 +97,14 @@ def add_labels(command: argparse.ArgumentParser, option: str) -> None:
     )
 
 
-def add_property(command: Any) -> None:
-    """Of the verbs that state conditions in a prompt."""
+def add_property(command: Any, what: str) -> None:
+    """Of the verbs that state conditions in a prompt; `what` they take."""
     command.add_argument(
         "--property",
         action="append",
         default=[],
         metavar="NAME=X",
-        help="a property of the model's own, or a range of it as NAME=1:2",
+        help=what,
     )
 
 

@@ -58,7 +58,7 @@ def add(verb: Callable) -> None:
     command._negative_number_matcher = re.compile(r"-[\d.]")  # of argparse: what is no option though it begins with -
     for each in CONDITIONS:
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=each.unit)
-    options.add_property(conditions)
+    options.add_property(conditions, "a property of the model's own, or a range of it as NAME=1:2")
     conditions.add_argument(
         "--conditions",
         type=Path,

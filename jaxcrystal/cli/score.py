@@ -48,7 +48,7 @@ def add(verb: Callable) -> None:
     for each in CONDITIONS:
         unit = each.unit.partition(",")[0].partition(";")[0]  # a prompt states one value, and there is no grammar
         conditions.add_argument(each.option, type=each.typed, metavar=each.metavar, help=unit)
-    options.add_property(conditions)
+    options.add_property(conditions, "a property of the model's own")
 
 
 def run(args: argparse.Namespace) -> None:

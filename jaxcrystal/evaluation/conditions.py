@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from jaxcrystal.config import ATTRIBUTES
 from jaxcrystal.errors import UserError
 from jaxcrystal.evaluation.intervals import bootstrap_mean, wilson
 from jaxcrystal.evaluation.own_judges import column
@@ -123,8 +124,7 @@ def met(table: pd.DataFrame, unconditional: pd.DataFrame | None = None) -> Itera
     """The numbers of each group, with 95 % intervals: Wilson's of rates; of base rates, bootstrap over the crystals."""
     asked = asked_of(table)
     forced = [set(json.loads(text)) if text else set() for text in table.get("forced", [""] * len(table))]
-    order = dict.fromkeys(name for wanted in asked for name in wanted)
-    groups = [tuple(name for name in order if name in wanted) for wanted in asked]  # in whatever order they are stated
+    groups = [tuple(sorted(wanted, key=_place)) for wanted in asked]  # in whatever order they are stated
     for attributes in dict.fromkeys(filter(None, groups)):
         rows = [i for i, group in enumerate(groups) if group == attributes]
         wishes = [asked[i] for i in rows]
@@ -152,6 +152,13 @@ def unjudged(table: pd.DataFrame) -> dict[str, int]:
             if not _told(attribute, table):
                 found[_name(attribute)] = found.get(_name(attribute), 0) + 1
     return found
+
+
+def _place(attribute: str) -> tuple[int, int, str]:
+    """In the name of a group: attributes as prompts know them, then a model's own by name, then the cell's size."""
+    if attribute in ATTRIBUTES:
+        return 0, ATTRIBUTES.index(attribute), ""
+    return 2 if attribute == "num_atoms" else 1, 0, attribute
 
 
 def _name(attribute: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from jaxcrystal.config import Bounds, Count, SettingError, Settings
 from jaxcrystal.evaluation.metrics import METASTABLE
-from jaxcrystal.hull.hull import FAR_BELOW
+from jaxcrystal.evaluation.stability import FAR_BELOW
 
 Energy = Annotated[float, Bounds(-10, 10)]  #: eV/atom
 

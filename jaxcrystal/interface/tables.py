@@ -25,8 +25,8 @@ from jaxcrystal.interface.predicted import Prediction
 from jaxcrystal.reader.rows import Row, Rows
 from jaxcrystal.reader.sources import named
 from jaxcrystal.relaxation.batch import Relaxation
-from jaxcrystal.sampling.attempt import LEFT_OUT, Attempt
-from jaxcrystal.sampling.resampling import check_exact, effective_number, resample, weights
+from jaxcrystal.sampling.attempt import Attempt
+from jaxcrystal.sampling.resampling import by_wish, check_exact, effective_number, resample, weights
 from jaxcrystal.sampling.templates import Substitution
 from jaxcrystal.yardstick import Yardstick
 
@@ -283,13 +283,7 @@ class Attempts(_Table[Attempt]):
         if self.settings is None:
             raise UserError("attempts are resampled as a sampler drew them; these have no settings")
         check_exact([*self.settings.methods, *(self.settings.composition_methods or [])], self.settings.guidance)
-        if any(row.status == LEFT_OUT for row in self.rows):
-            raise UserError("resample weighs all attempts, and `keep` left some of these out: leave one out")
-        for rows in _wishes(self.rows):
-            if len({row.prompt for row in rows}) > 1:
-                raise UserError(
-                    "resample weighs the attempts of one prompt, and within a range each has its own: leave one out"
-                )
+        for rows in by_wish(self.rows):
             yield rows, weights([row.grammar_log_probability for row in rows])
 
     def best(self, count: int) -> Attempts:
@@ -316,18 +310,6 @@ class Attempts(_Table[Attempt]):
             cells.append([picture(row.structure), row.id, *shape, group, escape(row.outcome)])
         heads = ["", "id", "formula", "atoms", "a b c, Å; α β γ, °", "space group", "status"]
         return html_table(self._summary(), heads, cells, len(self))
-
-
-def _wishes(rows: Sequence[Attempt]) -> Iterator[tuple[Attempt, ...]]:
-    """The attempts of each wish: their draws count up, and begin anew with the next."""
-    own: list[Attempt] = []
-    for row in rows:
-        if own and (row.draw <= own[-1].draw or row.asked != own[-1].asked):
-            yield tuple(own)
-            own = []
-        own.append(row)
-    if own:
-        yield tuple(own)
 
 
 class Substitutions(_Table[Substitution]):

@@ -254,7 +254,9 @@ def check_cell(lengths: Float[np.ndarray, "3"], angles: Float[np.ndarray, "3"]) 
     if not ((angles > 0) & (angles < 180)).all():
         raise Refused(Outcome.CELL_ERROR, f"angles must lie between 0 and 180 degrees, found {angles.tolist()}")
     if not closes(lengths, angles):
-        raise Refused(Outcome.CELL_ERROR, f"no cell closes with the angles {angles.tolist()}")
+        raise Refused(
+            Outcome.CELL_ERROR, f"no cell closes with the lengths {lengths.tolist()} and the angles {angles.tolist()}"
+        )
 
 
 def _species(values: Values, notes: dict[str, None]) -> list[int]:

@@ -100,7 +100,11 @@ def _as_id(value: Any) -> str:
 
 def _typed(column: Sequence[Any]) -> list[float | str | None]:
     """Numbers, or else text; None where nothing is known."""
-    cells = [None if pd.isna(value) or str(value).strip().lower() in ("", "nan") else value for value in column]
+    missing = [pd.api.types.is_scalar(value) and pd.isna(value) for value in column]
+    cells = [
+        None if nothing or str(value).strip().lower() in ("", "nan") else value
+        for value, nothing in zip(column, missing, strict=True)
+    ]
     try:
         numbers = [None if cell is None else float(cell) for cell in cells]
         if all(number is None or math.isfinite(number) for number in numbers):

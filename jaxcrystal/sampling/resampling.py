@@ -8,13 +8,37 @@ latter as their number grows (Rubin 1988; Smith and Gelfand 1992); how far they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcrystal.errors import UserError
+from jaxcrystal.sampling.attempt import LEFT_OUT, Attempt
 from jaxcrystal.sampling.methods import Method, Temperature, TopP
+
+#: Said of attempts whose prompts differ though they are of one wish.
+ONE_PROMPT = "resample weighs the attempts of one prompt, and within a range each has its own: leave one out"
+
+
+def by_wish(attempts: Sequence[Attempt]) -> Iterator[tuple[Attempt, ...]]:
+    """The attempts of each wish: their draws count up, and begin anew with the next.
+
+    Raises UserError where those of one wish have several prompts, or some were left out.
+    """
+    if any(each.status == LEFT_OUT for each in attempts):
+        raise UserError("resample weighs all attempts, and `keep` left some of these out: leave one out")
+    starts = [
+        i
+        for i, (last, each) in enumerate(pairwise(attempts), start=1)
+        if each.draw <= last.draw or each.asked != last.asked
+    ]
+    for start, end in pairwise([0, *starts, len(attempts)]):
+        own = tuple(attempts[start:end])
+        if len({each.prompt for each in own}) > 1:
+            raise UserError(ONE_PROMPT)
+        yield own
 
 
 def check_exact(methods: Sequence[Method], guidance: float | None) -> None:

@@ -31,7 +31,7 @@ from jaxcrystal.sampling.keeping import check as check_keep
 from jaxcrystal.sampling.ledger import Ledger, Part, Request, effective_number, finished, join
 from jaxcrystal.sampling.planning import Plan
 from jaxcrystal.sampling.ranges import as_json
-from jaxcrystal.sampling.resampling import check_exact
+from jaxcrystal.sampling.resampling import ONE_PROMPT, check_exact
 from jaxcrystal.sampling.sampler import Sampler, SamplerSettings, check_request, say
 from jaxcrystal.texts.constraints import Constraints
 from jaxcrystal.texts.prompts import generation_prompt
@@ -115,9 +115,7 @@ def sample(
     trained = Trained.read(model_directory(model_dir))
     wanted, notes = targets(conditions, constraints, num_atoms, grammar=shaped.grammar, trained=trained)
     if resample is not None and any(target.ranges for target in wanted):
-        raise UserError(
-            "resample weighs the attempts of one prompt, and within a range each has its own: leave one out"
-        )
+        raise UserError(ONE_PROMPT)
     part = Part(jax.process_index(), jax.process_count())
     if num_valid is not None and (len(wanted) > 1 or part.of > 1):
         raise UserError("num_valid counts along one row of attempts: with several prompts or processes, leave it out")

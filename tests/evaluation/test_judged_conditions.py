@@ -163,7 +163,7 @@ def test_against_a_plain_loop(attempts, others):
         table_of([wish for wish, _ in attempts], rows=[row for _, row in attempts]),
         table_of([{}] * len(others), rows=others),
     )
-    order = list(dict.fromkeys(name for wish, _ in attempts for name in wish))
+    order = ["pretty_formula", "elements", "spacegroup.number", "e_above_hull", "num_atoms"]
     for attributes in {tuple(sorted(wish, key=order.index)) for wish, _ in attempts if wish}:
         mine = [(wish, row) for wish, row in attempts if set(wish) == set(attributes)]
         place = "conditions." + "+".join(names.get(name, name) for name in attributes)
