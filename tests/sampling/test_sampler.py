@@ -227,6 +227,8 @@ def test_what_resampling_cannot_weigh_is_refused_and_wishes_are_told_apart():
         return Counter(row.asked for row in jaxcrystal.Attempts(rows, exact).resample(3))
 
     assert resampled(drawn("x", "2") + drawn("x", "5")) == {"2": 3, "5": 3}
+    assert resampled(drawn("x", "2") * 2) == {"2": 6}  # drawn twice, of another seed
+    assert resampled(drawn("x", "2")[:2] + drawn("x", "5")[2:]) == {"2": 3, "5": 3}  # parts of a table
     assert resampled(drawn("x", "2", 1) + drawn("y", "5", 1)) == {"2": 3, "5": 3}
     of_range = [replace(row, prompt=f"{row.index}") for row in drawn("x", "[0, 2]")]
     with pytest.raises(UserError, match="within a range each has its own"):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jaxcrystal.config import MeshConfig, RopeScaling
+from jaxcrystal.config import LlamaConfig, MeshConfig, RopeScaling
 from jaxcrystal.errors import UserError
 from jaxcrystal.mesh import make_mesh
-from jaxcrystal.weights.checkpoint_map import load_hf, to_hf
+from jaxcrystal.weights.checkpoint_map import Checkpoint, load_hf, to_hf
 from jaxcrystal.weights.config_map import read_hf
 from jaxcrystal.weights.tensor_files import TensorFiles
 
@@ -183,3 +184,20 @@ def test_files_that_cannot_be_read(checkpoint, tmp_path):
         load_hf(directory, make_mesh(ONE))
     with pytest.raises(UserError, match=r"cannot read .*nowhere.*name a model directory of Hugging Face"):
         load_hf(tmp_path / "nowhere", make_mesh(ONE))
+
+
+@pytest.mark.parametrize(
+    ("stored", "exact"),
+    [
+        (["BF16"], {"bfloat16", "float32"}),
+        (["F16"], {"float32"}),
+        (["BF16", "F32"], {"float32"}),
+        (["float16", "bfloat16"], {"float32"}),
+        (["F32", "F64"], set()),
+    ],
+)
+def test_what_rounds_no_number_of_a_checkpoint(stored, exact):
+    tensors = SimpleNamespace(dtypes=dict(enumerate(stored)))
+    checkpoint = Checkpoint(LlamaConfig(dtype="bfloat16"), tensors, "hf")
+    assert {dtype for dtype in ("bfloat16", "float32") if checkpoint.exact_in(dtype)} == exact
+    assert checkpoint.exact_in(None) == ("bfloat16" in exact)
